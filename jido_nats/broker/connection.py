@@ -1,0 +1,401 @@
+"""One connection to NATS that is never given up, and requests whose outcome is always said.
+
+nats-py's own reconnecting is switched off: a client that lost its connection is thrown away and a new one
+is made with the same subscriptions. That is one path for a restarted server, a cut cable, a black hole and
+every `-ERR` after which nats-py closes for good; nothing is sent before its subscriptions are there again,
+and every request in flight is told at once that its outcome is unknown.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import nats
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription as NatsSubscription
+
+from jido_nats.broker.clock import boottime
+from jido_nats.errors import NoResponders, NotSent, OutcomeUnknown, ServerUnusable, TooLarge
+
+CONNECT_TIMEOUT_S: Final = 3.0
+REQUEST_TIMEOUT_S: Final = 2.0
+RECONNECT_WAIT_S: Final = 0.1
+RECONNECT_WAIT_MAX_S: Final = 1.0
+PING_INTERVAL_S: Final = 3
+POLL_S: Final = 0.5
+CLOSE_TIMEOUT_S: Final = 2.0
+ECHO_TIMEOUT_S: Final = 2.0
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Msg], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectOptions:
+    """Where to connect and as whom. Secrets are never shown in its `repr`."""
+
+    servers: tuple[str, ...] = ("nats://127.0.0.1:4222",)
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+    nkey_seed_file: str | None = None
+    credentials_file: str | None = None
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_hostname: str | None = None
+    inbox_prefix: str = "_INBOX"
+
+    def safe_servers(self) -> str:
+        """The servers without the secrets that their URLs may carry."""
+        return ", ".join(_without_userinfo(server) for server in self.servers)
+
+
+class Subscription:
+    """Interest in a subject that outlives every reconnect, until `unsubscribe`."""
+
+    def __init__(self, connection: "Connection", subject: str, queue: str, handler: Handler) -> None:
+        self._connection = connection
+        self.subject = subject
+        self.queue = queue
+        self._handler = handler
+        self._current: NatsSubscription | None = None
+
+    async def attach(self, client: Client) -> None:
+        """Subscribe on this client (the connection calls it, at every reconnect again)."""
+        self._current = await client.subscribe(self.subject, queue=self.queue, cb=self._deliver)
+
+    async def unsubscribe(self) -> None:
+        """Hear no more."""
+        self._connection.forget(self)
+        if self._current is not None:
+            with contextlib.suppress(nats.errors.Error):
+                await self._current.unsubscribe()
+
+    async def _deliver(self, message: Msg) -> None:
+        try:
+            self._handler(message)
+        except Exception:
+            log.exception("a message handler failed", extra={"subject": message.subject})
+
+
+class Connection:
+    """A connection to NATS; make one with `Connection.open`."""
+
+    def __init__(self, options: ConnectOptions, name: str) -> None:
+        self.options = options
+        self.name = name
+        self.reconnects = 0
+        self.up_since: float | None = None
+        self._client: Client | None = None
+        self._lost = asyncio.Event()
+        self._up = asyncio.Event()
+        self._subscriptions: list[Subscription] = []
+        self._pending: dict[str, asyncio.Future[Msg]] = {}
+        self._tokens = itertools.count(1)
+        self._inbox = ""
+        self._on_up: list[Callable[[], None]] = []
+        self._keeper: asyncio.Task[None] | None = None
+        self._discards: set[asyncio.Task[None]] = set()
+        self._echo: asyncio.Task[None] | None = None
+        self._reported: set[str] = set()
+
+    @classmethod
+    async def open(
+        cls, options: ConnectOptions, name: str, *, timeout_s: float = CONNECT_TIMEOUT_S
+    ) -> "Connection":
+        """Connect within `timeout_s`, or raise `ServerUnusable`; from then on stay connected for ever."""
+        self = cls(options, name)
+        client = await self._connect(timeout_s)
+        self._inbox = client.new_inbox() + "."
+        self._subscriptions.append(Subscription(self, self._inbox + "*", "", self._on_reply))
+        await self._attach(client)
+        self._keeper = asyncio.create_task(self._keep_open(), name=f"{name}: keep open")
+        return self
+
+    @property
+    def connected(self) -> bool:
+        """Whether a request would be sent now."""
+        return self._up.is_set() and self._client is not None and self._client.is_connected
+
+    @property
+    def server_version(self) -> tuple[int, int, int]:
+        """The version of the server at the other end."""
+        assert self._client is not None
+        version = self._client.connected_server_version
+        return version.major, version.minor, version.patch
+
+    def on_up(self, callback: Callable[[], None]) -> None:
+        """Call `callback` after every reconnect, when the subscriptions are there again."""
+        self._on_up.append(callback)
+
+    def off_up(self, callback: Callable[[], None]) -> None:
+        """No longer call `callback`."""
+        self._on_up.remove(callback)
+
+    async def wait_up(self) -> None:
+        """Return when connected, however long it takes."""
+        await self._up.wait()
+
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        *,
+        headers: dict[str, str] | None = None,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> Msg:
+        """The reply. `NotSent` or `NoResponders`: surely nothing happened. `OutcomeUnknown`: something may have."""
+        token = str(next(self._tokens))
+        future: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        self._pending[token] = future
+        timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, future, subject)
+        try:
+            await self.publish(subject, payload, headers=headers, reply=self._inbox + token)
+            reply = await future
+        finally:
+            timer.cancel()
+            self._pending.pop(token, None)
+        if reply.headers and not reply.data and reply.headers.get("Status") == "503":
+            raise NoResponders(f"nobody answers on {subject}")
+        return reply
+
+    async def publish(
+        self, subject: str, payload: bytes = b"", *, headers: dict[str, str] | None = None, reply: str = ""
+    ) -> None:
+        """Hand a message to the socket; `NotSent` without a connection, `TooLarge` beyond the server's limit."""
+        client = self._client
+        if client is None or not self.connected:
+            raise NotSent("not connected to NATS")
+        try:
+            await client.publish(subject, payload, reply=reply, headers=headers)
+        except nats.errors.MaxPayloadError as error:
+            raise TooLarge(f"{len(payload)} bytes are more than the server's max_payload") from error
+        except nats.errors.Error as error:
+            raise NotSent(f"not connected to NATS: {error}") from error
+
+    async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
+        """Hear a subject until `unsubscribe`; `handler` is called in order and must not block."""
+        subscription = Subscription(self, subject, queue, handler)
+        self._subscriptions.append(subscription)
+        if self._client is not None and self.connected:
+            with contextlib.suppress(nats.errors.Error):  # lost right now: the keeper attaches it
+                await subscription.attach(self._client)
+        return subscription
+
+    def forget(self, subscription: Subscription) -> None:
+        """No longer subscribe it again after a reconnect."""
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+
+    def new_inbox(self) -> str:
+        """A subject of this connection's own inbox that nobody else uses."""
+        return f"{self._inbox[:-1]}_{next(self._tokens)}"
+
+    async def close(self) -> None:
+        """Send what is waiting, and close."""
+        for task in (self._keeper, self._echo):
+            if task is not None:
+                task.cancel()
+        self._up.clear()
+        if self._client is not None:
+            if self._client.is_connected:
+                with contextlib.suppress(nats.errors.Error, OSError):
+                    await self._client.flush(int(CLOSE_TIMEOUT_S))
+            await self._discard(self._client)
+        await asyncio.gather(*self._discards, return_exceptions=True)
+        self._fail_pending("the connection was closed")
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.name} to {self.options.safe_servers()} {'up' if self.connected else 'down'}>"
+
+    async def _keep_open(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self._lost.wait()
+            if self._client is not None and self._client.is_connected and not self._lost.is_set():
+                continue
+            self._mark_down()
+            await self._reconnect()
+
+    def _mark_down(self) -> None:
+        self._up.clear()
+        self.up_since = None
+        log.warning("connection lost, reconnecting", extra={"connection": self.name})
+        self._fail_pending("the connection was lost")
+        if self._client is not None:
+            task = asyncio.create_task(self._discard(self._client), name=f"{self.name}: discard")
+            self._discards.add(task)
+            task.add_done_callback(self._discards.discard)
+
+    async def _reconnect(self) -> None:
+        wait_s = RECONNECT_WAIT_S
+        while True:
+            try:
+                await self._attach(await self._connect(CONNECT_TIMEOUT_S))
+            except (ServerUnusable, nats.errors.Error, OSError) as error:
+                log.debug("still reconnecting", extra={"connection": self.name, "error": str(error)})
+                await asyncio.sleep(wait_s)
+                wait_s = min(wait_s * 2, RECONNECT_WAIT_MAX_S)
+            else:
+                break
+        self.reconnects += 1
+        log.info("connected again", extra={"connection": self.name})
+        for callback in list(self._on_up):
+            callback()
+
+    async def _connect(self, timeout_s: float) -> Client:
+        """A connected nats-py client that never reconnects by itself, or `ServerUnusable`."""
+        client, lost = Client(), asyncio.Event()
+        failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+
+        async def on_error(error: Exception) -> None:
+            if not client.is_connected and not failed.done() and _is_refusal(error):
+                failed.set_result(error)
+            self._last_error = error
+            self._report(error)
+
+        async def on_lost() -> None:
+            lost.set()
+
+        connecting = asyncio.ensure_future(
+            client.connect(error_cb=on_error, disconnected_cb=on_lost, closed_cb=on_lost, **self._nats_options())
+        )
+        self._last_error: Exception | None = None
+        await asyncio.wait({connecting, failed}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        error = failed.result() if failed.done() else None
+        if connecting.done():
+            error = connecting.exception()  # type: ignore[assignment]  # a cancelled one is not possible here
+            if error is None:
+                failed.cancel()
+                self._lost = lost
+                return client
+        connecting.cancel()
+        with contextlib.suppress(Exception, asyncio.CancelledError):
+            await connecting
+        await self._discard(client)
+        raise ServerUnusable(_why(error or self._last_error, self.options)) from error
+
+    def _nats_options(self) -> dict[str, Any]:
+        options = self.options
+        servers = list(options.servers)
+        if self._client is not None:
+            scheme = servers[0].partition("://")[0] if "://" in servers[0] else "nats"
+            servers += [f"{scheme}://{uri.netloc}" for uri in self._client.discovered_servers]
+        chosen: Mapping[str, Any] = {
+            "user": options.user,
+            "password": options.password,
+            "token": options.token,
+            "nkeys_seed": options.nkey_seed_file,
+            "user_credentials": options.credentials_file,
+            "tls": _tls_context(options),
+            "tls_hostname": options.tls_hostname,
+        }
+        return {
+            "servers": servers,
+            "name": self.name,
+            "allow_reconnect": False,
+            "reconnect_time_wait": RECONNECT_WAIT_S,
+            "ping_interval": PING_INTERVAL_S,
+            "max_outstanding_pings": 2,
+            "inbox_prefix": options.inbox_prefix,
+            **{name: value for name, value in chosen.items() if value is not None},
+        }
+
+    async def _attach(self, client: Client) -> None:
+        for subscription in list(self._subscriptions):
+            await subscription.attach(client)
+        self._client = client
+        self.up_since = boottime()
+        self._up.set()
+
+    async def _discard(self, client: Client) -> None:
+        """Close a client that may hang while it does; its socket goes in any case."""
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await client.close()
+        # nats-py waits for the peer to take what is buffered, for ever in a black hole, and has no abort of its own.
+        writer = getattr(client._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+
+    def _on_reply(self, message: Msg) -> None:
+        future = self._pending.get(message.subject[len(self._inbox) :])
+        if future is not None and not future.done():
+            future.set_result(message)
+
+    def _expire(self, future: "asyncio.Future[Msg]", subject: str) -> None:
+        if not future.done():
+            future.set_exception(OutcomeUnknown(f"no answer on {subject}"))
+            if self._echo is None or self._echo.done():
+                self._echo = asyncio.create_task(self._check_echo(), name=f"{self.name}: echo")
+
+    async def _check_echo(self) -> None:
+        """After an unanswered request: does this connection hear itself? nats-py's reader can die silently."""
+        token = f"echo{next(self._tokens)}"
+        future = self._pending[token] = asyncio.get_running_loop().create_future()
+        lost = self._lost
+        try:
+            await self.publish(self._inbox + token)
+            async with asyncio.timeout(ECHO_TIMEOUT_S):
+                await future
+        except TimeoutError:
+            log.warning("the connection is deaf, making it anew", extra={"connection": self.name})
+            lost.set()
+        except (NotSent, OutcomeUnknown):
+            pass
+        finally:
+            self._pending.pop(token, None)
+
+    def _fail_pending(self, why: str) -> None:
+        for future in self._pending.values():
+            if not future.done():
+                future.set_exception(OutcomeUnknown(why))
+
+    def _report(self, error: Exception) -> None:
+        """One line for each kind of trouble: nats-py reports some of it once a message."""
+        text = f"{type(error).__name__}: {error}"
+        if self._up.is_set() and text not in self._reported and len(self._reported) < 100:
+            self._reported.add(text)
+            log.warning("nats reported a problem", extra={"connection": self.name, "error": text})
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether trying again at once cannot help."""
+    text = str(error).lower()
+    return "authorization" in text or "authentication" in text or isinstance(error, ssl.SSLError)
+
+
+def _why(error: BaseException | None, options: ConnectOptions) -> str:
+    servers = options.safe_servers()
+    if isinstance(error, ssl.SSLError):
+        return f"the TLS handshake with {servers} failed: {error.reason or error}; check the CA and the certificate"
+    text = str(error or "").lower()
+    if "authorization" in text or "authentication" in text:
+        return f"the server at {servers} refused the credentials; check user, password, token or key"
+    if isinstance(error, OSError | None) or not text:
+        return f"no NATS server answers at {servers}; start one ('jido-nats up' does) or name it with --server"
+    return f"cannot connect to {servers}: {str(error).removeprefix('nats: ')}"
+
+
+def _tls_context(options: ConnectOptions) -> ssl.SSLContext | None:
+    if not (options.tls_ca or options.tls_cert or any(s.startswith(("tls://", "wss://")) for s in options.servers)):
+        return None
+    context = ssl.create_default_context(cafile=options.tls_ca)
+    if options.tls_cert:
+        context.load_cert_chain(options.tls_cert, options.tls_key)
+    return context
+
+
+def _without_userinfo(server: str) -> str:
+    scheme, separator, rest = server.rpartition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

@@ -1,0 +1,428 @@
+"""Reading a stream from a position on, without a gap and without a repeat, through every reconnect.
+
+Both consumers pull: the server sends only what was asked for, so memory is bounded on this side.
+An ordered consumer is an ephemeral that is made again behind the last message seen whenever anything is
+in doubt (a reconnect, a missed heartbeat, a gap in the consumer's own sequence, a deleted consumer).
+A durable one is kept by the server; one message at a time is out, so that a reader that was killed gets
+that one again first, and the order holds.
+"""
+
+import asyncio
+import itertools
+import secrets
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+import msgspec
+from nats.aio.msg import Msg
+
+from jido_nats.broker.connection import Connection, Subscription
+from jido_nats.broker.jetstream import CONSUMER_NOT_FOUND, JetStreamError, api, settled
+from jido_nats.errors import NotFound, NotSent, OutcomeUnknown, PositionTooOld
+
+BATCH: Final = 512
+PULL_EXPIRES_S: Final = 20
+HEARTBEAT_S: Final = 1
+SILENCE_MAX_S: Final = 3.0
+INACTIVE_S: Final = 30
+ACK_WAIT_S: Final = 6
+RECREATE_WAIT_S: Final = 0.2
+_NS: Final = 1_000_000_000
+
+
+class Delivered(NamedTuple):
+    """One message of a stream; `pending` says how many more the stream had for this consumer then."""
+
+    subject: str
+    sequence: int
+    data: bytes
+    headers: dict[str, str]
+    time_ns: int
+    pending: int
+
+
+class Start(NamedTuple):
+    """Where to begin: a JetStream deliver policy, and what it needs."""
+
+    policy: str = "all"
+    sequence: int | None = None
+    time: datetime | None = None
+
+    def config(self) -> dict[str, Any]:
+        """The fields of a consumer configuration that say this."""
+        config: dict[str, Any] = {"deliver_policy": self.policy}
+        if self.sequence is not None:
+            config["opt_start_seq"] = self.sequence
+        if self.time is not None:
+            config["opt_start_time"] = self.time
+        return config
+
+    @classmethod
+    def at(cls, sequence: int) -> "Start":
+        """From a sequence on, that message included."""
+        return cls("by_start_sequence", max(1, sequence))
+
+
+async def stream_state(connection: Connection, stream: str) -> tuple[int, int]:
+    """The first and last sequence of a stream, as its leader knows them."""
+    info = await settled(connection, lambda: api(connection, f"STREAM.INFO.{stream}"))
+    return info["state"]["first_seq"], info["state"]["last_seq"]
+
+
+class OrderedConsumer:
+    """Every message of a stream on some subjects, in order, once; an async context manager and iterator.
+
+    `strict`: raise `PositionTooOld` where the stream has lost messages behind the last one seen
+    (a bucket loses superseded entries all the time and is read without). `on_position` is told where the
+    consumer stands when there is no message that would tell it.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        stream: str,
+        filters: Sequence[str],
+        start: Start,
+        *,
+        strict: bool = False,
+        headers_only: bool = False,
+        on_position: Callable[[int], None] = lambda position: None,
+    ) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._filters = list(filters)
+        self._start = start
+        self._strict = strict
+        self._headers_only = headers_only
+        self._on_position = on_position
+        self._name = ""
+        self._names = (f"ordered_{secrets.token_hex(6)}_{n}" for n in itertools.count(1))
+        self._inbox: Subscription | None = None
+        self._queue: deque[Msg] = deque()
+        self._arrived = asyncio.Event()
+        self._expected = 1
+        self._outstanding = 0
+        self._broken = False
+        self.position = 0
+        self.caught_up = False
+
+    async def __aenter__(self) -> Self:
+        self._connection.on_up(self._on_up)
+        if self._start.policy == "new":
+            self._start = Start.at((await stream_state(self._connection, self._stream))[1] + 1)
+        await self._create()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.off_up(self._on_up)
+        await self._drop()
+
+    async def __aiter__(self) -> AsyncIterator[Delivered]:
+        while True:
+            yield await self.next()
+
+    async def next(self) -> Delivered:
+        """The next message; waits for it as long as it takes."""
+        while True:
+            message = await self._next_message()
+            if message is None:
+                await self._recreate()
+            elif (delivered := self._accept(message)) is not None:
+                return delivered
+
+    def ready(self) -> bool:
+        """Whether `next` has something at hand (a control message counts too)."""
+        return bool(self._queue)
+
+    async def _next_message(self) -> Msg | None:
+        """A message, or None when the consumer has to be made again."""
+        while not self._queue:
+            if self._broken:
+                return None
+            await self._refill()
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(SILENCE_MAX_S):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return None
+        if self._broken:
+            return None
+        return self._queue.popleft()
+
+    async def _refill(self) -> None:
+        if self._outstanding > BATCH // 2:
+            return
+        batch = BATCH - self._outstanding
+        self._outstanding += batch
+        request = {"batch": batch, "expires": PULL_EXPIRES_S * _NS, "idle_heartbeat": HEARTBEAT_S * _NS}
+        assert self._inbox is not None
+        try:
+            await self._connection.publish(
+                f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._name}",
+                msgspec.json.encode(request),
+                reply=self._inbox.subject,
+            )
+        except NotSent:
+            self._broken = True
+
+    def _accept(self, message: Msg) -> Delivered | None:
+        status = message.headers.get("Status") if message.headers and not message.data else None
+        if status is not None and not message.reply:
+            self._on_status(status, message.headers or {})
+            return None
+        sequence, consumer_sequence, time_ns, pending = parse_ack_subject(message.reply)
+        if consumer_sequence != self._expected:
+            self._broken = True
+            return None
+        self._expected += 1
+        self._outstanding -= 1
+        self.position = max(self.position, sequence)
+        self.caught_up = self.caught_up or pending == 0
+        return Delivered(message.subject, sequence, message.data, message.headers or {}, time_ns, pending)
+
+    def _on_status(self, status: str, headers: dict[str, str]) -> None:
+        if status == "100":
+            return
+        if status in ("404", "408"):  # one request has ended; what it did not get is no longer outstanding
+            self._outstanding = max(0, self._outstanding - int(headers.get("Nats-Pending-Messages", BATCH)))
+            return
+        self._broken = True
+
+    async def _recreate(self) -> None:
+        await self._drop()
+        await asyncio.sleep(RECREATE_WAIT_S)
+        await self._connection.wait_up()
+        if self.position:
+            self._start = Start.at(self.position + 1)
+        await self._create()
+
+    async def _create(self) -> None:
+        self._name = next(self._names)
+        self._queue.clear()
+        self._expected, self._outstanding, self._broken = 1, 0, False
+        first, last = await stream_state(self._connection, self._stream)
+        self._check_position(first, last)
+        self._inbox = await self._connection.subscribe(self._connection.new_inbox(), self._on_message)
+        config = {
+            "name": self._name,
+            "ack_policy": "none",
+            "mem_storage": True,
+            "num_replicas": 1,
+            "inactive_threshold": INACTIVE_S * _NS,
+            "headers_only": self._headers_only,
+            **_filter_config(self._filters),
+            **self._start.config(),
+        }
+        created = await settled(
+            self._connection, lambda: _create_consumer(self._connection, self._stream, config, self._filters)
+        )
+        if created["num_pending"] == 0:  # nothing at or before `last` is still to come
+            self.position = max(self.position, last)
+            self.caught_up = True
+            self._on_position(self.position)
+
+    def _check_position(self, first: int, last: int) -> None:
+        wanted = self._start.sequence
+        if not self._strict or wanted is None:
+            return
+        # One that had caught up lost nothing but what came and expired while it was away, other subjects' mostly.
+        if wanted > last + 1 or (wanted < first and not self.caught_up):
+            raise PositionTooOld(wanted, first)
+
+    async def _drop(self) -> None:
+        if self._inbox is not None:
+            await self._inbox.unsubscribe()
+            self._inbox = None
+        try:
+            await self._connection.publish(
+                f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._name}", reply=self._connection.new_inbox()
+            )
+        except NotSent:
+            pass  # the server drops it after INACTIVE_S
+
+    def _on_message(self, message: Msg) -> None:
+        self._queue.append(message)
+        self._arrived.set()
+
+    def _on_up(self) -> None:
+        self._broken = True
+        self._arrived.set()
+
+
+class DurableConsumer:
+    """A durable of the server's, read in order; `next` acknowledges the message before. Async context manager."""
+
+    def __init__(
+        self, connection: Connection, stream: str, durable: str, filters: Sequence[str], start: Start
+    ) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._durable = durable
+        self._filters = list(filters)
+        self._start = start
+        self._inbox: Subscription | None = None
+        self._queue: deque[Msg] = deque()
+        self._arrived = asyncio.Event()
+        self._unacknowledged: Msg | None = None
+        self._asked = False
+        self._keeper: asyncio.Task[None] | None = None
+        self.position = 0
+        self.caught_up = False
+
+    async def __aenter__(self) -> Self:
+        self._connection.on_up(self._on_up)
+        info = await settled(self._connection, self._open)
+        self.position = info["ack_floor"]["stream_seq"]
+        self.caught_up = info["num_pending"] == 0 and info["num_ack_pending"] == 0
+        self._inbox = await self._connection.subscribe(self._connection.new_inbox(), self._on_message)
+        self._keeper = asyncio.create_task(self._keep_alive(), name=f"durable {self._durable}: in progress")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.off_up(self._on_up)
+        if self._keeper is not None:
+            self._keeper.cancel()
+        await self._answer(b"-NAK")  # the next reader gets it at once
+        if self._inbox is not None:
+            await self._inbox.unsubscribe()
+
+    async def __aiter__(self) -> AsyncIterator[Delivered]:
+        while True:
+            yield await self.next()
+
+    async def next(self) -> Delivered:
+        """Acknowledge the message before, and wait for the next."""
+        await self._answer(b"+ACK")
+        while True:
+            message = await self._next_message()
+            status = message.headers.get("Status") if message.headers and not message.data else None
+            if status is not None and not message.reply:
+                await self._on_status(status)
+                continue
+            sequence, _, time_ns, pending = parse_ack_subject(message.reply)
+            self._unacknowledged = message
+            if sequence <= self.position:  # delivered before; its acknowledgement was lost
+                await self._answer(b"+ACK")
+                continue
+            self.position = sequence
+            self.caught_up = pending == 0
+            return Delivered(message.subject, sequence, message.data, message.headers or {}, time_ns, pending)
+
+    async def _next_message(self) -> Msg:
+        while not self._queue:
+            if not self._asked:
+                await self._ask()
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(SILENCE_MAX_S):
+                    await self._arrived.wait()
+            except TimeoutError:
+                await settled(self._connection, self._check)
+                self._asked = False
+        return self._queue.popleft()
+
+    async def _ask(self) -> None:
+        assert self._inbox is not None
+        request = {"batch": BATCH, "expires": PULL_EXPIRES_S * _NS, "idle_heartbeat": HEARTBEAT_S * _NS}
+        try:
+            await self._connection.publish(
+                f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._durable}",
+                msgspec.json.encode(request),
+                reply=self._inbox.subject,
+            )
+            self._asked = True
+        except NotSent:
+            await self._connection.wait_up()
+
+    async def _on_status(self, status: str) -> None:
+        if status == "100":
+            return
+        self._asked = False
+        if status not in ("404", "408"):
+            await settled(self._connection, self._check)
+            await asyncio.sleep(RECREATE_WAIT_S)
+
+    async def _open(self) -> dict[str, Any]:
+        try:
+            return await self._check()
+        except NotFound:
+            pass
+        config = {
+            "name": self._durable,
+            "durable_name": self._durable,
+            "ack_policy": "explicit",
+            "ack_wait": ACK_WAIT_S * _NS,
+            "max_ack_pending": 1,
+            **_filter_config(self._filters),
+            **self._start.config(),
+        }
+        return await _create_consumer(self._connection, self._stream, config, self._filters)
+
+    async def _check(self) -> dict[str, Any]:
+        try:
+            return await api(self._connection, f"CONSUMER.INFO.{self._stream}.{self._durable}")
+        except JetStreamError as error:
+            if error.code == CONSUMER_NOT_FOUND:
+                raise NotFound(f"the durable consumer {self._durable} does not exist any more") from error
+            raise
+
+    async def _answer(self, answer: bytes) -> None:
+        message, self._unacknowledged = self._unacknowledged, None
+        if message is None:
+            return
+        try:
+            await self._connection.publish(message.reply, answer)
+        except (NotSent, OutcomeUnknown):
+            pass  # it is delivered again, and known by its sequence
+
+    async def _keep_alive(self) -> None:
+        """Tell the server that the message in hand is still being worked on."""
+        while True:
+            await asyncio.sleep(ACK_WAIT_S / 3)
+            if self._unacknowledged is not None:
+                try:
+                    await self._connection.publish(self._unacknowledged.reply, b"+WPI")
+                except NotSent:
+                    pass
+
+    def _on_message(self, message: Msg) -> None:
+        self._queue.append(message)
+        self._arrived.set()
+
+    def _on_up(self) -> None:
+        self._asked = False
+        self._arrived.set()
+
+
+def parse_ack_subject(reply: str) -> tuple[int, int, int, int]:
+    """(stream sequence, consumer sequence, time in ns, pending) of a delivered message's reply subject.
+
+    `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<stream>.<consumer>.<time>.<pending>[.<token>]`, ADR-15.
+    """
+    tokens = reply.split(".")
+    offset = 0 if len(tokens) < 11 else 2
+    sequence, consumer_sequence, time_ns, pending = (int(token) for token in tokens[offset + 5 : offset + 9])
+    return sequence, consumer_sequence, time_ns, pending
+
+
+def _filter_config(filters: list[str]) -> dict[str, Any]:
+    return {"filter_subject": filters[0]} if len(filters) == 1 else {"filter_subjects": filters}
+
+
+async def _create_consumer(
+    connection: Connection, stream: str, config: dict[str, Any], filters: list[str]
+) -> dict[str, Any]:
+    suffix = f".{filters[0]}" if len(filters) == 1 else ""
+    return await api(
+        connection,
+        f"CONSUMER.CREATE.{stream}.{config['name']}{suffix}",
+        {"stream_name": stream, "config": config, "action": ""},
+    )

@@ -1,0 +1,208 @@
+"""A NATS micro service (ADR-32): endpoints in one queue group, PING, INFO and STATS, the two error headers.
+
+nats-py's own serves one request at a time, cancels what is in flight when it stops, and tells the caller the
+`repr` of our defects. Here every request is a task, their number is bounded, and stopping waits for them.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from nats.aio.msg import Msg
+
+from jido_nats.broker.connection import Connection, Subscription
+from jido_nats.core.subjects import is_inbox
+from jido_nats.errors import JidoError
+
+QUEUE_GROUP: Final = "q"
+ERROR_CODE: Final = "Nats-Service-Error-Code"
+ERROR_TEXT: Final = "Nats-Service-Error"
+
+log = logging.getLogger(__name__)
+
+
+class Request(NamedTuple):
+    """A request that wants an answer: its subject, headers and payload."""
+
+    subject: str
+    headers: Mapping[str, str]
+    data: bytes
+
+
+class Reply(NamedTuple):
+    """An answer; `error` is (status, message) where it is one."""
+
+    data: bytes
+    content_type: str
+    error: tuple[int, str] | None = None
+
+
+Handler = Callable[[Request], Awaitable[Reply]]
+
+
+@dataclass
+class Endpoint:
+    """One subject of the service, and what was counted on it."""
+
+    name: str
+    subject: str
+    handler: Handler
+    queue: str = QUEUE_GROUP
+    requests: int = 0
+    errors: int = 0
+    last_error: str = ""
+    processing_ns: int = 0
+    subscription: Subscription | None = field(default=None, repr=False)
+
+
+class Endpoints:
+    """The service; an `overloaded` handler answers what is beyond `in_flight_max`."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        name: str,
+        service_id: str,
+        version: str,
+        description: str,
+        in_flight_max: int,
+        overloaded: Callable[[Request], Reply],
+    ) -> None:
+        self._connection = connection
+        self._identity = {"name": name, "id": service_id, "version": version, "metadata": {}}
+        self._description = description
+        self._in_flight_max = in_flight_max
+        self._overloaded = overloaded
+        self._started = datetime.now(UTC)
+        self._endpoints: list[Endpoint] = []
+        self._hidden: list[Endpoint] = []
+        self._monitoring: list[Subscription] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self, endpoints: list[Endpoint], hidden: list[Endpoint]) -> None:
+        """Listen on the endpoints; `hidden` ones are served and not announced (commands between managers)."""
+        self._endpoints, self._hidden = endpoints, hidden
+        name, service_id = self._identity["name"], self._identity["id"]
+        for verb, answer in (("PING", self._ping), ("INFO", self._info), ("STATS", self._stats)):
+            for suffix in ("", f".{name}", f".{name}.{service_id}"):
+                subscription = await self._connection.subscribe(f"$SRV.{verb}{suffix}", self._monitor(answer))
+                self._monitoring.append(subscription)
+        for endpoint in [*endpoints, *hidden]:
+            await self.open(endpoint)
+
+    async def open(self, endpoint: Endpoint) -> None:
+        """Take requests (again) on one endpoint."""
+        if endpoint.subscription is None:
+            endpoint.subscription = await self._connection.subscribe(
+                endpoint.subject, lambda message: self._on_request(endpoint, message), queue=endpoint.queue
+            )
+
+    async def shut(self, endpoint: Endpoint) -> None:
+        """Leave the queue group of one endpoint; what is in flight is answered."""
+        if endpoint.subscription is not None:
+            subscription, endpoint.subscription = endpoint.subscription, None
+            await subscription.unsubscribe()
+
+    async def stop(self, timeout_s: float) -> None:
+        """Take nothing more, and wait for what is in flight, at most `timeout_s`."""
+        for endpoint in [*self._endpoints, *self._hidden]:
+            await self.shut(endpoint)
+        for subscription in self._monitoring:
+            await subscription.unsubscribe()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=timeout_s)
+        for task in self._tasks:
+            task.cancel()
+
+    def _on_request(self, endpoint: Endpoint, message: Msg) -> None:
+        if not is_inbox(message.reply):
+            return  # nobody to answer, or a subject that is not an inbox: not executed
+        request = Request(message.subject, message.headers or {}, message.data)
+        if len(self._tasks) >= 2 * self._in_flight_max:
+            return  # not even refusals get out any more
+        if len(self._tasks) >= self._in_flight_max:
+            work = self._respond(endpoint, message.reply, self._overloaded(request), time.perf_counter_ns())
+        else:
+            work = self._handle(endpoint, message.reply, request)
+        task = asyncio.create_task(work, name=f"{endpoint.name} {request.subject}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _handle(self, endpoint: Endpoint, reply_to: str, request: Request) -> None:
+        started = time.perf_counter_ns()
+        try:
+            reply = await endpoint.handler(request)
+        except Exception:
+            log.exception("an endpoint's handler failed", extra={"subject": request.subject})
+            return
+        await self._respond(endpoint, reply_to, reply, started)
+
+    async def _respond(self, endpoint: Endpoint, reply_to: str, reply: Reply, started: int) -> None:
+        headers = {"Content-Type": reply.content_type}
+        endpoint.requests += 1
+        if reply.error is not None:
+            status, text = reply.error
+            headers |= {ERROR_CODE: str(status), ERROR_TEXT: text}
+            endpoint.errors += 1
+            endpoint.last_error = f"{status}:{text}"
+        try:
+            await self._connection.publish(reply_to, reply.data, headers=headers)
+        except JidoError as error:
+            log.warning("a reply could not be sent", extra={"error": str(error)})
+        endpoint.processing_ns += time.perf_counter_ns() - started
+
+    def _monitor(self, answer: Callable[[], dict[str, Any]]) -> Callable[[Msg], None]:
+        def on_message(message: Msg) -> None:
+            if is_inbox(message.reply) and len(self._tasks) < self._in_flight_max:
+                task = asyncio.create_task(self._tell(message.reply, answer()))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+        return on_message
+
+    async def _tell(self, reply_to: str, answer: dict[str, Any]) -> None:
+        try:
+            await self._connection.publish(reply_to, msgspec.json.encode(answer))
+        except JidoError as error:
+            log.debug("a monitoring reply could not be sent", extra={"error": str(error)})
+
+    def _ping(self) -> dict[str, Any]:
+        return {"type": "io.nats.micro.v1.ping_response", **self._identity}
+
+    def _info(self) -> dict[str, Any]:
+        endpoints = [
+            {"name": e.name, "subject": e.subject, "queue_group": e.queue, "metadata": {}} for e in self._endpoints
+        ]
+        return {
+            "type": "io.nats.micro.v1.info_response",
+            **self._identity,
+            "description": self._description,
+            "endpoints": endpoints,
+        }
+
+    def _stats(self) -> dict[str, Any]:
+        endpoints = [
+            {
+                "name": e.name,
+                "subject": e.subject,
+                "queue_group": e.queue,
+                "num_requests": e.requests,
+                "num_errors": e.errors,
+                "last_error": e.last_error,
+                "processing_time": e.processing_ns,
+                "average_processing_time": e.processing_ns // e.requests if e.requests else 0,
+            }
+            for e in self._endpoints
+        ]
+        return {
+            "type": "io.nats.micro.v1.stats_response",
+            **self._identity,
+            "started": self._started,
+            "endpoints": endpoints,
+        }

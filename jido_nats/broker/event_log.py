@@ -1,0 +1,128 @@
+"""The stream of events: publish under a fence, claim and look, replay.
+
+The fence of a session is the last sequence on `jido.fence.<id>`, 0 until somebody claims. Every event is
+stored only while that is what its publisher believes, so after a claim nothing older can land, however late.
+"""
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import msgspec
+
+from jido_nats.broker.connection import Connection
+from jido_nats.broker.consumers import OrderedConsumer, Start, stream_state
+from jido_nats.broker.jetstream import (
+    CONTENT_TYPE,
+    EXPECTED_SEQUENCE,
+    EXPECTED_SUBJECT,
+    MESSAGE_ID,
+    last_message,
+    settled,
+    store,
+)
+from jido_nats.core import codec, subjects
+from jido_nats.core.codec import Encoding
+from jido_nats.core.session import SessionRecord
+from jido_nats.core.subjects import Publication
+
+
+class Fence(NamedTuple):
+    """The last claim on a session: its sequence and who made it; sequence 0 and None where nobody has."""
+
+    sequence: int
+    manager_id: str | None
+
+
+class EventLog:
+    """The event stream, for managers."""
+
+    def __init__(self, connection: Connection, stream: str, encoding: Encoding) -> None:
+        self._connection = connection
+        self.stream = stream
+        self._encoding = encoding
+        # The highest sequence that any publish was acknowledged with: what is committed after lies behind it.
+        self.acknowledged = 0
+
+    async def publish(self, publication: Publication, fence: int) -> int:
+        """Store one message while the session's fence is `fence`; its sequence.
+
+        Raises `Conflict`, `OutcomeUnknown`: claim and look. `NotSent`: again.
+        """
+        headers = {
+            EXPECTED_SEQUENCE: str(fence),
+            EXPECTED_SUBJECT: subjects.fence(publication.event.session_id),
+            MESSAGE_ID: publication.message_id,
+            CONTENT_TYPE: self._encoding.content_type,
+        }
+        data = codec.encode(publication.event, self._encoding)
+        sequence = await store(self._connection, publication.subject, data, headers)
+        self.acknowledged = max(self.acknowledged, sequence)
+        return sequence
+
+    async def fence(self, session_id: str) -> Fence:
+        """The fence as the stream's leader knows it."""
+        subject = subjects.fence(session_id)
+        message = await settled(self._connection, lambda: last_message(self._connection, self.stream, subject))
+        return Fence(0, None) if message is None else Fence(message.sequence, claimant(message.data))
+
+    async def claim(self, session_id: str, manager_id: str, expected: int) -> int:
+        """Move the fence from `expected`; the sequence of the claim. `Conflict`, `OutcomeUnknown`: read the fence."""
+        body = msgspec.json.encode({"manager": manager_id})
+        headers = {EXPECTED_SEQUENCE: str(expected)}
+        sequence = await store(self._connection, subjects.fence(session_id), body, headers)
+        self.acknowledged = max(self.acknowledged, sequence)
+        return sequence
+
+    async def remembers(self, session_id: str) -> bool:
+        """Whether the stream has any event on the session's own subject."""
+        return await self._last_id(session_id) is not None
+
+    async def stored(self, record: SessionRecord, claim: int) -> Collection[str]:
+        """The message ids, of those that the record's version owes, that are in the stream.
+
+        `claim`: the sequence of this manager's claim, where the look ends: nothing older can be stored any more.
+        """
+        owed = {publication.message_id for publication in subjects.publications(record)}
+        if record.version > 1 and await self._last_id(record.session_id) == subjects.last_message_id(record):
+            return owed
+        filters = [subjects.EVENTS, subjects.session(record.session_id), subjects.fence(record.session_id)]
+        found = await self.scan(filters, record.after, claim)
+        return owed & found
+
+    async def scan(self, filters: list[str], after: int, until: int) -> set[str]:
+        """The message ids stored behind `after`, up to `until` (a sequence on one of the subjects)."""
+        found: set[str] = set()
+        consumer = OrderedConsumer(
+            self._connection, self.stream, filters, Start.at(after + 1), headers_only=True
+        )
+        async with consumer:
+            while consumer.position < until:
+                message = await consumer.next()
+                if (message_id := message.headers.get(MESSAGE_ID)) is not None:
+                    found.add(message_id)
+        return found
+
+    async def last_sequence(self) -> int:
+        """The stream's last sequence, at its leader."""
+        return (await stream_state(self._connection, self.stream))[1]
+
+    def follow_claims(self) -> OrderedConsumer:
+        """The last claim on every session that has one, then every new claim."""
+        return OrderedConsumer(self._connection, self.stream, [subjects.ALL_FENCES], Start("last_per_subject"))
+
+    async def _last_id(self, session_id: str) -> str | None:
+        subject = subjects.session(session_id)
+        message = await settled(self._connection, lambda: last_message(self._connection, self.stream, subject))
+        return None if message is None else message.headers.get(MESSAGE_ID, "")
+
+
+def claimant(data: bytes) -> str:
+    """Who made a claim, from its payload."""
+    try:
+        return codec.decode(data, _Claim).manager
+    except codec.DecodeError:
+        return ""
+
+
+class _Claim(msgspec.Struct):
+    manager: str

@@ -1,0 +1,143 @@
+"""JetStream in four calls: store a message under a condition, read a last one at the leader, ask the API, retry.
+
+A refused condition is 10071 on one replica and 10164 on several; both are `Conflict`.
+Every other refusal of a write is `OutcomeUnknown`: looking is always safe, guessing is not.
+"""
+
+import asyncio
+import base64
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+from nats.aio.client import Client
+
+from jido_nats.broker.connection import REQUEST_TIMEOUT_S, Connection
+from jido_nats.errors import BrokerError, Conflict, NotSent, OutcomeUnknown
+
+EXPECTED_SEQUENCE: Final = "Nats-Expected-Last-Subject-Sequence"
+EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
+MESSAGE_ID: Final = "Nats-Msg-Id"
+MESSAGE_TTL: Final = "Nats-TTL"
+MARKER_REASON: Final = "Nats-Marker-Reason"
+CONTENT_TYPE: Final = "Content-Type"
+
+WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
+NO_MESSAGE_FOUND: Final = 10037
+STREAM_NOT_FOUND: Final = 10059
+CONSUMER_NOT_FOUND: Final = 10014
+
+RETRY_WAIT_S: Final = 0.05
+RETRY_WAIT_MAX_S: Final = 1.0
+
+T = TypeVar("T")
+
+
+class JetStreamError(BrokerError):
+    """The JetStream API refused a request; `.code` is its `err_code`, `.transient` says that asking again may help."""
+
+    def __init__(self, status: int, code: int, description: str) -> None:
+        super().__init__(f"{description} ({code})")
+        self.transient = status >= 500
+        self.code = code
+        self.description = description
+
+
+class StoredMessage(NamedTuple):
+    """One message as a stream holds it."""
+
+    subject: str
+    sequence: int
+    data: bytes
+    headers: Mapping[str, str]
+
+
+async def store(
+    connection: Connection,
+    subject: str,
+    payload: bytes,
+    headers: dict[str, str],
+    *,
+    timeout_s: float = REQUEST_TIMEOUT_S,
+) -> int:
+    """Store one message; its sequence in the stream (that of the first copy, where this one is a duplicate).
+
+    Raises `Conflict` (not stored), `NotSent` (not stored), `OutcomeUnknown`.
+    """
+    reply = await connection.request(subject, payload, headers=headers, timeout_s=timeout_s)
+    try:
+        ack = _ACK.decode(reply.data)
+    except msgspec.MsgspecError as error:
+        raise OutcomeUnknown(f"the answer on {subject} is not an acknowledgement") from error
+    if ack.error is None:
+        return ack.seq
+    if ack.error.err_code in WRONG_LAST_SEQUENCE:
+        raise Conflict(ack.error.description)
+    raise OutcomeUnknown(f"{subject}: {ack.error.description} ({ack.error.err_code})")
+
+
+async def last_message(connection: Connection, stream: str, subject: str) -> StoredMessage | None:
+    """The last message on a subject (wildcards allowed), read at the stream's leader, or None."""
+    try:
+        answer = await api(connection, f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+    except JetStreamError as error:
+        if error.code == NO_MESSAGE_FOUND:
+            return None
+        raise
+    message = answer["message"]
+    raw_headers = base64.b64decode(message.get("hdrs", ""))
+    return StoredMessage(
+        message["subject"],
+        message["seq"],
+        base64.b64decode(message.get("data", "")),
+        Client._parse_header_lines(raw_headers.partition(b"\r\n")[2]),
+    )
+
+
+async def api(
+    connection: Connection, subject: str, request: Mapping[str, Any] | None = None, *, timeout_s: float = 3.0
+) -> dict[str, Any]:
+    """The answer of `$JS.API.<subject>`; `JetStreamError` where it is an error."""
+    payload = msgspec.json.encode(request) if request is not None else b""
+    reply = await connection.request(f"$JS.API.{subject}", payload, timeout_s=timeout_s)
+    answer: dict[str, Any] = msgspec.json.decode(reply.data)
+    if "error" in answer:
+        error = answer["error"]
+        raise JetStreamError(error.get("code", 0), error.get("err_code", 0), error.get("description", ""))
+    return answer
+
+
+async def settled(connection: Connection, attempt: Callable[[], Awaitable[T]]) -> T:
+    """The result of an attempt that is safe to repeat, however long the server is away.
+
+    Ends by an answer, be it a `Conflict` or another refusal, or by cancellation; what is no answer is tried again.
+    """
+    wait_s = RETRY_WAIT_S
+    while True:
+        try:
+            return await attempt()
+        except (NotSent, OutcomeUnknown, JetStreamError) as error:
+            if isinstance(error, JetStreamError) and not error.transient:
+                raise
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, RETRY_WAIT_MAX_S)
+        await connection.wait_up()
+
+
+def timestamp(text: str) -> datetime:
+    """A time as the JetStream API writes it."""
+    return msgspec.convert(text, datetime)
+
+
+class _AckError(msgspec.Struct):
+    err_code: int = 0
+    description: str = ""
+
+
+class _Ack(msgspec.Struct):
+    seq: int = 0
+    error: _AckError | None = None
+
+
+_ACK: Final = msgspec.json.Decoder(_Ack)

@@ -1,0 +1,51 @@
+"""Commands passed on to the manager that owns the session, and its answer."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import msgspec
+
+from jido_nats.broker.connection import Connection
+from jido_nats.core import codec, subjects
+from jido_nats.core.commands import ErrorReply
+from jido_nats.errors import BrokerError, Unavailable, command_error
+
+DEADLINE: Final = "Jido-Deadline"
+ERROR_CODE: Final = "Nats-Service-Error-Code"
+
+
+class Peers:
+    """The other managers, as those who can carry out what this one cannot."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def pass_on(
+        self, manager_id: str, verb: str, session_id: str, request: msgspec.Struct, *, timeout_s: float
+    ) -> bytes:
+        """The owner's answer, a record as JSON. Raises the error that it answered with, else `Unavailable`."""
+        deadline = datetime.now(UTC) + timedelta(seconds=timeout_s)
+        try:
+            reply = await self._connection.request(
+                subjects.forwarded(manager_id, verb, session_id),
+                codec.encode(request),
+                headers={DEADLINE: deadline.isoformat()},
+                timeout_s=timeout_s,
+            )
+        except BrokerError as error:
+            raise Unavailable(
+                "the manager that runs this session does not answer; ask again", session_id=session_id
+            ) from error
+        if reply.headers and ERROR_CODE in reply.headers:
+            detail = codec.decode(reply.data, ErrorReply).error
+            raise command_error(detail.code, detail.message, detail.session_id)
+        return reply.data
+
+
+def is_late(headers: Mapping[str, str]) -> bool:
+    """Whether whoever passed a command on has given it up."""
+    try:
+        return datetime.fromisoformat(headers[DEADLINE]) < datetime.now(UTC)
+    except (KeyError, ValueError, TypeError):
+        return False

@@ -1,0 +1,89 @@
+"""Session records in their bucket: create, update, get, follow. Every write is a compare-and-set.
+
+The bucket is read and written as the stream that it is: nats-py's `kv` cannot give an entry a TTL on
+update, cannot create over an expiry marker, and its watch is deaf for seconds after a restart.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from jido_nats.broker.connection import Connection
+from jido_nats.broker.consumers import Delivered, OrderedConsumer, Start, stream_state
+from jido_nats.broker.jetstream import EXPECTED_SEQUENCE, MESSAGE_TTL, last_message, settled, store
+from jido_nats.core import codec, subjects
+from jido_nats.core.session import SessionRecord
+
+# Expecting revision 0 means: no entry and no marker.
+NO_REVISION: Final = 0
+
+log = logging.getLogger(__name__)
+
+
+class Entry(NamedTuple):
+    """What a key holds: its last revision (an expiry marker has one too), and the record if there is one."""
+
+    session_id: str
+    revision: int
+    record: SessionRecord | None
+
+
+class Registry:
+    """The bucket of session records."""
+
+    def __init__(self, connection: Connection, bucket: str, *, terminated_ttl_s: int) -> None:
+        self._connection = connection
+        self._bucket = bucket
+        self.stream: Final = subjects.bucket_stream(bucket)
+        self._terminated_ttl_s = terminated_ttl_s
+
+    async def write(self, record: SessionRecord, expected: int) -> int:
+        """Store the record over revision `expected` and give the new revision; a sealed one expires.
+
+        Repeats the same compare-and-set until there is an answer. `Conflict`: others were first.
+        (`Conflict` is also what the second of two of our own attempts gets: `get` and compare.)
+        """
+        data = codec.encode(record)
+        headers = {EXPECTED_SEQUENCE: str(expected)}
+        if record.sealed:
+            headers[MESSAGE_TTL] = f"{self._terminated_ttl_s}s"
+        subject = subjects.key(self._bucket, record.session_id)
+        return await settled(self._connection, lambda: store(self._connection, subject, data, dict(headers)))
+
+    async def get(self, session_id: str) -> Entry:
+        """The entry, read at the stream's leader; asks until there is an answer."""
+        subject = subjects.key(self._bucket, session_id)
+        message = await settled(self._connection, lambda: last_message(self._connection, self.stream, subject))
+        if message is None:
+            return Entry(session_id, NO_REVISION, None)
+        return Entry(session_id, message.sequence, _record(message.data))
+
+    def follow(self, on_position: Callable[[int], None]) -> OrderedConsumer:
+        """Every entry there is, then every change; `entry_of` reads its messages."""
+        return OrderedConsumer(
+            self._connection,
+            self.stream,
+            [subjects.all_keys(self._bucket)],
+            Start("last_per_subject"),
+            on_position=on_position,
+        )
+
+    async def last_sequence(self) -> int:
+        """The bucket's last sequence, at its leader."""
+        return (await stream_state(self._connection, self.stream))[1]
+
+
+def entry_of(message: Delivered) -> Entry:
+    """The entry that a followed message is; one that was deleted or has expired has no record."""
+    return Entry(subjects.session_of(message.subject), message.sequence, _record(message.data))
+
+
+def _record(data: bytes) -> SessionRecord | None:
+    """The record, or None for a marker (which has no data) and for what is no record (somebody else's entry)."""
+    if not data:
+        return None
+    try:
+        return codec.decode(data, SessionRecord)
+    except codec.DecodeError as error:
+        log.error("an entry of the bucket is not a session record", extra={"error": str(error)})
+        return None

@@ -1,0 +1,145 @@
+"""The streams and buckets of the design: made where they are missing, adopted where they exist.
+
+A difference that loses nothing is updated; any other is refused with the fields named.
+Nothing is ever deleted and made again.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from jido_nats.broker.connection import Connection
+from jido_nats.broker.jetstream import STREAM_NOT_FOUND, JetStreamError, api
+from jido_nats.core import subjects
+from jido_nats.core.settings import Settings
+from jido_nats.errors import ConfigurationError, NoResponders, OutcomeUnknown, ServerUnusable
+
+SERVER_VERSION_MIN: Final = (2, 12, 0)
+_NS: Final = 1_000_000_000
+_NAME_IN_USE: Final = 10058
+# Limits that may grow: -1 and 0 mean none. Shrinking one would remove what is stored, so it is refused.
+_GROWING: Final = frozenset({"max_age", "max_bytes", "subject_delete_marker_ttl"})
+_FREE: Final = frozenset({"duplicate_window", "num_replicas", "description", "allow_direct"})
+_ENABLING: Final = frozenset({"allow_msg_ttl", "allow_rollup_hdrs"})
+_NO_LIMIT: Final = (0, -1)
+
+
+async def check_server(connection: Connection) -> None:
+    """`ServerUnusable` unless the server is new enough and has JetStream for this account."""
+    version = connection.server_version
+    if version < SERVER_VERSION_MIN:
+        found, needed = (".".join(map(str, v)) for v in (version, SERVER_VERSION_MIN[:2]))
+        raise ServerUnusable(f"the NATS server is version {found}; jido_nats needs {needed} or newer")
+    try:
+        await api(connection, "INFO")
+    except NoResponders as error:
+        raise ServerUnusable("the NATS server has no JetStream: start it with -js, or with our nats.conf") from error
+    except JetStreamError as error:
+        raise ServerUnusable(f"JetStream cannot be used: {error.description}") from error
+    except OutcomeUnknown as error:
+        raise ServerUnusable("JetStream does not answer; this user may not be allowed to use it") from error
+
+
+async def declare(connection: Connection, settings: Settings) -> None:
+    """Make or adopt every stream and bucket; `ConfigurationError` names the fields that differ."""
+    for config in designed(settings):
+        await _declare_stream(connection, config)
+
+
+def designed(settings: Settings) -> list[dict[str, Any]]:
+    """The stream configurations of the design under these settings."""
+    common = {"storage": "file", "retention": "limits", "num_replicas": settings.replicas, "discard": "old"}
+    events = {
+        "name": settings.events_stream,
+        "description": "every event of every session, and the claims on sessions",
+        "subjects": [subjects.EVENTS, subjects.ALL_SESSIONS, subjects.ALL_FENCES],
+        "max_age": settings.retention_s * _NS,
+        "max_bytes": settings.events_bytes_max,
+        "duplicate_window": settings.duplicate_window_s * _NS,
+        "max_consumers": settings.consumers_max,
+        "allow_direct": True,
+        "deny_delete": True,
+        "deny_purge": True,
+    }
+    output = {
+        "name": settings.output_stream,
+        "description": "what the workers of sessions say",
+        "subjects": [subjects.ALL_OUTPUT],
+        "max_age": settings.output_retention_s * _NS,
+        "max_bytes": settings.output_bytes_max,
+        "max_consumers": settings.consumers_max,
+        "allow_direct": True,
+    }
+    buckets = [
+        _bucket(settings.sessions_bucket, "the truth about each session", settings.marker_ttl_s),
+        _bucket(settings.managers_bucket, "which managers are alive", 60),
+    ]
+    return [common | config for config in (events, output, *buckets)]
+
+
+def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """(safe, unsafe): the fields that differ, told as `field is X, should be Y`."""
+    safe, unsafe = [], []
+    for field, want in wanted.items():
+        have = found.get(field, _unset(want))
+        if field == "subjects":
+            want, have = sorted(want), sorted(have)
+        if want == have or (want in _NO_LIMIT and have in _NO_LIMIT and field != "num_replicas"):
+            continue
+        (safe if _is_safe(field, want, have) else unsafe).append(f"{field} is {have}, should be {want}")
+    return safe, unsafe
+
+
+def _bucket(name: str, description: str, marker_ttl_s: int) -> dict[str, Any]:
+    # History 1, so that an entry's TTL may be shorter than its marker's.
+    return {
+        "name": subjects.bucket_stream(name),
+        "description": description,
+        "subjects": [subjects.all_keys(name)],
+        "max_msgs_per_subject": 1,
+        "max_consumers": -1,
+        "discard": "new",
+        "allow_rollup_hdrs": True,
+        "allow_direct": True,
+        "deny_delete": True,
+        "allow_msg_ttl": True,
+        "subject_delete_marker_ttl": marker_ttl_s * _NS,
+    }
+
+
+async def _declare_stream(connection: Connection, wanted: dict[str, Any]) -> None:
+    name = wanted["name"]
+    try:
+        found = (await api(connection, f"STREAM.INFO.{name}"))["config"]
+    except JetStreamError as error:
+        if error.code != STREAM_NOT_FOUND:
+            raise ServerUnusable(f"the stream {name} cannot be read: {error.description}") from error
+        try:
+            await api(connection, f"STREAM.CREATE.{name}", wanted, timeout_s=10.0)
+            return
+        except JetStreamError as other:
+            if other.code != _NAME_IN_USE:  # else another manager made it just now
+                raise ServerUnusable(f"the stream {name} cannot be made: {other.description}") from other
+        found = (await api(connection, f"STREAM.INFO.{name}"))["config"]
+    safe, unsafe = differences(wanted, found)
+    if unsafe:
+        raise ConfigurationError(
+            f"the stream {name} exists and differs: {'; '.join(unsafe)}. Change it or the settings; nothing was touched"
+        )
+    if safe:
+        try:
+            await api(connection, f"STREAM.UPDATE.{name}", found | wanted, timeout_s=10.0)
+        except JetStreamError as error:
+            raise ConfigurationError(
+                f"the stream {name} differs ({'; '.join(safe)}) and cannot be updated: {error.description}"
+            ) from error
+
+
+def _is_safe(field: str, want: Any, have: Any) -> bool:
+    if field in _GROWING:
+        return want in _NO_LIMIT or (have not in _NO_LIMIT and want > have)
+    return field in _FREE or (field in _ENABLING and want is True)
+
+
+def _unset(want: Any) -> Any:
+    """What a field means that the server leaves out."""
+    return {bool: False, int: 0, str: "", list: []}[type(want)]

@@ -1,0 +1,1 @@
+"""The pure core: no await, clock, randomness, logging or NATS."""

@@ -1,0 +1,133 @@
+"""Bytes to structs and back, as JSON or MessagePack; every way that bytes can be wrong is one `DecodeError`."""
+
+import math
+from enum import StrEnum
+from functools import cache
+from typing import Any, Final, TypeVar, cast
+
+import msgspec
+
+from jido_nats.core.events import Event
+
+T = TypeVar("T")
+
+DEPTH_MAX: Final = 32
+_INT64_MIN: Final = -(2**63)
+_INT64_MAX: Final = 2**63 - 1
+
+
+class Encoding(StrEnum):
+    """How a payload is written; the value is the short name of the settings, `content_type` the header's."""
+
+    JSON = "json"
+    MSGPACK = "msgpack"
+
+    @property
+    def content_type(self) -> str:
+        """The media type that goes into `Content-Type`."""
+        return _CONTENT_TYPES[self]
+
+
+_CONTENT_TYPES: Final = {Encoding.JSON: "application/json", Encoding.MSGPACK: "application/msgpack"}
+
+
+class DecodeError(ValueError):
+    """The bytes are not what they should be; the message says where."""
+
+
+def encoding_of(content_type: str | None) -> Encoding:
+    """The encoding that a `Content-Type` header names, JSON where there is none; else `DecodeError`."""
+    if not content_type:
+        return Encoding.JSON
+    media_type = content_type.partition(";")[0].strip().lower()
+    for encoding, known in _CONTENT_TYPES.items():
+        if media_type == known:
+            return encoding
+    raise DecodeError(f"Content-Type {media_type[:80]!r} is not known; use {' or '.join(_CONTENT_TYPES.values())}")
+
+
+def encode(value: object, encoding: Encoding = Encoding.JSON) -> bytes:
+    """The value's bytes; `DecodeError` where it holds what the encoding cannot carry."""
+    try:
+        return _ENCODERS[encoding].encode(value)
+    except (msgspec.MsgspecError, OverflowError, RecursionError, TypeError, UnicodeError) as error:
+        raise DecodeError(f"the value cannot be encoded as {encoding}: {error}") from error
+
+
+def decode(data: bytes, kind: type[T], encoding: Encoding = Encoding.JSON) -> T:
+    """A value of `kind`; `DecodeError` for anything that is not one."""
+    try:
+        return cast(T, _decoder(kind, encoding).decode(data))
+    except RecursionError as error:
+        raise DecodeError("the payload is nested too deep") from error
+    except UnicodeDecodeError as error:
+        raise DecodeError("the payload is not valid UTF-8") from error
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise DecodeError(str(error)) from error
+
+
+def decode_event(data: bytes, encoding: Encoding = Encoding.JSON) -> Event | None:
+    """The event, or None for an event of a type that is not known here (readers ignore those)."""
+    try:
+        return cast(Event, _decoder(Event, encoding).decode(data))
+    except Exception:
+        tag = decode(data, _AnyEvent, encoding).type
+        if tag not in _KNOWN_TYPES:
+            return None
+    return decode(data, cast(type[Event], Event), encoding)
+
+
+def check_plain(value: Any, name: str) -> None:
+    """`DecodeError` unless the value is the same in JSON and in MessagePack.
+
+    Plain is: None, bool, finite float, integer of 64 bits, text, and lists and objects of those with text
+    as keys, at most `DEPTH_MAX` deep.
+    """
+    stack = [(value, 1)]
+    while stack:
+        item, depth = stack.pop()
+        if depth > DEPTH_MAX:
+            raise DecodeError(f"{name} is nested more than {DEPTH_MAX} deep")
+        match item:
+            case None | bool():
+                pass
+            case str():
+                _check_text(item, name)
+            case int():
+                if not _INT64_MIN <= item <= _INT64_MAX:
+                    raise DecodeError(f"{name} holds an integer beyond 64 bits")
+            case float():
+                if not math.isfinite(item):
+                    raise DecodeError(f"{name} holds a number that is not finite")
+            case list():
+                stack += [(element, depth + 1) for element in item]
+            case dict():
+                for key, element in item.items():
+                    if not isinstance(key, str):
+                        raise DecodeError(f"{name} has a key that is not text")
+                    _check_text(key, name)
+                    stack.append((element, depth + 1))
+            case _:
+                raise DecodeError(f"{name} holds a {type(item).__name__}, which JSON cannot carry")
+
+
+def _check_text(text: str, name: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DecodeError(f"{name} holds text that is not valid Unicode") from error
+
+
+class _AnyEvent(msgspec.Struct):
+    type: str
+
+
+_KNOWN_TYPES: Final = frozenset(str(kind.__struct_config__.tag) for kind in Event.__args__)
+_ENCODERS: Final = {Encoding.JSON: msgspec.json.Encoder(), Encoding.MSGPACK: msgspec.msgpack.Encoder()}
+
+
+@cache
+def _decoder(kind: Any, encoding: Encoding) -> msgspec.json.Decoder[Any] | msgspec.msgpack.Decoder[Any]:
+    if encoding is Encoding.JSON:
+        return msgspec.json.Decoder(kind)
+    return msgspec.msgpack.Decoder(kind)

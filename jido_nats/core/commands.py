@@ -1,0 +1,123 @@
+"""Requests and replies of the API. Unknown fields of a request are refused: a typing error must not be ignored."""
+
+from typing import Any, Final
+
+import msgspec
+
+from jido_nats.core.codec import DecodeError, check_plain, encode
+from jido_nats.core.session import SessionRecord, Status
+from jido_nats.core.subjects import check_session_id
+from jido_nats.errors import BadRequest, TooLarge
+
+LIST_LIMIT: Final = 100
+LIST_LIMIT_MAX: Final = 1000
+DETAIL_LENGTH_MAX: Final = 1000
+
+
+class Empty(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request that says all it has to say by its subject."""
+
+
+class CreateRequest(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
+    """`jido.session.create`: all of it is optional."""
+
+    session_id: str | None = None
+    metadata: dict[str, Any] = {}
+    llm_config: dict[str, Any] | None = None
+
+
+class ListRequest(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
+    """`jido.session.list`: live sessions by default; `metadata` keeps those that have all these pairs."""
+
+    status: Status | None = None
+    metadata: dict[str, Any] = {}
+    include_terminated: bool = False
+    limit: int = LIST_LIMIT
+    cursor: str | None = None
+
+
+class TerminateRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """`jido.session.terminate.<id>`: `detail` is kept in the record and told in the events."""
+
+    detail: str | None = None
+
+
+class CreateReply(SessionRecord, frozen=True, kw_only=True, omit_defaults=True):
+    """The record; `replayed` where the same request had been carried out before."""
+
+    replayed: bool = False
+
+
+class ListReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The sessions, ordered by id; `next_cursor` where there are more."""
+
+    sessions: list[SessionRecord]
+    next_cursor: str | None = None
+
+
+class ErrorDetail(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What went wrong: a stable code, a sentence, and the session if there is one."""
+
+    code: str
+    message: str
+    session_id: str | None = None
+
+
+class ErrorReply(msgspec.Struct, frozen=True):
+    """The body of every error."""
+
+    error: ErrorDetail
+
+
+def check_create(request: CreateRequest, size_max: int) -> None:
+    """`BadRequest` or `TooLarge` unless a session can be made of the request.
+
+    `size_max`: bytes that `metadata` and `llm_config` may have together, as JSON.
+    """
+    if request.session_id is not None:
+        check_session_id(request.session_id)
+    try:
+        check_plain(request.metadata, "metadata")
+        check_plain(request.llm_config, "llm_config")
+        size = len(encode([request.metadata, request.llm_config]))
+    except DecodeError as error:
+        raise BadRequest(str(error), session_id=request.session_id) from error
+    if size > size_max:
+        raise TooLarge(
+            f"metadata and llm_config are {size} bytes, at most {size_max} are taken: keep references to large data",
+            session_id=request.session_id,
+        )
+
+
+def check_list(request: ListRequest) -> None:
+    """`BadRequest` unless the request can be answered."""
+    if not 1 <= request.limit <= LIST_LIMIT_MAX:
+        raise BadRequest(f"limit is 1 to {LIST_LIMIT_MAX}")
+    if request.cursor is not None:
+        check_session_id(request.cursor)
+
+
+def check_terminate(request: TerminateRequest) -> None:
+    """`BadRequest` unless `detail` fits into an event."""
+    if request.detail is None:
+        return
+    if len(request.detail) > DETAIL_LENGTH_MAX:
+        raise BadRequest(f"detail is at most {DETAIL_LENGTH_MAX} characters")
+    try:
+        check_plain(request.detail, "detail")
+    except DecodeError as error:
+        raise BadRequest(str(error)) from error
+
+
+def same_content(request: CreateRequest, record: SessionRecord) -> bool:
+    """Whether the record was made by this request, or one that asks for the same."""
+    return request.metadata == record.metadata and request.llm_config == record.llm_config
+
+
+def reply_of(record: SessionRecord, *, replayed: bool) -> CreateReply:
+    """The answer to a create."""
+    return CreateReply(**msgspec.structs.asdict(record), replayed=replayed)

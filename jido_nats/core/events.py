@@ -1,0 +1,51 @@
+"""The events, a tagged union: `type` is the contract, fields may be added with defaults."""
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from jido_nats.core.session import Reason, Status
+
+
+class SessionCreated(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="session_created"):
+    """A session exists; always version 1."""
+
+    session_id: str
+    version: int
+    created_at: datetime
+    metadata: dict[str, Any]
+
+
+class SessionStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="session_status"):
+    """A session went from `previous_status` to `status`; `reason` and `error` where it is ending."""
+
+    session_id: str
+    version: int
+    status: Status
+    previous_status: Status
+    updated_at: datetime
+    reason: Reason | None = None
+    error: str | None = None
+    detail: str | None = None
+    forced: bool = False
+
+
+class SessionTerminated(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="session_terminated"):
+    """A session has ended; follows the `session_status` of the same version."""
+
+    session_id: str
+    version: int
+    updated_at: datetime
+    reason: Reason
+    error: str | None = None
+    detail: str | None = None
+    forced: bool = False
+
+
+Event = SessionCreated | SessionStatus | SessionTerminated
+
+
+def event_type(event: Event) -> str:
+    """The value of `type` on the wire, such as `session_status`."""
+    return str(type(event).__struct_config__.tag)

@@ -1,0 +1,149 @@
+"""The rules of a session's life, as data, and the two functions that apply them.
+
+`create` and `transition` return the new record and its events, or refuse; they touch nothing.
+A record carries everything that its events are made of, so `events_of` gives them again at any time:
+that is how a survivor publishes what a dead manager had committed.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated
+from jido_nats.core.session import Reason, SessionRecord, Status
+from jido_nats.errors import InvalidTransition
+
+TRANSITIONS: Final[Mapping[Status, frozenset[Status]]] = {
+    Status.INITIALIZING: frozenset({Status.ACTIVE, Status.TERMINATED}),
+    Status.ACTIVE: frozenset({Status.IDLE, Status.TERMINATING, Status.TERMINATED}),
+    Status.IDLE: frozenset({Status.ACTIVE, Status.TERMINATING, Status.TERMINATED}),
+    Status.TERMINATING: frozenset({Status.TERMINATED}),
+    Status.TERMINATED: frozenset(),
+}
+
+# A reason that a command or a limit gave passes through `terminating`; the others say what has happened already.
+PASSING_REASONS: Final = frozenset({Reason.REQUESTED, Reason.TIMED_OUT, Reason.MANAGER_STOPPED})
+DIRECT_REASONS: Final = frozenset(Reason) - PASSING_REASONS
+
+
+def create(
+    session_id: str,
+    *,
+    owner: str,
+    at: datetime,
+    metadata: dict[str, Any] | None = None,
+    llm_config: dict[str, Any] | None = None,
+    after: int = 0,
+) -> tuple[SessionRecord, tuple[Event, ...]]:
+    """Version 1 of a session, `initializing`, and its `session_created`."""
+    record = SessionRecord(
+        session_id=session_id,
+        status=Status.INITIALIZING,
+        version=1,
+        owner=owner,
+        created_at=at,
+        updated_at=at,
+        metadata=metadata or {},
+        llm_config=llm_config,
+        after=after,
+    )
+    return record, events_of(record)
+
+
+def transition(
+    record: SessionRecord,
+    status: Status,
+    *,
+    at: datetime,
+    reason: Reason | None = None,
+    error: str | None = None,
+    detail: str | None = None,
+    forced: bool = False,
+    owner: str | None = None,
+    after: int = 0,
+) -> tuple[SessionRecord, tuple[Event, ...]]:
+    """The record's next version, in `status`, and its events.
+
+    `owner` is given where another manager takes over. Time never runs backwards within a session.
+    Raises `InvalidTransition` where the table, or the way that the reason has to take, does not allow it.
+    """
+    _check(record, status, reason)
+    changed = msgspec.structs.replace(
+        record,
+        status=status,
+        previous_status=record.status,
+        version=record.version + 1,
+        owner=owner or record.owner,
+        updated_at=max(at, record.updated_at),
+        reason=record.reason or reason,
+        error=error or record.error,
+        detail=record.detail or detail,
+        forced=forced,
+        after=max(after, record.after),
+    )
+    return changed, events_of(changed)
+
+
+def events_of(record: SessionRecord) -> tuple[Event, ...]:
+    """The events of the record's version, in the order in which they are told."""
+    if record.previous_status is None:
+        return (
+            SessionCreated(
+                session_id=record.session_id,
+                version=record.version,
+                created_at=record.created_at,
+                metadata=record.metadata,
+            ),
+        )
+    changed = SessionStatus(
+        session_id=record.session_id,
+        version=record.version,
+        status=record.status,
+        previous_status=record.previous_status,
+        updated_at=record.updated_at,
+        reason=record.reason,
+        error=record.error,
+        detail=record.detail,
+        forced=record.forced,
+    )
+    if record.status is not Status.TERMINATED:
+        return (changed,)
+    assert record.reason is not None, "a terminated record has a reason"
+    ended = SessionTerminated(
+        session_id=record.session_id,
+        version=record.version,
+        updated_at=record.updated_at,
+        reason=record.reason,
+        error=record.error,
+        detail=record.detail,
+        forced=record.forced,
+    )
+    return (changed, ended)
+
+
+def diagram() -> str:
+    """The table as a Mermaid state diagram, for the README."""
+    lines = ["stateDiagram-v2", "    [*] --> initializing"]
+    lines += [f"    {source} --> {target}" for source in Status for target in Status if target in TRANSITIONS[source]]
+    return "\n".join([*lines, "    terminated --> [*]"])
+
+
+def _check(record: SessionRecord, status: Status, reason: Reason | None) -> None:
+    def refuse(why: str) -> InvalidTransition:
+        return InvalidTransition(why, session_id=record.session_id)
+
+    if status not in TRANSITIONS[record.status]:
+        allowed = " or ".join(sorted(TRANSITIONS[record.status])) or "nothing"
+        raise refuse(f"a session that is {record.status} cannot become {status}, only {allowed}")
+    if status is Status.TERMINATING and reason not in PASSING_REASONS:
+        raise refuse(f"a session passes through terminating for {_either(PASSING_REASONS)}, not for {reason}")
+    if status is Status.TERMINATED and record.status is not Status.TERMINATING and reason not in DIRECT_REASONS:
+        raise refuse(f"a session that is {record.status} ends at once for {_either(DIRECT_REASONS)}, not for {reason}")
+    if status in (Status.ACTIVE, Status.IDLE) and reason is not None:
+        raise refuse(f"a session that becomes {status} is not ending and takes no reason")
+
+
+def _either(reasons: frozenset[Reason]) -> str:
+    return " or ".join(sorted(reasons))

@@ -1,0 +1,74 @@
+"""Every setting of a deployment, with its default, and how a TOML file is read into them."""
+
+from typing import Any
+
+import msgspec
+
+from jido_nats.core import subjects
+from jido_nats.core.codec import Encoding
+from jido_nats.errors import ConfigurationError
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of a manager; those that name or shape storage have to be the same in a whole deployment.
+
+    Times are seconds (`_s`), sizes bytes; `None` and -1 mean no limit.
+    """
+
+    # storage, the same for the whole deployment
+    events_stream: str = subjects.EVENTS_STREAM
+    output_stream: str = subjects.OUTPUT_STREAM
+    sessions_bucket: str = subjects.SESSIONS_BUCKET
+    managers_bucket: str = subjects.MANAGERS_BUCKET
+    replicas: int = 1
+    retention_s: int = 7 * 24 * 3600
+    events_bytes_max: int = -1
+    output_retention_s: int = 24 * 3600
+    output_bytes_max: int = -1
+    consumers_max: int = 10_000
+    duplicate_window_s: int = 120
+    terminated_ttl_s: int = 3600
+    marker_ttl_s: int = 3600
+    lease_s: int = 10
+
+    # this manager
+    encoding: Encoding = Encoding.JSON
+    wait_ready: bool = False
+    start_timeout_s: float = 30.0
+    stop_timeout_s: float = 3.0
+    command_timeout_s: float = 4.5
+    sessions_max: int = 100_000
+    commands_max: int = 4096
+    request_bytes_max: int = 64 * 1024
+    metadata_bytes_max: int = 32 * 1024
+
+    def __post_init__(self) -> None:
+        for name in ("events_stream", "output_stream", "sessions_bucket", "managers_bucket"):
+            if not subjects.is_token(getattr(self, name)):
+                raise ValueError(f"{name} has to be letters, digits, '_' or '-'")
+        for name in _POSITIVE:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} has to be greater than 0")
+        if self.duplicate_window_s > self.retention_s:
+            raise ValueError("duplicate_window_s cannot be longer than retention_s")
+        if not 1 <= self.replicas <= 5:
+            raise ValueError("replicas has to be 1 to 5")
+
+
+_POSITIVE = (
+    "retention_s output_retention_s duplicate_window_s terminated_ttl_s marker_ttl_s lease_s consumers_max "
+    "start_timeout_s stop_timeout_s command_timeout_s sessions_max commands_max request_bytes_max metadata_bytes_max"
+).split()
+
+
+def load(toml: bytes, **overrides: Any) -> Settings:
+    """The settings of a TOML file's bytes; `overrides` win where they are not None.
+
+    Raises `ConfigurationError` that names the setting.
+    """
+    try:
+        values = msgspec.toml.decode(toml)
+        values.update({name: value for name, value in overrides.items() if value is not None})
+        return msgspec.convert(values, Settings)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise ConfigurationError(f"the settings cannot be used: {error}") from error

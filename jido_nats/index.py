@@ -1,0 +1,98 @@
+"""Every session of the bucket, in memory: what `list` and the sweep stand on."""
+
+import asyncio
+import bisect
+from collections import defaultdict
+from collections.abc import Iterator
+
+from jido_nats.broker.registry import Entry
+from jido_nats.core.commands import ListReply, ListRequest
+from jido_nats.core.session import SessionRecord, Status
+
+
+class SessionIndex:
+    """The records as of `position`, a sequence of the bucket's stream."""
+
+    def __init__(self) -> None:
+        self.position = 0
+        self._records: dict[str, SessionRecord] = {}
+        self._ids: list[str] = []
+        self._unsealed: defaultdict[str, set[str]] = defaultdict(set)
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def apply(self, entry: Entry) -> None:
+        """Take in one followed entry; entries come in the order of their revisions."""
+        before = self._records.get(entry.session_id)
+        if before is not None:
+            self._unsealed[before.owner].discard(entry.session_id)
+        if entry.record is None:
+            if before is not None:
+                del self._records[entry.session_id]
+                del self._ids[bisect.bisect_left(self._ids, entry.session_id)]
+            return
+        self._records[entry.session_id] = entry.record
+        if before is None:
+            bisect.insort(self._ids, entry.session_id)
+        if not entry.record.sealed:
+            self._unsealed[entry.record.owner].add(entry.session_id)
+
+    def moved_to(self, position: int) -> None:
+        """All entries up to `position` are applied: tell those who wait."""
+        self.position = max(self.position, position)
+        for wanted, waiter in self._waiters:
+            if wanted <= self.position and not waiter.done():
+                waiter.set_result(None)
+        self._waiters = [(wanted, waiter) for wanted, waiter in self._waiters if not waiter.done()]
+
+    async def reached(self, position: int) -> None:
+        """Return when the index is at `position` or later."""
+        if self.position < position:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append((position, waiter))
+            await waiter
+
+    def clear(self) -> None:
+        """Forget everything, before a new snapshot."""
+        self.position = 0
+        self._records.clear()
+        self._ids.clear()
+        self._unsealed.clear()
+
+    def get(self, session_id: str) -> SessionRecord | None:
+        """The record, if the index has it."""
+        return self._records.get(session_id)
+
+    def owners(self) -> set[str]:
+        """The managers that unsealed records name as their owners."""
+        return {owner for owner, sessions in self._unsealed.items() if sessions}
+
+    def unsealed(self, owner: str) -> list[str]:
+        """The ids of the unsealed records of one owner."""
+        return sorted(self._unsealed.get(owner, ()))
+
+    def page(self, request: ListRequest) -> ListReply:
+        """The sessions that the request asks for, ordered by id, behind its cursor."""
+        found: list[SessionRecord] = []
+        for record in self._behind(request.cursor):
+            if _matches(record, request):
+                if len(found) == request.limit:
+                    return ListReply(sessions=found, next_cursor=found[-1].session_id)
+                found.append(record)
+        return ListReply(sessions=found)
+
+    def _behind(self, cursor: str | None) -> Iterator[SessionRecord]:
+        start = 0 if cursor is None else bisect.bisect_right(self._ids, cursor)
+        for index in range(start, len(self._ids)):
+            yield self._records[self._ids[index]]
+
+
+def _matches(record: SessionRecord, request: ListRequest) -> bool:
+    if request.status is not None:
+        if record.status is not request.status:
+            return False
+    elif record.status is Status.TERMINATED and not request.include_terminated:
+        return False
+    return all(key in record.metadata and record.metadata[key] == value for key, value in request.metadata.items())

@@ -1,0 +1,331 @@
+"""The sessions that this manager runs, and the one way in which they change.
+
+Every change is decided by the lifecycle and carried out by the session's writer, under the session's lock:
+one at a time for a session, side by side for different ones. What has begun is finished in a task of the
+manager's own, whether or not its caller still waits.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterable
+from datetime import datetime
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from jido_nats.core import lifecycle
+from jido_nats.core.commands import CreateRequest
+from jido_nats.core.session import Reason, SessionRecord, Status
+from jido_nats.core.settings import Settings
+from jido_nats.errors import AlreadyExists, Fenced, JidoError, Overloaded, StartFailed, StopTimeout, Unavailable
+from jido_nats.worker import Outcome, Session, Worker, WorkerRun, error_text
+from jido_nats.write_path import SessionWriter, WritePath
+
+STOPS_AT_ONCE: Final = 256
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Taken(Exception):
+    """A session of that id exists and is not run here; `.record` is what was read of it."""
+
+    def __init__(self, record: SessionRecord) -> None:
+        super().__init__(record.session_id)
+        self.record = record
+
+
+class NotHere(Exception):
+    """This manager does not run that session (any more)."""
+
+
+class _Live:
+    """One session that this manager runs: from before its first commit until it is sealed."""
+
+    __slots__ = ("_ended", "lock", "run", "session", "writer")
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.writer: SessionWriter | None = None
+        self.session: Session | None = None
+        self.run: WorkerRun | None = None
+        self._ended: asyncio.Future[None] | None = None
+
+    @property
+    def record(self) -> SessionRecord:
+        assert self.writer is not None, "begun"
+        return self.writer.record
+
+    async def wait_ended(self, timeout_s: float) -> bool:
+        """Whether the end was stored within `timeout_s`."""
+        if self._ended is None:
+            self._ended = asyncio.get_running_loop().create_future()
+        await asyncio.wait({self._ended}, timeout=timeout_s)
+        return self._ended.done()
+
+    def tell_ended(self) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+
+
+class Sessions:
+    """This manager's own sessions."""
+
+    def __init__(
+        self, path: WritePath, worker: Worker, settings: Settings, *, now: Callable[[], datetime], new_id: Callable[[], str]
+    ) -> None:
+        self._path = path
+        self._worker = worker
+        self._settings = settings
+        self._now = now
+        self._new_id = new_id
+        self._live: dict[str, _Live] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing = False
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __contains__(self, session_id: str) -> bool:
+        return session_id in self._live
+
+    @property
+    def full(self) -> bool:
+        """Whether no more sessions are taken."""
+        return self._closing or len(self._live) >= self._settings.sessions_max
+
+    def writers(self) -> Iterable[SessionWriter]:
+        """The writer of every session that has begun."""
+        return [live.writer for live in self._live.values() if live.writer is not None]
+
+    async def in_own_task(self, work: Coroutine[Any, Any, T], timeout_s: float | None) -> T:
+        """The result of `work`, which goes on when the caller is cancelled or `timeout_s` is over (`Unavailable`)."""
+        task = asyncio.create_task(work)
+        self._keep(task)
+        done, _ = await asyncio.wait({task}, timeout=timeout_s)
+        if not done:
+            raise Unavailable("not done yet, or not known to be: ask again with the same session id")
+        return task.result()
+
+    async def create(self, session_id: str | None, request: CreateRequest) -> tuple[SessionRecord, bool]:
+        """(record, replayed) of a session that is `active`, or was made by the same request before.
+
+        Raises `Taken` for one that is not run here, `AlreadyExists`, `StartFailed`, `Overloaded`, `Unavailable`.
+        """
+        session_id = session_id or self._new_id()
+        while (live := self._live.get(session_id)) is not None:
+            async with live.lock:  # its start, if that still goes on
+                if live.writer is not None and not live.writer.lost:
+                    return live.record, True
+        if self._closing:
+            raise Unavailable("this manager is stopping; ask again")
+        if self.full:
+            raise Overloaded(f"this manager runs {len(self._live)} sessions, its limit; ask again later")
+        return await self._create(session_id, request), False
+
+    async def change(self, session_id: str, status: Status) -> SessionRecord:
+        """The record in its new status, `active` or `idle`. Raises `NotHere`, `InvalidTransition`."""
+        live = self._find(session_id)
+        async with live.lock:
+            _check_here(session_id, live)
+            await self._advance(live, status)
+            return live.record
+
+    async def terminate(self, session_id: str, reason: Reason, detail: str | None = None) -> SessionRecord:
+        """The record, `terminated`; at once where it is already. Raises `NotHere`, `StopTimeout`."""
+        live = self._find(session_id)
+        async with live.lock:
+            _check_here(session_id, live)
+            if live.record.status not in (Status.TERMINATING, Status.TERMINATED):
+                await self._advance(live, Status.TERMINATING, reason=reason, detail=detail)
+        if live.record.status is Status.TERMINATED:
+            return live.record
+        assert live.run is not None, "a session that has started has a worker"
+        live.run.cancel()
+        if not await live.wait_ended(self._settings.stop_timeout_s):
+            raise StopTimeout(
+                f"the worker has not stopped within {self._settings.stop_timeout_s:g} s; stopping goes on",
+                session_id=session_id,
+            )
+        _check_here(session_id, live)
+        return live.record
+
+    def lose(self, session_id: str) -> None:
+        """Another manager has this session now: stop its worker, write nothing more."""
+        live = self._live.pop(session_id, None)
+        if live is None or live.writer is None:
+            return
+        log.warning("session taken by another manager", extra={"session_id": session_id})
+        live.writer.lost = True
+        if live.run is not None:
+            live.run.cancel()
+        live.tell_ended()
+
+    async def close(self, timeout_s: float) -> int:
+        """End every session with `manager_stopped`; how many could not be ended within `timeout_s`."""
+        self._closing = True
+        gate = asyncio.Semaphore(STOPS_AT_ONCE)
+        for session_id in list(self._live):
+            self._keep(asyncio.create_task(self._stop_one(session_id, gate), name=f"stop {session_id}"))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while self._tasks and loop.time() < deadline:
+            await asyncio.wait(set(self._tasks), timeout=deadline - loop.time())
+        left = len(self._live)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        return left
+
+    async def _create(self, session_id: str, request: CreateRequest) -> SessionRecord:
+        live = self._live[session_id] = _Live()
+        async with live.lock:
+            try:
+                await self._begin(live, session_id, request)
+            except BaseException:
+                self._live.pop(session_id, None)
+                raise
+            await self._start(live)
+        return live.record
+
+    async def _begin(self, live: _Live, session_id: str, request: CreateRequest) -> None:
+        revision = 0
+        if request.session_id is not None:
+            entry = await self._path.registry.get(session_id)
+            if entry.record is not None:
+                raise Taken(entry.record)
+            if await self._path.event_log.remembers(session_id):
+                raise AlreadyExists(
+                    "a session of that id has been before, its record has expired; choose another", session_id=session_id
+                )
+            revision = entry.revision
+        record, _ = lifecycle.create(
+            session_id,
+            owner=self._path.manager_id,
+            at=self._now(),
+            metadata=request.metadata,
+            llm_config=request.llm_config,
+            after=self._path.event_log.acknowledged,
+        )
+        writer = SessionWriter(self._path, record, revision)
+        try:
+            await writer.commit(record)
+        except Fenced:
+            entry = await self._path.registry.get(session_id)
+            if entry.record is not None:
+                raise Taken(entry.record) from None
+            raise Unavailable("the session id is just being expired; ask again", session_id=session_id) from None
+        live.writer = writer
+        await self._guarded(live, writer.publish())
+
+    async def _start(self, live: _Live) -> None:
+        wait_ready = self._settings.wait_ready
+        live.session = Session(live.record, partial(self._step, live), wait_ready=wait_ready)
+        error: str | None = None
+        try:
+            live.run = WorkerRun(self._worker, live.session, partial(self._on_worker_end, live))
+        except Exception as failure:
+            error = error_text(failure)
+        if error is None and wait_ready:
+            assert live.run is not None
+            error = await live.run.wait_ready(self._settings.start_timeout_s)
+        if error is None:
+            await self._advance(live, Status.ACTIVE)
+            return
+        await self._end_failed_start(live, error)
+        raise StartFailed(f"the session did not start: {error}", session_id=live.record.session_id)
+
+    async def _end_failed_start(self, live: _Live, error: str) -> None:
+        while live.run is not None and not live.run.ended:
+            live.run.cancel()
+            await live.run.wait_ended(self._settings.stop_timeout_s)
+        await self._end(live, reason=Reason.START_FAILED, error=error)
+
+    async def _step(self, live: _Live, status: Status) -> SessionRecord:
+        """A step that the worker itself asks for."""
+        return await self.in_own_task(self.change(live.record.session_id, status), None)
+
+    def _on_worker_end(self, live: _Live, outcome: Outcome) -> None:
+        self._keep(asyncio.create_task(self._finish(live, outcome), name=f"finish {live.record.session_id}"))
+
+    async def _finish(self, live: _Live, outcome: Outcome) -> None:
+        async with live.lock:
+            if live.record.status is Status.TERMINATED or live.record.session_id not in self._live:
+                return
+            if live.record.status is Status.TERMINATING:
+                await self._end(live, error=outcome.error)
+            elif outcome.error is not None or outcome.cancelled:
+                await self._end(live, reason=Reason.CRASHED, error=outcome.error or "CancelledError")
+            else:
+                await self._end(live, reason=Reason.COMPLETED)
+
+    async def _end(self, live: _Live, **why: Any) -> None:
+        """To `terminated`, tell those who wait, seal, and let go of it. The lock is held."""
+        await self._advance(live, Status.TERMINATED, **why)
+        live.tell_ended()
+        assert live.writer is not None
+        await self._guarded(live, live.writer.seal())
+        self._live.pop(live.record.session_id, None)
+
+    async def _advance(self, live: _Live, status: Status, **why: Any) -> None:
+        """Decide, commit, publish. The lock is held."""
+        changed, _ = lifecycle.transition(
+            live.record, status, at=self._now(), after=self._path.event_log.acknowledged, **why
+        )
+        assert live.writer is not None
+        await self._guarded(live, self._write(live.writer, changed))
+        if live.session is not None:
+            live.session.record = changed
+
+    async def _write(self, writer: SessionWriter, changed: SessionRecord) -> None:
+        await writer.commit(changed)
+        await writer.publish()
+
+    async def _guarded(self, live: _Live, write: Coroutine[Any, Any, None]) -> None:
+        """Carry out a write; where another manager has the session, let go of it."""
+        try:
+            await write
+        except Fenced as error:
+            session_id = live.record.session_id
+            self.lose(session_id)
+            raise Unavailable("another manager has taken the session over; ask again", session_id=session_id) from error
+
+    async def _stop_one(self, session_id: str, gate: asyncio.Semaphore) -> None:
+        live = self._live.get(session_id)
+        if live is None:
+            return
+        if live.writer is not None and live.record.status is Status.INITIALIZING and live.run is not None:
+            live.run.cancel()  # a start that is still waited for
+        async with gate:
+            try:
+                await self.terminate(session_id, Reason.MANAGER_STOPPED)
+            except StopTimeout:
+                async with live.lock:
+                    if live.record.status is Status.TERMINATING:
+                        await self._end(live, forced=True)
+            except NotHere:
+                pass
+
+    def _find(self, session_id: str) -> _Live:
+        live = self._live.get(session_id)
+        if live is None:
+            raise NotHere(session_id)
+        return live
+
+    def _keep(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._let_go)
+
+    def _let_go(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None and not isinstance(error, JidoError | Taken | NotHere):
+            log.error("a session's task failed", exc_info=error, extra={"task": task.get_name()})
+
+
+def _check_here(session_id: str, live: _Live) -> None:
+    """After waiting for the lock: was it made, and is it still ours?"""
+    if live.writer is None or live.writer.lost:
+        raise NotHere(session_id)

@@ -1,0 +1,140 @@
+"""The sweep: sessions that a dead manager left are claimed, repaired and ended with `owner_lost`.
+
+An orphan is an unsealed record (a terminated one too) whose owner, or whose claimant, has no lease.
+Safe: the claim comes first, so whoever was wrongly thought dead can store nothing more, and what the look
+finds is all there is. Of several survivors the fence admits one. Its own death at any step leaves the same
+work for the next. Live: the sweep runs every third of a lease, and at once when a lease expires.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final
+
+from jido_nats.broker.consumers import Delivered
+from jido_nats.broker.event_log import claimant
+from jido_nats.broker.leases import Leases
+from jido_nats.core import lifecycle, subjects
+from jido_nats.core.session import Reason, Status
+from jido_nats.errors import Fenced
+from jido_nats.index import SessionIndex
+from jido_nats.write_path import SessionWriter, WritePath
+
+AT_ONCE: Final = 128
+
+log = logging.getLogger(__name__)
+
+
+class Sweeper:
+    """Ends what dead managers left. `may_judge`: whether this manager has been up long enough to tell."""
+
+    def __init__(
+        self,
+        path: WritePath,
+        index: SessionIndex,
+        leases: Leases,
+        *,
+        interval_s: float,
+        runs_here: Callable[[str], bool],
+        may_judge: Callable[[], bool],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._path = path
+        self._index = index
+        self._leases = leases
+        self._interval_s = interval_s
+        self._runs_here = runs_here
+        self._may_judge = may_judge
+        self._now = now
+        self._claims: dict[str, str] = {}
+        self._nudge = asyncio.Event()
+        self.taken_over = 0
+
+    def nudge(self) -> None:
+        """Sweep soon: a lease has expired."""
+        self._nudge.set()
+
+    def apply_claim(self, message: Delivered) -> None:
+        """Take in a claim on a session: who made it matters while its record is not sealed."""
+        self._claims[subjects.session_of(message.subject)] = claimant(message.data)
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        while True:
+            try:
+                async with asyncio.timeout(self._interval_s):
+                    await self._nudge.wait()
+            except TimeoutError:
+                pass
+            self._nudge.clear()
+            if self._may_judge():
+                await self.sweep()
+
+    async def sweep(self) -> None:
+        """Take over every orphan there is now."""
+        orphans = await self._orphans()
+        if not orphans:
+            return
+        log.warning("taking over sessions of managers that are gone", extra={"sessions": len(orphans)})
+        gate = asyncio.Semaphore(AT_ONCE)
+        async with asyncio.TaskGroup() as group:
+            for session_id in orphans:
+                await gate.acquire()
+                task = group.create_task(self._take_over(session_id), name=f"take over {session_id}")
+                task.add_done_callback(lambda _: gate.release())
+
+    async def _orphans(self) -> list[str]:
+        self._forget_settled_claims()
+        claimants = {claimant for claimant in self._claims.values()}
+        gone = {owner for owner in self._index.owners() | claimants if not await self._is_alive(owner)}
+        orphans = {session_id for owner in gone for session_id in self._index.unsealed(owner)}
+        orphans |= {session_id for session_id, claimant in self._claims.items() if claimant in gone}
+        return sorted(session_id for session_id in orphans if not self._runs_here(session_id))
+
+    async def _is_alive(self, manager_id: str) -> bool:
+        if manager_id == self._path.manager_id or manager_id in self._leases.managers:
+            return True
+        return await self._leases.is_alive(manager_id)
+
+    def _forget_settled_claims(self) -> None:
+        for session_id in list(self._claims):
+            record = self._index.get(session_id)
+            if record is None or record.sealed:
+                del self._claims[session_id]
+
+    async def _take_over(self, session_id: str) -> None:
+        record = self._index.get(session_id)
+        if record is None:
+            return
+        writer = SessionWriter(self._path, record, 0, survivor=True)
+        try:
+            await writer.claim()
+            while await writer.reload():
+                if await self._finish(writer):
+                    return
+        except Fenced as error:
+            log.info("another manager takes this session over", extra={"session_id": session_id, "why": str(error)})
+
+    async def _finish(self, writer: SessionWriter) -> bool:
+        """Publish what was committed, end the session, seal it. False where its record was written meanwhile."""
+        await writer.publish(look=True)
+        record = writer.record
+        try:
+            if record.status is not Status.TERMINATED:
+                changed, _ = lifecycle.transition(
+                    record,
+                    Status.TERMINATED,
+                    at=self._now(),
+                    reason=Reason.OWNER_LOST,
+                    error=f"the manager {record.owner} is gone",
+                    owner=self._path.manager_id,
+                    after=self._path.event_log.acknowledged,
+                )
+                await writer.commit(changed)
+                await writer.publish()
+            await writer.seal()
+        except Fenced:
+            return False
+        self.taken_over += 1
+        return True

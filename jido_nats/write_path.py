@@ -1,0 +1,139 @@
+"""How a session changes: commit, publish, seal, and claim-and-look as the one way out of every doubt.
+
+The argument (searched exhaustively in the design's model):
+* The commit is the moment a version is true. It is a compare-and-set on the record's revision, repeated with
+  the same bytes until there is an answer, so it happens at most once.
+* A version's messages are stored one by one, each asserting the session's fence, the copy on the session's
+  own subject last. A claim moves the fence; behind it nothing that was sent before can be stored, so what the
+  look finds up to the claim is all there is, and what is missing can be published without a repeat.
+* Only one version is open at a time, so repairing the last one repairs all.
+* Nothing rests on the duplicate window, or on clocks.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from jido_nats.broker.event_log import EventLog
+from jido_nats.broker.registry import Registry
+from jido_nats.core import subjects
+from jido_nats.core.session import SessionRecord
+from jido_nats.core.subjects import Publication
+from jido_nats.errors import Conflict, Fenced, NotSent, OutcomeUnknown
+
+RETRY_WAIT_S: Final = 0.05
+
+
+@dataclass(frozen=True)
+class WritePath:
+    """What every session of one manager is written with."""
+
+    manager_id: str
+    registry: Registry
+    event_log: EventLog
+    # Returns when this manager may write: its lease stands, and after a lapse its sessions were looked at again.
+    may_write: Callable[[], Awaitable[None]]
+    # Whether a manager has a lease, read at the leader.
+    is_alive: Callable[[str], Awaitable[bool]]
+
+
+class SessionWriter:
+    """One session's record and events, written by one manager, one version at a time."""
+
+    __slots__ = ("_path", "fence", "lost", "record", "revision", "survivor")
+
+    def __init__(self, path: WritePath, record: SessionRecord, revision: int, *, survivor: bool = False) -> None:
+        self._path = path
+        self.record = record
+        self.revision = revision
+        self.fence = 0
+        self.survivor = survivor
+        self.lost = False
+
+    async def commit(self, changed: SessionRecord) -> None:
+        """Make `changed` the truth; `Fenced` where another manager has written meanwhile."""
+        await self._may_write()
+        try:
+            self.revision = await self._path.registry.write(changed, self.revision)
+        except Conflict:
+            entry = await self._path.registry.get(changed.session_id)
+            if entry.record != changed:
+                raise Fenced(f"the session {changed.session_id} was written by another manager") from None
+            self.revision = entry.revision
+        self.record = changed
+
+    async def publish(self, *, look: bool = False) -> None:
+        """Store every message that the record's version owes, each exactly once; `Fenced` where another claimed.
+
+        `look`: this manager has just claimed the session, and something of the version may be stored already.
+        """
+        stored = await self._look() if look else frozenset()
+        while True:
+            try:
+                await self._publish_missing(stored)
+                return
+            except (Conflict, OutcomeUnknown):
+                await asyncio.sleep(RETRY_WAIT_S)
+            await self.claim()
+            await self._check_unchanged()
+            stored = await self._look()
+
+    async def seal(self) -> None:
+        """Say that nothing will change any more, and let the record expire."""
+        await self.commit(msgspec.structs.replace(self.record, sealed=True))
+
+    async def claim(self) -> None:
+        """Move the fence to this manager.
+
+        `Fenced`: another has claimed it. (A survivor goes on where that one has no lease any more.)
+        """
+        path, session_id = self._path, self.record.session_id
+        while True:
+            fence = await path.event_log.fence(session_id)
+            if fence.manager_id is not None and fence.manager_id != path.manager_id:
+                if not self.survivor or await path.is_alive(fence.manager_id):
+                    raise Fenced(f"the session {session_id} was claimed by {fence.manager_id}")
+            await self._may_write()
+            try:
+                self.fence = await path.event_log.claim(session_id, path.manager_id, fence.sequence)
+                return
+            except (Conflict, OutcomeUnknown, NotSent):
+                await asyncio.sleep(RETRY_WAIT_S)
+
+    async def reload(self) -> bool:
+        """Read the record at the leader again; False where there is none or it is sealed: nothing is left to do."""
+        entry = await self._path.registry.get(self.record.session_id)
+        if entry.record is None or entry.record.sealed:
+            return False
+        self.record, self.revision = entry.record, entry.revision
+        return True
+
+    async def _check_unchanged(self) -> None:
+        entry = await self._path.registry.get(self.record.session_id)
+        if entry.record != self.record:
+            raise Fenced(f"the session {self.record.session_id} was written by another manager")
+
+    async def _look(self) -> Collection[str]:
+        return await self._path.event_log.stored(self.record, self.fence)
+
+    async def _publish_missing(self, stored: Collection[str]) -> None:
+        for publication in subjects.publications(self.record):
+            if publication.message_id not in stored:
+                await self._publish_one(publication)
+
+    async def _publish_one(self, publication: Publication) -> None:
+        while True:
+            await self._may_write()
+            try:
+                await self._path.event_log.publish(publication, self.fence)
+                return
+            except NotSent:  # surely not stored: no doubt, only patience
+                await asyncio.sleep(RETRY_WAIT_S)
+
+    async def _may_write(self) -> None:
+        await self._path.may_write()
+        if self.lost:
+            raise Fenced(f"the session {self.record.session_id} was taken by another manager")
