@@ -1,1 +1,61 @@
 """jido_nats: sessions whose every status change is an event on NATS."""
+
+from jido_nats.broker.connection import ConnectOptions
+from jido_nats.client import Client, EventMessage, EventStream
+from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated
+from jido_nats.core.session import Reason, SessionRecord, Status
+from jido_nats.core.settings import Settings
+from jido_nats.errors import (
+    AlreadyExists,
+    BadRequest,
+    CommandError,
+    ConfigurationError,
+    InternalError,
+    InvalidTransition,
+    JidoError,
+    NotFound,
+    Overloaded,
+    PositionTooOld,
+    ServerUnusable,
+    StartFailed,
+    StopTimeout,
+    TooLarge,
+    Unavailable,
+)
+from jido_nats.manager import SessionManager
+from jido_nats.server import LocalServer
+from jido_nats.worker import Session, Worker
+
+__all__ = [
+    "AlreadyExists",
+    "BadRequest",
+    "Client",
+    "CommandError",
+    "ConfigurationError",
+    "ConnectOptions",
+    "Event",
+    "EventMessage",
+    "EventStream",
+    "InternalError",
+    "InvalidTransition",
+    "JidoError",
+    "LocalServer",
+    "NotFound",
+    "Overloaded",
+    "PositionTooOld",
+    "Reason",
+    "ServerUnusable",
+    "Session",
+    "SessionCreated",
+    "SessionManager",
+    "SessionRecord",
+    "SessionStatus",
+    "SessionTerminated",
+    "Settings",
+    "StartFailed",
+    "Status",
+    "StopTimeout",
+    "TooLarge",
+    "Unavailable",
+    "Worker",
+]

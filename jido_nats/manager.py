@@ -16,7 +16,7 @@ import msgspec
 
 from jido_nats.broker import topology
 from jido_nats.broker.clock import boottime
-from jido_nats.broker.connection import ConnectOptions, Connection
+from jido_nats.broker.connection import Connection, ConnectOptions
 from jido_nats.broker.endpoints import Endpoints
 from jido_nats.broker.event_log import EventLog
 from jido_nats.broker.leases import Lease, Leases, ManagerInfo, describe
@@ -204,9 +204,7 @@ class SessionManager:
         self._event_log.acknowledged = await self._event_log.last_sequence()
         self._leases = Leases(connection, settings.managers_bucket)
         self._peers = Peers(connection)
-        path = WritePath(
-            self.manager_id, self._registry, self._event_log, self._may_write, self._leases.is_alive
-        )
+        path = WritePath(self.manager_id, self._registry, self._event_log, self._may_write, self._leases.is_alive)
         self._sessions = Sessions(path, self._worker, settings, now=_now, new_id=new_session_id)
         self._sweeper = Sweeper(
             path,
@@ -222,7 +220,9 @@ class SessionManager:
         try:
             await self._lease.acquire(self._on_lease_anew)
         except TimeoutError:
-            raise ServerUnusable(f"the lease in {settings.managers_bucket} could not be stored within seconds") from None
+            raise ServerUnusable(
+                f"the lease in {settings.managers_bucket} could not be stored within seconds"
+            ) from None
         self._verified_since = self._lease.held_since
         self._exit.push_async_callback(self._end_tasks)
         for name, work in (
@@ -245,9 +245,7 @@ class SessionManager:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _info(self) -> ManagerInfo:
-        return msgspec.structs.replace(
-            self._description, sessions=len(self._sessions), full=self._sessions.full
-        )
+        return msgspec.structs.replace(self._description, sessions=len(self._sessions), full=self._sessions.full)
 
     # The lease: writes and answers stop with it, and go on when every session was looked at again.
 
@@ -338,9 +336,7 @@ class SessionManager:
         commands.check_list(request)
         return await self._carry_out(self._page(request), self._settings.command_timeout_s)
 
-    async def _terminate(
-        self, session_id: str, request: TerminateRequest, *, passed_on: bool = False
-    ) -> SessionRecord:
+    async def _terminate(self, session_id: str, request: TerminateRequest, *, passed_on: bool = False) -> SessionRecord:
         commands.check_terminate(request)
         timeout_s = max(self._settings.command_timeout_s, self._settings.stop_timeout_s + 1)
         try:
@@ -352,9 +348,7 @@ class SessionManager:
                 return record
             return codec.decode(await self._pass_on("terminate", record, request, passed_on=passed_on), SessionRecord)
 
-    async def _change(
-        self, verb: str, status: Status, session_id: str, *, passed_on: bool = False
-    ) -> SessionRecord:
+    async def _change(self, verb: str, status: Status, session_id: str, *, passed_on: bool = False) -> SessionRecord:
         try:
             return await self._carry_out(self._sessions.change(session_id, status), self._settings.command_timeout_s)
         except NotHere:

@@ -72,7 +72,13 @@ class Sessions:
     """This manager's own sessions."""
 
     def __init__(
-        self, path: WritePath, worker: Worker, settings: Settings, *, now: Callable[[], datetime], new_id: Callable[[], str]
+        self,
+        path: WritePath,
+        worker: Worker,
+        settings: Settings,
+        *,
+        now: Callable[[], datetime],
+        new_id: Callable[[], str],
     ) -> None:
         self._path = path
         self._worker = worker
@@ -196,7 +202,8 @@ class Sessions:
                 raise Taken(entry.record)
             if await self._path.event_log.remembers(session_id):
                 raise AlreadyExists(
-                    "a session of that id has been before, its record has expired; choose another", session_id=session_id
+                    "a session of that id has been before, its record has expired; choose another",
+                    session_id=session_id,
                 )
             revision = entry.revision
         record, _ = lifecycle.create(

@@ -86,7 +86,7 @@ class Sweeper:
 
     async def _orphans(self) -> list[str]:
         self._forget_settled_claims()
-        claimants = {claimant for claimant in self._claims.values()}
+        claimants = set(self._claims.values())
         gone = {owner for owner in self._index.owners() | claimants if not await self._is_alive(owner)}
         orphans = {session_id for owner in gone for session_id in self._index.unsealed(owner)}
         orphans |= {session_id for session_id, claimant in self._claims.items() if claimant in gone}

@@ -35,7 +35,8 @@ ECHO_TIMEOUT_S: Final = 2.0
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[Msg], None]
+Heard = Msg
+Handler = Callable[[Heard], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +108,10 @@ class Connection:
         self._discards: set[asyncio.Task[None]] = set()
         self._echo: asyncio.Task[None] | None = None
         self._reported: set[str] = set()
+        self._last_error: Exception | None = None
 
     @classmethod
-    async def open(
-        cls, options: ConnectOptions, name: str, *, timeout_s: float = CONNECT_TIMEOUT_S
-    ) -> "Connection":
+    async def open(cls, options: ConnectOptions, name: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> "Connection":
         """Connect within `timeout_s`, or raise `ServerUnusable`; from then on stay connected for ever."""
         self = cls(options, name)
         client = await self._connect(timeout_s)
@@ -256,7 +256,7 @@ class Connection:
     async def _connect(self, timeout_s: float) -> Client:
         """A connected nats-py client that never reconnects by itself, or `ServerUnusable`."""
         client, lost = Client(), asyncio.Event()
-        failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        failed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         async def on_error(error: Exception) -> None:
             if not client.is_connected and not failed.done() and _is_refusal(error):
@@ -267,14 +267,14 @@ class Connection:
         async def on_lost() -> None:
             lost.set()
 
-        connecting = asyncio.ensure_future(
+        connecting: asyncio.Future[Any] = asyncio.ensure_future(
             client.connect(error_cb=on_error, disconnected_cb=on_lost, closed_cb=on_lost, **self._nats_options())
         )
-        self._last_error: Exception | None = None
-        await asyncio.wait({connecting, failed}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        self._last_error = None
+        await asyncio.wait([connecting, failed], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         error = failed.result() if failed.done() else None
         if connecting.done():
-            error = connecting.exception()  # type: ignore[assignment]  # a cancelled one is not possible here
+            error = connecting.exception()
             if error is None:
                 failed.cancel()
                 self._lost = lost

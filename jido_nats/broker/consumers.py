@@ -8,6 +8,7 @@ that one again first, and the order holds.
 """
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 from collections import deque
@@ -21,7 +22,7 @@ from nats.aio.msg import Msg
 
 from jido_nats.broker.connection import Connection, Subscription
 from jido_nats.broker.jetstream import CONSUMER_NOT_FOUND, JetStreamError, api, settled
-from jido_nats.errors import NotFound, NotSent, OutcomeUnknown, PositionTooOld
+from jido_nats.errors import NotFound, NotSent, PositionTooOld
 
 BATCH: Final = 512
 PULL_EXPIRES_S: Final = 20
@@ -239,12 +240,10 @@ class OrderedConsumer:
         if self._inbox is not None:
             await self._inbox.unsubscribe()
             self._inbox = None
-        try:
+        with contextlib.suppress(NotSent):  # else the server drops it after INACTIVE_S
             await self._connection.publish(
                 f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._name}", reply=self._connection.new_inbox()
             )
-        except NotSent:
-            pass  # the server drops it after INACTIVE_S
 
     def _on_message(self, message: Msg) -> None:
         self._queue.append(message)
@@ -258,9 +257,7 @@ class OrderedConsumer:
 class DurableConsumer:
     """A durable of the server's, read in order; `next` acknowledges the message before. Async context manager."""
 
-    def __init__(
-        self, connection: Connection, stream: str, durable: str, filters: Sequence[str], start: Start
-    ) -> None:
+    def __init__(self, connection: Connection, stream: str, durable: str, filters: Sequence[str], start: Start) -> None:
         self._connection = connection
         self._stream = stream
         self._durable = durable
@@ -300,7 +297,7 @@ class DurableConsumer:
 
     async def next(self) -> Delivered:
         """Acknowledge the message before, and wait for the next."""
-        await self._answer(b"+ACK")
+        await self.acknowledge()
         while True:
             message = await self._next_message()
             status = message.headers.get("Status") if message.headers and not message.data else None
@@ -315,6 +312,10 @@ class DurableConsumer:
             self.position = sequence
             self.caught_up = pending == 0
             return Delivered(message.subject, sequence, message.data, message.headers or {}, time_ns, pending)
+
+    async def acknowledge(self) -> None:
+        """Acknowledge the last message."""
+        await self._answer(b"+ACK")
 
     async def _next_message(self) -> Msg:
         while not self._queue:
@@ -378,20 +379,16 @@ class DurableConsumer:
         message, self._unacknowledged = self._unacknowledged, None
         if message is None:
             return
-        try:
+        with contextlib.suppress(NotSent):  # else it is delivered again, and known by its sequence
             await self._connection.publish(message.reply, answer)
-        except (NotSent, OutcomeUnknown):
-            pass  # it is delivered again, and known by its sequence
 
     async def _keep_alive(self) -> None:
         """Tell the server that the message in hand is still being worked on."""
         while True:
             await asyncio.sleep(ACK_WAIT_S / 3)
             if self._unacknowledged is not None:
-                try:
+                with contextlib.suppress(NotSent):
                     await self._connection.publish(self._unacknowledged.reply, b"+WPI")
-                except NotSent:
-                    pass
 
     def _on_message(self, message: Msg) -> None:
         self._queue.append(message)
@@ -405,7 +402,8 @@ class DurableConsumer:
 def parse_ack_subject(reply: str) -> tuple[int, int, int, int]:
     """(stream sequence, consumer sequence, time in ns, pending) of a delivered message's reply subject.
 
-    `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<stream>.<consumer>.<time>.<pending>[.<token>]`, ADR-15.
+    ADR-15: `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<sequence in the stream>.<in the
+    consumer>.<time>.<pending>[.<token>]`.
     """
     tokens = reply.split(".")
     offset = 0 if len(tokens) < 11 else 2

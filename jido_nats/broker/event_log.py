@@ -92,9 +92,7 @@ class EventLog:
     async def scan(self, filters: list[str], after: int, until: int) -> set[str]:
         """The message ids stored behind `after`, up to `until` (a sequence on one of the subjects)."""
         found: set[str] = set()
-        consumer = OrderedConsumer(
-            self._connection, self.stream, filters, Start.at(after + 1), headers_only=True
-        )
+        consumer = OrderedConsumer(self._connection, self.stream, filters, Start.at(after + 1), headers_only=True)
         async with consumer:
             while consumer.position < until:
                 message = await consumer.next()

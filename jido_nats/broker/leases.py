@@ -27,7 +27,7 @@ from typing import Final
 import msgspec
 
 from jido_nats.broker.clock import boottime
-from jido_nats.broker.connection import ConnectOptions, Connection
+from jido_nats.broker.connection import Connection, ConnectOptions
 from jido_nats.broker.consumers import Delivered, OrderedConsumer, Start
 from jido_nats.broker.jetstream import EXPECTED_SEQUENCE, MARKER_REASON, MESSAGE_TTL, last_message, settled, store
 from jido_nats.core import codec, subjects
@@ -66,9 +66,7 @@ def describe(manager_id: str, version: str) -> ManagerInfo:
 class Lease:
     """This manager's own lease, renewed in a thread of its own from `acquire` to `release`."""
 
-    def __init__(
-        self, options: ConnectOptions, bucket: str, lease_s: int, info: Callable[[], ManagerInfo]
-    ) -> None:
+    def __init__(self, options: ConnectOptions, bucket: str, lease_s: int, info: Callable[[], ManagerInfo]) -> None:
         self._options = options
         self._bucket = bucket
         self._lease_s = lease_s

@@ -1,15 +1,16 @@
-"""Commands passed on to the manager that owns the session, and its answer."""
+"""Commands passed on to the manager that owns the session, and what an answer means."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import msgspec
+from nats.aio.msg import Msg
 
 from jido_nats.broker.connection import Connection
 from jido_nats.core import codec, subjects
 from jido_nats.core.commands import ErrorReply
-from jido_nats.errors import BrokerError, Unavailable, command_error
+from jido_nats.errors import BrokerError, CommandError, Unavailable, command_error
 
 DEADLINE: Final = "Jido-Deadline"
 ERROR_CODE: Final = "Nats-Service-Error-Code"
@@ -37,10 +38,17 @@ class Peers:
             raise Unavailable(
                 "the manager that runs this session does not answer; ask again", session_id=session_id
             ) from error
-        if reply.headers and ERROR_CODE in reply.headers:
-            detail = codec.decode(reply.data, ErrorReply).error
-            raise command_error(detail.code, detail.message, detail.session_id)
+        if (error_answer := reply_error(reply)) is not None:
+            raise error_answer
         return reply.data
+
+
+def reply_error(reply: Msg) -> CommandError | None:
+    """The error that a reply carries, or None for a success."""
+    if not reply.headers or ERROR_CODE not in reply.headers:
+        return None
+    detail = codec.decode(reply.data, ErrorReply).error
+    return command_error(detail.code, detail.message, detail.session_id)
 
 
 def is_late(headers: Mapping[str, str]) -> bool:

@@ -1,6 +1,7 @@
 """Bytes to structs and back, as JSON or MessagePack; every way that bytes can be wrong is one `DecodeError`."""
 
 import math
+from collections.abc import Hashable
 from enum import StrEnum
 from functools import cache
 from typing import Any, Final, TypeVar, cast
@@ -49,7 +50,7 @@ def encoding_of(content_type: str | None) -> Encoding:
 def encode(value: object, encoding: Encoding = Encoding.JSON) -> bytes:
     """The value's bytes; `DecodeError` where it holds what the encoding cannot carry."""
     try:
-        return _ENCODERS[encoding].encode(value)
+        return _JSON_ENCODER.encode(value) if encoding is Encoding.JSON else _MSGPACK_ENCODER.encode(value)
     except (msgspec.MsgspecError, OverflowError, RecursionError, TypeError, UnicodeError) as error:
         raise DecodeError(f"the value cannot be encoded as {encoding}: {error}") from error
 
@@ -57,7 +58,7 @@ def encode(value: object, encoding: Encoding = Encoding.JSON) -> bytes:
 def decode(data: bytes, kind: type[T], encoding: Encoding = Encoding.JSON) -> T:
     """A value of `kind`; `DecodeError` for anything that is not one."""
     try:
-        return cast(T, _decoder(kind, encoding).decode(data))
+        return cast(T, _decoder(cast(Hashable, kind), encoding).decode(data))
     except RecursionError as error:
         raise DecodeError("the payload is nested too deep") from error
     except UnicodeDecodeError as error:
@@ -89,33 +90,35 @@ def check_plain(value: Any, name: str) -> None:
         if depth > DEPTH_MAX:
             raise DecodeError(f"{name} is nested more than {DEPTH_MAX} deep")
         match item:
-            case None | bool():
-                pass
-            case str():
-                _check_text(item, name)
-            case int():
-                if not _INT64_MIN <= item <= _INT64_MAX:
-                    raise DecodeError(f"{name} holds an integer beyond 64 bits")
-            case float():
-                if not math.isfinite(item):
-                    raise DecodeError(f"{name} holds a number that is not finite")
             case list():
                 stack += [(element, depth + 1) for element in item]
             case dict():
                 for key, element in item.items():
                     if not isinstance(key, str):
                         raise DecodeError(f"{name} has a key that is not text")
-                    _check_text(key, name)
+                    _check_scalar(key, name)
                     stack.append((element, depth + 1))
             case _:
-                raise DecodeError(f"{name} holds a {type(item).__name__}, which JSON cannot carry")
+                _check_scalar(item, name)
 
 
-def _check_text(text: str, name: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DecodeError(f"{name} holds text that is not valid Unicode") from error
+def _check_scalar(value: Any, name: str) -> None:
+    match value:
+        case None | bool():
+            pass
+        case str():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise DecodeError(f"{name} holds text that is not valid Unicode") from error
+        case int():
+            if not _INT64_MIN <= value <= _INT64_MAX:
+                raise DecodeError(f"{name} holds an integer beyond 64 bits")
+        case float():
+            if not math.isfinite(value):
+                raise DecodeError(f"{name} holds a number that is not finite")
+        case _:
+            raise DecodeError(f"{name} holds a {type(value).__name__}, which JSON cannot carry")
 
 
 class _AnyEvent(msgspec.Struct):
@@ -123,7 +126,8 @@ class _AnyEvent(msgspec.Struct):
 
 
 _KNOWN_TYPES: Final = frozenset(str(kind.__struct_config__.tag) for kind in Event.__args__)
-_ENCODERS: Final = {Encoding.JSON: msgspec.json.Encoder(), Encoding.MSGPACK: msgspec.msgpack.Encoder()}
+_JSON_ENCODER: Final = msgspec.json.Encoder()
+_MSGPACK_ENCODER: Final = msgspec.msgpack.Encoder()
 
 
 @cache

@@ -18,9 +18,7 @@ class Empty(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A request that says all it has to say by its subject."""
 
 
-class CreateRequest(
-    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
-):
+class CreateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """`jido.session.create`: all of it is optional."""
 
     session_id: str | None = None
@@ -28,9 +26,7 @@ class CreateRequest(
     llm_config: dict[str, Any] | None = None
 
 
-class ListRequest(
-    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
-):
+class ListRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """`jido.session.list`: live sessions by default; `metadata` keeps those that have all these pairs."""
 
     status: Status | None = None

@@ -56,9 +56,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 _POSITIVE = (
-    "retention_s output_retention_s duplicate_window_s terminated_ttl_s marker_ttl_s lease_s consumers_max "
-    "start_timeout_s stop_timeout_s command_timeout_s sessions_max commands_max request_bytes_max metadata_bytes_max"
-).split()
+    "retention_s",
+    "output_retention_s",
+    "duplicate_window_s",
+    "terminated_ttl_s",
+    "marker_ttl_s",
+    "lease_s",
+    "consumers_max",
+    "start_timeout_s",
+    "stop_timeout_s",
+    "command_timeout_s",
+    "sessions_max",
+    "commands_max",
+    "request_bytes_max",
+    "metadata_bytes_max",
+)
 
 
 def load(toml: bytes, **overrides: Any) -> Settings:

@@ -1,0 +1,321 @@
+"""The command line: parse, wire, run. What the commands do is decided elsewhere."""
+
+import asyncio
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import click
+import msgspec
+
+from jido_nats import demo as story
+from jido_nats import logs
+from jido_nats.broker.connection import ConnectOptions
+from jido_nats.client import Client
+from jido_nats.core import settings as settings_module
+from jido_nats.core.codec import Encoding
+from jido_nats.core.session import Status
+from jido_nats.core.settings import Settings
+from jido_nats.errors import ConfigurationError, JidoError
+from jido_nats.manager import VERSION, SessionManager
+from jido_nats.server import LocalServer
+from jido_nats.ui.show import Shower
+from jido_nats.worker import Session, Worker
+
+DEFAULT_SERVER: Final = "nats://127.0.0.1:4222"
+EXIT_INTERRUPTED: Final = 130
+
+TRY_THESE: Final = """\
+Try, in another terminal:
+  jido-nats create --metadata project=demo{where}
+  jido-nats list{where}
+  jido-nats events --since all{where}
+or with the nats CLI:
+  nats sub 'jido.client.>'{nats_where}
+  nats req jido.session.create ''{nats_where}
+  nats kv ls JIDO_SESSIONS{nats_where}
+  nats stream view JIDO_CLIENT{nats_where}
+  nats micro info jido-session-manager{nats_where}
+Ctrl-C ends it."""
+
+
+class Common(NamedTuple):
+    """The options that every command about a server has."""
+
+    connection: ConnectOptions
+    show: Shower
+
+
+async def wait_for_ever(session: Session) -> None:
+    """The worker of a manager that was given none: it does nothing until it is terminated."""
+    await asyncio.Event().wait()
+
+
+def _common(command: Callable[..., Coroutine[Any, Any, int | None]]) -> Callable[..., None]:
+    """Add the options of every command, and run it; what it returns is the exit code."""
+
+    @click.option(
+        "--server", envvar="NATS_URL", default=DEFAULT_SERVER, show_default=True, help="NATS URL; several with commas."
+    )
+    @click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
+    @wraps(command)
+    def run(server: str, as_json: bool, **arguments: Any) -> None:
+        common = Common(ConnectOptions(servers=tuple(server.split(","))), Shower(as_json=as_json))
+        _run(command(common, **arguments))
+
+    return run
+
+
+def _run(work: Coroutine[Any, Any, int | None]) -> None:
+    try:
+        sys.exit(asyncio.run(work) or 0)
+    except JidoError as error:
+        _fail(str(error))
+    except TimeoutError:
+        _fail("it took too long; try again, or give it more time with --timeout")
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: nothing to complain of
+        sys.exit(0)
+
+
+def _fail(message: str) -> None:
+    click.echo(f"jido-nats: {message}", err=True)
+    sys.exit(1)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="jido-nats")
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+def main(verbose: bool) -> None:
+    """Sessions whose every status change is an event on NATS."""
+    logs.configure(logging.DEBUG if verbose else logging.WARNING)
+
+
+@main.command()
+@click.option("--nats-server", "binary", type=click.Path(path_type=Path), help="A nats-server to use.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
+def demo(binary: Path | None, as_json: bool) -> None:
+    """Show the whole story on a server of its own, in seconds."""
+
+    async def tell() -> int:
+        _end_on_sigterm()
+        return 0 if await story.run(Shower(as_json=as_json), binary) else 1
+
+    logs.configure(logging.ERROR)
+    _run(tell())
+
+
+@main.command()
+@click.option("--port", default=4222, show_default=True, help="Where the server listens, on loopback.")
+@click.option("--store-dir", type=click.Path(path_type=Path, file_okay=False), help="Keep what is stored here.")
+@click.option("--nats-server", "binary", type=click.Path(path_type=Path), help="A nats-server to use.")
+@click.option("--worker", help="What a session runs, as package.module:callable.")
+@click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="Settings, as TOML.")
+def up(port: int, store_dir: Path | None, binary: Path | None, worker: str | None, config_file: Path | None) -> None:
+    """Run a local server and a manager until Ctrl-C."""
+
+    async def run() -> None:
+        run_worker, settings = _load_worker(worker), _load_settings(config_file)
+        async with LocalServer(port=port, store_dir=store_dir, binary=binary) as server:
+            async with SessionManager.connect(server.url, worker=run_worker, settings=settings) as manager:
+                await manager.start_serving()
+                away = server.url != DEFAULT_SERVER
+                click.echo(f"A NATS server with a session manager runs on {server.url}")
+                if store_dir is None:
+                    click.echo("What it stores goes when it ends; --store-dir DIR keeps it.")
+                click.echo(
+                    TRY_THESE.format(
+                        where=f" --server {server.url}" if away else "", nats_where=f" -s {server.url}" if away else ""
+                    )
+                )
+                await _serve_until_signal(manager)
+
+    _run(run())
+
+
+@main.command()
+@click.option("--worker", help="What a session runs, as package.module:callable; without one it only waits.")
+@click.option("--wait-ready", is_flag=True, default=None, help="A session is active when its worker says so.")
+@click.option("--encoding", type=click.Choice([e.value for e in Encoding]), help="How events are written.")
+@click.option("--replicas", type=int, help="Copies of the stream and the buckets.")
+@click.option("--lease-s", type=int, help="Seconds after which a silent manager counts as dead.")
+@click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="Settings, as TOML.")
+@_common
+async def serve(common: Common, worker: str | None, config_file: Path | None, **overrides: Any) -> None:
+    """Run a manager against an existing server until SIGTERM or Ctrl-C."""
+    settings = _load_settings(config_file, **overrides)
+    async with SessionManager.connect(common.connection, worker=_load_worker(worker), settings=settings) as manager:
+        await manager.start_serving()
+        click.echo(f"{manager.manager_id} serves on {common.connection.safe_servers()}; Ctrl-C ends it", err=True)
+        await _serve_until_signal(manager)
+
+
+@main.command()
+@click.option("--session-id", help="Choose the id; then the same command again gives the same session.")
+@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Broadcast with the session; no secrets.")
+@click.option("--llm-config", metavar="JSON", help="A JSON object, stored with the session; no secrets.")
+@_common
+async def create(common: Common, session_id: str | None, metadata: tuple[str, ...], llm_config: str | None) -> None:
+    """Create a session; shows its record once it is active."""
+    pairs, config = _pairs(metadata), _json_object("--llm-config", llm_config)
+    async with Client.connect(common.connection) as client:
+        common.show.record(await client.create_session(session_id=session_id, metadata=pairs, llm_config=config))
+
+
+@main.command("list")
+@click.option("--all", "include_terminated", is_flag=True, help="Also those that have ended.")
+@click.option("--status", type=click.Choice([s.value for s in Status]), help="Only those in this status.")
+@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Only those that have this.")
+@_common
+async def list_(common: Common, include_terminated: bool, status: str | None, metadata: tuple[str, ...]) -> None:
+    """List the live sessions, ordered by id."""
+    async with Client.connect(common.connection) as client:
+        common.show.records(
+            await client.list_sessions(
+                status=Status(status) if status else None,
+                metadata=_pairs(metadata),
+                include_terminated=include_terminated,
+            )
+        )
+
+
+@main.command()
+@click.argument("session_id", metavar="ID")
+@_common
+async def get(common: Common, session_id: str) -> None:
+    """Show a session's record."""
+    async with Client.connect(common.connection) as client:
+        common.show.record(await client.get_session_info(session_id))
+
+
+@main.command()
+@click.argument("session_id", metavar="ID")
+@click.option("--for", "status", type=click.Choice([s.value for s in Status]), default="terminated", show_default=True)
+@click.option("--timeout", type=float, help="Give up after so many seconds.")
+@_common
+async def wait(common: Common, session_id: str, status: str, timeout: float | None) -> None:
+    """Wait until a session is in a status; shows its record."""
+    async with Client.connect(common.connection) as client:
+        common.show.record(await client.wait(session_id, status, timeout_s=timeout))
+
+
+@main.command()
+@click.argument("session_id", metavar="ID")
+@click.option("--detail", help="Why, in your words; told in the events.")
+@_common
+async def terminate(common: Common, session_id: str, detail: str | None) -> None:
+    """End a session; shows its record."""
+    async with Client.connect(common.connection) as client:
+        common.show.record(await client.terminate_session(session_id, detail=detail))
+
+
+@main.command()
+@click.argument("session_id", metavar="ID")
+@_common
+async def idle(common: Common, session_id: str) -> None:
+    """Make an active session idle."""
+    async with Client.connect(common.connection) as client:
+        common.show.record(await client.idle_session(session_id))
+
+
+@main.command()
+@click.argument("session_id", metavar="ID")
+@_common
+async def activate(common: Common, session_id: str) -> None:
+    """Make an idle session active."""
+    async with Client.connect(common.connection) as client:
+        common.show.record(await client.activate_session(session_id))
+
+
+@main.command()
+@click.option("--session", "session_id", metavar="ID", help="Only the status events of this session.")
+@click.option(
+    "--since", default="new", show_default=True, help="new, all, an age (1h), a time (RFC 3339) or a sequence."
+)
+@click.option("--durable", metavar="NAME", help="A consumer that the server keeps: carries on where it stopped.")
+@click.option("--no-follow", is_flag=True, help="End when everything stored was shown.")
+@_common
+async def events(common: Common, session_id: str | None, since: str, durable: str | None, no_follow: bool) -> None:
+    """Show events, live or replayed."""
+    async with (
+        Client.connect(common.connection) as client,
+        client.events(session_id=session_id, since=since, durable=durable) as stream,
+    ):
+        while not (no_follow and stream.caught_up):
+            common.show.event(await anext(stream))
+        await stream.acknowledge()
+
+
+async def _serve_until_signal(manager: SessionManager) -> None:
+    """Serve until the first SIGTERM or Ctrl-C; a second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        manager.stop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, lambda: os._exit(EXIT_INTERRUPTED))
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    await manager.serve()
+
+
+def _end_on_sigterm() -> None:
+    """Let SIGTERM unwind what is running, as Ctrl-C does."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+
+def _load_worker(name: str | None) -> Worker:
+    if name is None:
+        return wait_for_ever
+    module_name, separator, attribute = name.partition(":")
+    if not separator:
+        raise ConfigurationError(f"--worker takes package.module:callable, not {name!r}")
+    with contextlib.suppress(ValueError):
+        sys.path.remove("")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        worker = getattr(importlib.import_module(module_name), attribute)
+    except ImportError as error:
+        raise ConfigurationError(f"--worker {name}: the module cannot be imported: {error}") from error
+    except AttributeError as error:
+        raise ConfigurationError(f"--worker {name}: {module_name} has no {attribute!r}") from error
+    if not callable(worker):
+        raise ConfigurationError(f"--worker {name}: {attribute!r} cannot be called")
+    chosen: Worker = worker
+    return chosen
+
+
+def _load_settings(file: Path | None, **overrides: Any) -> Settings:
+    try:
+        content = file.read_bytes() if file is not None else b""
+    except OSError as error:
+        raise ConfigurationError(f"--config {file}: {error.strerror}") from error
+    return settings_module.load(content, **overrides)
+
+
+def _pairs(texts: tuple[str, ...]) -> dict[str, Any]:
+    for text in texts:
+        if "=" not in text:
+            raise ConfigurationError(f"--metadata takes KEY=VALUE, not {text!r}")
+    return dict(text.split("=", 1) for text in texts)
+
+
+def _json_object(option: str, text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise ConfigurationError(f"{option} takes a JSON object: {error}") from error

@@ -1,0 +1,341 @@
+"""Client: the manager's API from the caller's side, and events, live or replayed."""
+
+import asyncio
+import contextlib
+import logging
+import re
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self, TypeVar
+
+import msgspec
+
+from jido_nats.broker.connection import Connection, ConnectOptions, Heard
+from jido_nats.broker.consumers import Delivered, DurableConsumer, OrderedConsumer, Start
+from jido_nats.broker.peers import reply_error
+from jido_nats.core import codec, commands, subjects
+from jido_nats.core.commands import CreateReply, CreateRequest, Empty, ListReply, ListRequest, TerminateRequest
+from jido_nats.core.events import Event, SessionStatus
+from jido_nats.core.session import SessionRecord, Status
+from jido_nats.errors import (
+    BadRequest,
+    InvalidTransition,
+    JidoError,
+    NoResponders,
+    NotSent,
+    OutcomeUnknown,
+    Unavailable,
+)
+from jido_nats.ids import new_session_id
+
+TIMEOUT_S: Final = 10.0
+ATTEMPT_TIMEOUT_S: Final = 5.0
+RETRY_WAIT_S: Final = 0.2
+NO_MANAGER_WAIT_S: Final = 3.0
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class EventMessage(NamedTuple):
+    """One event as it was stored: its sequence in the stream, its subject, and its bytes as they came."""
+
+    event: Event
+    sequence: int
+    subject: str
+    data: bytes
+
+
+class Client:
+    """A caller of session managers; make one with `Client.connect` and use it as `async with`."""
+
+    def __init__(self, options: ConnectOptions, *, timeout_s: float, events_stream: str) -> None:
+        self._options = options
+        self._timeout_s = timeout_s
+        self._events_stream = events_stream
+        self._opened: Connection | None = None
+
+    @classmethod
+    def connect(
+        cls,
+        server: str | ConnectOptions = "nats://127.0.0.1:4222",
+        *,
+        timeout_s: float = TIMEOUT_S,
+        events_stream: str = subjects.EVENTS_STREAM,
+    ) -> "Client":
+        """A client, to be entered with `async with` (raises `ServerUnusable` where nobody answers).
+
+        `server`: a URL, several with commas, or `ConnectOptions`. `timeout_s`: how long a command may take in
+        all; it is repeated, safely, while the managers are unavailable.
+        """
+        options = server if isinstance(server, ConnectOptions) else ConnectOptions(servers=tuple(server.split(",")))
+        return cls(options, timeout_s=timeout_s, events_stream=events_stream)
+
+    async def __aenter__(self) -> Self:
+        self._opened = await Connection.open(self._options, "jido-nats client")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._connection.close()
+
+    async def create_session(
+        self,
+        *,
+        session_id: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        llm_config: dict[str, Any] | None = None,
+    ) -> CreateReply:
+        """Create a session and return its record once it is `active`.
+
+        The id is chosen here where none is given, so that a lost reply never makes two sessions.
+        Raises `StartFailed`, `AlreadyExists`, `Overloaded`, `BadRequest`, `TooLarge`, `Unavailable`.
+        """
+        chosen = subjects.check_session_id(session_id or new_session_id())
+        request = CreateRequest(session_id=chosen, metadata=metadata or {}, llm_config=llm_config)
+        return await self._command(subjects.CREATE, request, CreateReply)
+
+    async def get_session_info(self, session_id: str) -> SessionRecord:
+        """The record, also of a session that has ended and not yet expired. Raises `NotFound`, `Unavailable`."""
+        return await self._command(subjects.command("get", session_id), Empty(), SessionRecord)
+
+    async def list_sessions(
+        self,
+        *,
+        status: Status | None = None,
+        metadata: dict[str, Any] | None = None,
+        include_terminated: bool = False,
+    ) -> list[SessionRecord]:
+        """The live sessions (or those of a status, or with these metadata), ordered by id. Raises `Unavailable`."""
+        found: list[SessionRecord] = []
+        request = ListRequest(
+            status=status,
+            metadata=metadata or {},
+            include_terminated=include_terminated,
+            limit=commands.LIST_LIMIT_MAX,
+        )
+        while True:
+            page = await self._command(subjects.LIST, request, ListReply)
+            found += page.sessions
+            if page.next_cursor is None:
+                return found
+            request = msgspec.structs.replace(request, cursor=page.next_cursor)
+
+    async def terminate_session(self, session_id: str, *, detail: str | None = None) -> SessionRecord:
+        """End a session and return its record, `terminated`; again on a terminated one: the same record.
+
+        Raises `NotFound`, `StopTimeout` (stopping goes on), `Unavailable`.
+        """
+        return await self._command(subjects.command("terminate", session_id), TerminateRequest(detail), SessionRecord)
+
+    async def idle_session(self, session_id: str) -> SessionRecord:
+        """`active` → `idle`. Raises `NotFound`, `InvalidTransition`, `Unavailable`."""
+        return await self._step("idle", session_id, Status.IDLE)
+
+    async def activate_session(self, session_id: str) -> SessionRecord:
+        """`idle` → `active`. Raises `NotFound`, `InvalidTransition`, `Unavailable`."""
+        return await self._step("activate", session_id, Status.ACTIVE)
+
+    async def wait(self, session_id: str, status: Status | str, *, timeout_s: float | None = None) -> SessionRecord:
+        """The record once the session is in `status`; at once where it is already.
+
+        Raises `NotFound`, `TimeoutError` after `timeout_s` seconds (None: no limit), `InvalidTransition` where
+        the session has ended and will never be in that status.
+        """
+        wanted = Status(status)
+        async with asyncio.timeout(timeout_s), self.events(session_id=session_id, since="new") as events:
+            record = await self.get_session_info(session_id)
+            while record.status not in (wanted, Status.TERMINATED):
+                event = (await anext(events)).event
+                if isinstance(event, SessionStatus) and event.status in (wanted, Status.TERMINATED):
+                    record = await self.get_session_info(session_id)
+                    if event.status is wanted and record.status is not wanted:
+                        return msgspec.structs.replace(  # it has gone on meanwhile; this is what it was
+                            record, status=wanted, version=event.version, previous_status=event.previous_status
+                        )
+        if record.status is not wanted:
+            raise InvalidTransition(
+                f"the session has ended ({record.reason}) and will not be {wanted}", session_id=session_id
+            )
+        return record
+
+    def events(
+        self,
+        *,
+        session_id: str | None = None,
+        since: str | int | datetime = "new",
+        durable: str | None = None,
+    ) -> "EventStream":
+        """Events in order, without gap or repeat, through every reconnect: `async with` it, then `async for`.
+
+        `session_id`: the `session_status` events of one session; None: every event of every session.
+        `since`: "new", "all", an age such as "1h", a time (RFC 3339 or `datetime`), or a stream sequence.
+        `durable`: the name of a consumer that the server keeps: it carries on where it stopped (`since` counts
+        the first time only), and a message is acknowledged when the next is asked for.
+        Entering raises `BadRequest` for a `since` that is none, `PositionTooOld` for a sequence that has gone.
+        """
+        subject = subjects.EVENTS if session_id is None else subjects.session(session_id)
+        start = parse_since(since, datetime.now(UTC))
+        if durable is not None:
+            if not subjects.is_token(durable):
+                raise BadRequest("a durable's name is 1 to 64 letters, digits, '_' or '-'")
+            return EventStream(DurableConsumer(self._connection, self._events_stream, durable, [subject], start))
+        return EventStream(OrderedConsumer(self._connection, self._events_stream, [subject], start, strict=True))
+
+    @contextlib.asynccontextmanager
+    async def listen(self, subject: str, on_event: Callable[[EventMessage], None]) -> AsyncIterator[None]:
+        """Hear events on a subject as a plain NATS subscriber does: live only, at most once.
+
+        `on_event` is called in order and must not block; `sequence` is 0, since core NATS has none.
+        """
+
+        def on_message(message: Heard) -> None:
+            delivered = Delivered(message.subject, 0, message.data, message.headers or {}, 0, 0)
+            if (event := _event_of(delivered)) is not None:
+                on_event(EventMessage(event, 0, message.subject, message.data))
+
+        subscription = await self._connection.subscribe(subject, on_message)
+        try:
+            yield
+        finally:
+            await subscription.unsubscribe()
+
+    @property
+    def _connection(self) -> Connection:
+        if self._opened is None:
+            raise JidoError("the client is not connected: use it inside 'async with Client.connect(...)'")
+        return self._opened
+
+    async def _step(self, verb: str, session_id: str, wanted: Status) -> SessionRecord:
+        subject = subjects.command(verb, session_id)
+        tries = _Tries(self._timeout_s)
+        try:
+            return await self._command(subject, Empty(), SessionRecord, tries)
+        except InvalidTransition:
+            if tries.in_doubt:  # an earlier try, whose answer was lost, may have done it
+                record = await self.get_session_info(session_id)
+                if record.status is wanted:
+                    return record
+            raise
+
+    async def _command(self, subject: str, request: msgspec.Struct, kind: type[T], tries: "_Tries | None" = None) -> T:
+        """The reply; asks again, until the time is over, while nobody can say that it is done."""
+        payload = codec.encode(request)
+        tries = tries or _Tries(self._timeout_s)
+        while True:
+            try:
+                reply = await self._connection.request(subject, payload, timeout_s=tries.attempt_s())
+            except NoResponders as error:
+                await tries.wait(_no_manager(), error, within_s=NO_MANAGER_WAIT_S)
+                continue
+            except (NotSent, OutcomeUnknown) as error:
+                tries.in_doubt = tries.in_doubt or isinstance(error, OutcomeUnknown)
+                await tries.wait(Unavailable("no answer in time: it may or may not be done; ask again"), error)
+                continue
+            if (answer := reply_error(reply)) is None:
+                return codec.decode(reply.data, kind)
+            if not isinstance(answer, Unavailable):
+                raise answer
+            tries.in_doubt = True
+            await tries.wait(answer, answer)
+
+
+class EventStream:
+    """Events of one subject; `caught_up` says that nothing more was there when the last one came."""
+
+    def __init__(self, consumer: OrderedConsumer | DurableConsumer) -> None:
+        self._consumer = consumer
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether everything that was stored has been delivered."""
+        return self._consumer.caught_up
+
+    async def acknowledge(self) -> None:
+        """Acknowledge a durable's last message without asking for the next."""
+        if isinstance(self._consumer, DurableConsumer):
+            await self._consumer.acknowledge()
+
+    async def __aenter__(self) -> Self:
+        await self._consumer.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._consumer.__aexit__(kind, error, trace)
+
+    def __aiter__(self) -> AsyncIterator[EventMessage]:
+        return self
+
+    async def __anext__(self) -> EventMessage:
+        while True:
+            message = await self._consumer.next()
+            event = _event_of(message)
+            if event is not None:
+                return EventMessage(event, message.sequence, message.subject, message.data)
+
+
+def parse_since(since: str | int | datetime, now: datetime) -> Start:
+    """Where to begin to read: see `Client.events`. Raises `BadRequest`."""
+    if isinstance(since, datetime):
+        return Start("by_start_time", time=since)
+    if since in ("new", "all"):
+        return Start(str(since))
+    text = str(since)
+    if text.isdigit():
+        return Start.at(int(text))
+    if age := _AGE.match(text):
+        return Start("by_start_time", time=now - timedelta(**{_UNITS[age[2]]: int(age[1])}))
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise BadRequest(
+            f"{text!r} is no position: use new, all, an age such as 90s, 15m, 1h or 7d, a time such as "
+            "2025-01-24T10:30:00Z, or a sequence"
+        ) from None
+    return Start("by_start_time", time=moment if moment.tzinfo else moment.astimezone())
+
+
+class _Tries:
+    """How long a command may still be tried."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._started = asyncio.get_running_loop().time()
+        self._timeout_s = timeout_s
+        self.in_doubt = False
+
+    def attempt_s(self) -> float:
+        return max(0.05, min(ATTEMPT_TIMEOUT_S, self._left_s(self._timeout_s)))
+
+    async def wait(self, final: JidoError, cause: Exception, *, within_s: float = float("inf")) -> None:
+        """Wait a little before the next try; raise `final` where there is no time for one."""
+        if self._left_s(min(within_s, self._timeout_s)) <= RETRY_WAIT_S:
+            raise final from (cause if cause is not final else None)
+        await asyncio.sleep(RETRY_WAIT_S)
+
+    def _left_s(self, timeout_s: float) -> float:
+        return self._started + timeout_s - asyncio.get_running_loop().time()
+
+
+def _no_manager() -> Unavailable:
+    return Unavailable("no session manager is running on this server: start one with 'jido-nats serve'")
+
+
+def _event_of(message: Delivered) -> Event | None:
+    """The event, or None for one of an unknown type and for what is no event (reported, and passed over)."""
+    try:
+        return codec.decode_event(message.data, codec.encoding_of(message.headers.get("Content-Type")))
+    except codec.DecodeError as error:
+        log.warning(
+            "a message on an event subject is not an event, skipping it",
+            extra={"subject": message.subject, "sequence": message.sequence, "error": str(error)},
+        )
+        return None
+
+
+_AGE: Final = re.compile(r"\A(\d{1,9})([smhd])\Z")
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}

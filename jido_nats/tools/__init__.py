@@ -1,0 +1,1 @@
+"""Programs for operators; they stand on the client."""

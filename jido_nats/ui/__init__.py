@@ -1,0 +1,1 @@
+"""What people look at; stands on the client."""

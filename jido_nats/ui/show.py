@@ -1,0 +1,137 @@
+"""How records and events look in a terminal, and as JSON lines."""
+
+import sys
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jido_nats.client import EventMessage
+from jido_nats.core import codec
+from jido_nats.core.events import Event, SessionCreated, SessionStatus
+from jido_nats.core.session import SessionRecord, Status
+
+STATUS_STYLES: Final = {
+    Status.INITIALIZING: "cyan",
+    Status.ACTIVE: "green",
+    Status.IDLE: "yellow",
+    Status.TERMINATING: "magenta",
+    Status.TERMINATED: "red",
+}
+
+
+class Shower:
+    """Prints data: one JSON object a line, or for people (80 columns, no colour in a pipe)."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self.console = Console(highlight=False, soft_wrap=True)
+
+    def record(self, record: SessionRecord) -> None:
+        """One session, with all that is known of it."""
+        if self._as_json:
+            _print_json(record)
+            return
+        table = Table.grid(padding=(0, 2))
+        for name, value in msgspec.to_builtins(record, builtin_types=(datetime,)).items():
+            table.add_row(Text(name, "dim"), _value(name, value))
+        self.console.print(table)
+
+    def records(self, records: Iterable[SessionRecord]) -> None:
+        """Sessions, a line each."""
+        rows = list(records)
+        if self._as_json:
+            for record in rows:
+                _print_json(record)
+            return
+        if not rows:
+            self.console.print("no sessions")
+        for record in rows:
+            line = Text.assemble(
+                (f"{record.session_id:<44} ", "bold"),
+                (f"{record.status:<13}", STATUS_STYLES[record.status]),
+                (_clock(record.updated_at), "dim"),
+            )
+            if record.reason:
+                line.append(f" {record.reason}")
+            if record.metadata:
+                line.append(f" {_short(record.metadata)}", "dim")
+            self.console.print(line)
+
+    def event(self, message: EventMessage, *, subject: bool = False) -> None:
+        """One event in a line, with its sequence; `subject`: and where it was heard."""
+        if self._as_json:
+            _print_json_text({"sequence": message.sequence, "subject": message.subject}, message)
+            return
+        line = Text(f"{message.sequence:>6} ", "dim") if message.sequence else Text()
+        self.console.print(line + event_text(message.event, message.subject if subject else None))
+
+    def say(self, text: str, style: str = "") -> None:
+        """A sentence for people; not printed among JSON."""
+        if not self._as_json:
+            self.console.print(text, style=style)
+
+
+def event_text(event: Event, subject: str | None = None) -> Text:
+    """An event as a coloured line; `subject` is shown below it."""
+    session_id = event.session_id
+    if isinstance(event, SessionCreated):
+        line = Text.assemble(
+            (_clock(event.created_at), "dim"), f" {_brief(session_id)} v{event.version} ", ("created", "bold")
+        )
+        if event.metadata:
+            line.append(f" {_short(event.metadata)}", "dim")
+    elif isinstance(event, SessionStatus):
+        line = Text.assemble(
+            (_clock(event.updated_at), "dim"),
+            f" {_brief(session_id)} v{event.version} {event.previous_status} → ",
+            (event.status, STATUS_STYLES[event.status]),
+        )
+        line.append(_why(event.reason, event.error))
+    else:
+        line = Text.assemble(
+            (_clock(event.updated_at), "dim"), f" {_brief(session_id)} v{event.version} ", ("ended", "bold red")
+        )
+        line.append(_why(event.reason, event.error))
+    if subject is not None:
+        line.append(f"\n         on {subject}", "dim")
+    return line
+
+
+def _why(reason: str | None, error: str | None) -> str:
+    return "".join([f" ({reason})" if reason else "", f" {error}" if error else ""])
+
+
+def _value(name: str, value: Any) -> Text:
+    if name in ("status", "previous_status"):
+        return Text(value, STATUS_STYLES[Status(value)])
+    if isinstance(value, datetime):
+        return Text(value.isoformat().replace("+00:00", "Z"))
+    return Text(value if isinstance(value, str) else codec.encode(value).decode())
+
+
+def _brief(session_id: str) -> str:
+    """Enough of an id to tell sessions apart in a line: a long one keeps its end."""
+    return session_id if len(session_id) <= 16 else f"…{session_id[-15:]}"
+
+
+def _short(metadata: dict[str, Any], width: int = 40) -> str:
+    text = codec.encode(metadata).decode()
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _clock(moment: datetime) -> str:
+    return f"{moment.astimezone():%H:%M:%S}.{moment.microsecond // 1000:03}"
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(codec.encode(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _print_json_text(first: dict[str, Any], message: EventMessage) -> None:
+    _print_json({**first, "event": msgspec.to_builtins(message.event)})
