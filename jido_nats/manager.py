@@ -341,11 +341,11 @@ class SessionManager:
         timeout_s = max(self._settings.command_timeout_s, self._settings.stop_timeout_s + 1)
         try:
             work = self._sessions.terminate(session_id, Reason.REQUESTED, request.detail)
-            return await self._carry_out(work, timeout_s)
+            return commands.as_answered(await self._carry_out(work, timeout_s))
         except NotHere:
             record = await self._get(session_id, Empty())
             if record.sealed:
-                return record
+                return commands.as_answered(record)
             return codec.decode(await self._pass_on("terminate", record, request, passed_on=passed_on), SessionRecord)
 
     async def _change(self, verb: str, status: Status, session_id: str, *, passed_on: bool = False) -> SessionRecord:

@@ -267,7 +267,7 @@ class DurableConsumer:
         self._queue: deque[Msg] = deque()
         self._arrived = asyncio.Event()
         self._unacknowledged: Msg | None = None
-        self._asked = False
+        self._outstanding = 0
         self._keeper: asyncio.Task[None] | None = None
         self.position = 0
         self.caught_up = False
@@ -305,6 +305,7 @@ class DurableConsumer:
                 await self._on_status(status)
                 continue
             sequence, _, time_ns, pending = parse_ack_subject(message.reply)
+            self._outstanding -= 1
             self._unacknowledged = message
             if sequence <= self.position:  # delivered before; its acknowledgement was lost
                 await self._answer(b"+ACK")
@@ -319,7 +320,7 @@ class DurableConsumer:
 
     async def _next_message(self) -> Msg:
         while not self._queue:
-            if not self._asked:
+            if self._outstanding <= 0:
                 await self._ask()
             self._arrived.clear()
             try:
@@ -327,7 +328,7 @@ class DurableConsumer:
                     await self._arrived.wait()
             except TimeoutError:
                 await settled(self._connection, self._check)
-                self._asked = False
+                self._outstanding = 0
         return self._queue.popleft()
 
     async def _ask(self) -> None:
@@ -339,14 +340,14 @@ class DurableConsumer:
                 msgspec.json.encode(request),
                 reply=self._inbox.subject,
             )
-            self._asked = True
+            self._outstanding = BATCH
         except NotSent:
             await self._connection.wait_up()
 
     async def _on_status(self, status: str) -> None:
         if status == "100":
             return
-        self._asked = False
+        self._outstanding = 0
         if status not in ("404", "408"):
             await settled(self._connection, self._check)
             await asyncio.sleep(RECREATE_WAIT_S)
@@ -395,7 +396,7 @@ class DurableConsumer:
         self._arrived.set()
 
     def _on_up(self) -> None:
-        self._asked = False
+        self._outstanding = 0
         self._arrived.set()
 
 

@@ -114,6 +114,11 @@ def same_content(request: CreateRequest, record: SessionRecord) -> bool:
     return request.metadata == record.metadata and request.llm_config == record.llm_config
 
 
+def as_answered(record: SessionRecord) -> SessionRecord:
+    """The record as the command that ended it was answered: the seal came later and is nobody's business there."""
+    return msgspec.structs.replace(record, sealed=False)
+
+
 def reply_of(record: SessionRecord, *, replayed: bool) -> CreateReply:
     """The answer to a create."""
-    return CreateReply(**msgspec.structs.asdict(record), replayed=replayed)
+    return CreateReply(**msgspec.structs.asdict(as_answered(record)), replayed=replayed)

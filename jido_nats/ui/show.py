@@ -7,7 +7,6 @@ from typing import Any, Final
 
 import msgspec
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from jido_nats.client import EventMessage
@@ -36,10 +35,8 @@ class Shower:
         if self._as_json:
             _print_json(record)
             return
-        table = Table.grid(padding=(0, 2))
         for name, value in msgspec.to_builtins(record, builtin_types=(datetime,)).items():
-            table.add_row(Text(name, "dim"), _value(name, value))
-        self.console.print(table)
+            self.console.print(Text.assemble((f"{name:<16} ", "dim"), _value(name, value)))
 
     def records(self, records: Iterable[SessionRecord]) -> None:
         """Sessions, a line each."""
