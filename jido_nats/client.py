@@ -248,11 +248,13 @@ class EventStream:
 
     def __init__(self, consumer: OrderedConsumer | DurableConsumer) -> None:
         self._consumer = consumer
+        self._until = 0
 
     @property
     def caught_up(self) -> bool:
-        """Whether everything that was stored has been delivered."""
-        return self._consumer.caught_up
+        """Whether everything that was stored when it was opened has been delivered."""
+        position = self._consumer.position
+        return self._consumer.caught_up and (position == 0 or position >= self._until)
 
     async def acknowledge(self) -> None:
         """Acknowledge a durable's last message without asking for the next."""
@@ -260,6 +262,7 @@ class EventStream:
             await self._consumer.acknowledge()
 
     async def __aenter__(self) -> Self:
+        self._until = await self._consumer.last_position()
         await self._consumer.__aenter__()
         return self
 

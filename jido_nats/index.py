@@ -1,6 +1,5 @@
 """Every session of the bucket, in memory: what `list` and the sweep stand on."""
 
-import asyncio
 import bisect
 from collections import defaultdict
 from collections.abc import Iterator
@@ -8,17 +7,17 @@ from collections.abc import Iterator
 from jido_nats.broker.registry import Entry
 from jido_nats.core.commands import ListReply, ListRequest
 from jido_nats.core.session import SessionRecord, Status
+from jido_nats.position import Position
 
 
 class SessionIndex:
-    """The records as of `position`, a sequence of the bucket's stream."""
+    """The records as of `position`, in the bucket's stream."""
 
     def __init__(self) -> None:
-        self.position = 0
+        self.position = Position()
         self._records: dict[str, SessionRecord] = {}
         self._ids: list[str] = []
         self._unsealed: defaultdict[str, set[str]] = defaultdict(set)
-        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
 
     def __len__(self) -> int:
         return len(self._records)
@@ -39,24 +38,9 @@ class SessionIndex:
         if not entry.record.sealed:
             self._unsealed[entry.record.owner].add(entry.session_id)
 
-    def moved_to(self, position: int) -> None:
-        """All entries up to `position` are applied: tell those who wait."""
-        self.position = max(self.position, position)
-        for wanted, waiter in self._waiters:
-            if wanted <= self.position and not waiter.done():
-                waiter.set_result(None)
-        self._waiters = [(wanted, waiter) for wanted, waiter in self._waiters if not waiter.done()]
-
-    async def reached(self, position: int) -> None:
-        """Return when the index is at `position` or later."""
-        if self.position < position:
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append((position, waiter))
-            await waiter
-
     def clear(self) -> None:
         """Forget everything, before a new snapshot."""
-        self.position = 0
+        self.position.restart()
         self._records.clear()
         self._ids.clear()
         self._unsealed.clear()
@@ -87,6 +71,35 @@ class SessionIndex:
         start = 0 if cursor is None else bisect.bisect_right(self._ids, cursor)
         for index in range(start, len(self._ids)):
             yield self._records[self._ids[index]]
+
+
+class ClaimIndex:
+    """Who has claimed which session last, as of `position` in the event stream."""
+
+    def __init__(self) -> None:
+        self.position = Position()
+        self._claimants: dict[str, str] = {}
+
+    def apply(self, session_id: str, manager_id: str) -> None:
+        """Take in one followed claim."""
+        self._claimants[session_id] = manager_id
+
+    def clear(self) -> None:
+        """Forget everything, before a new snapshot."""
+        self.position.restart()
+        self._claimants.clear()
+
+    def forget(self, session_id: str) -> None:
+        """The session is settled: who claimed it matters no more."""
+        self._claimants.pop(session_id, None)
+
+    def claimant(self, session_id: str) -> str | None:
+        """The manager that claimed the session last, or None."""
+        return self._claimants.get(session_id)
+
+    def items(self) -> list[tuple[str, str]]:
+        """(session id, manager id) of every claim."""
+        return list(self._claimants.items())
 
 
 def _matches(record: SessionRecord, request: ListRequest) -> bool:

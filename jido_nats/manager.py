@@ -18,17 +18,17 @@ from jido_nats.broker import topology
 from jido_nats.broker.clock import boottime
 from jido_nats.broker.connection import Connection, ConnectOptions
 from jido_nats.broker.endpoints import Endpoints
-from jido_nats.broker.event_log import EventLog
+from jido_nats.broker.event_log import EventLog, claimant
 from jido_nats.broker.leases import Lease, Leases, ManagerInfo, describe
 from jido_nats.broker.peers import Peers
 from jido_nats.broker.registry import Registry, entry_of
-from jido_nats.core import codec, commands
+from jido_nats.core import codec, commands, subjects
 from jido_nats.core.commands import CreateReply, CreateRequest, Empty, ListReply, ListRequest, TerminateRequest
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.errors import AlreadyExists, InvalidTransition, NotFound, ServerUnusable, StartFailed, Unavailable
 from jido_nats.ids import new_manager_id, new_session_id
-from jido_nats.index import SessionIndex
+from jido_nats.index import ClaimIndex, SessionIndex
 from jido_nats.service import SERVICE_NAME, Service, Verb, overloaded
 from jido_nats.sessions import NotHere, Sessions, Taken
 from jido_nats.takeover import Sweeper
@@ -57,6 +57,7 @@ class SessionManager:
         self.manager_id: Final = new_manager_id()
         self._description = describe(self.manager_id, VERSION)
         self._index = SessionIndex()
+        self._claims = ClaimIndex()
         self._verified_since: float | None = None
         self._verified = asyncio.Event()
         self._stop_serving = asyncio.Event()
@@ -209,6 +210,7 @@ class SessionManager:
         self._sweeper = Sweeper(
             path,
             self._index,
+            self._claims,
             self._leases,
             interval_s=settings.lease_s / 3,
             runs_here=self._sessions.__contains__,
@@ -271,23 +273,23 @@ class SessionManager:
         """After a lapse: which of the sessions are still this manager's? Those that are not are let go of."""
         since = self._lease.held_since
         log.warning("the lease had lapsed; looking at every session again", extra={"manager_id": self.manager_id})
+        await self._claims.position.reached(await self._event_log.last_claim())
         for writer in self._sessions.writers():
-            fence = await self._event_log.fence(writer.record.session_id)
-            if fence.manager_id not in (None, self.manager_id):
-                self._sessions.lose(writer.record.session_id)
-        self._verified_since = since
-        self._verified.set()
+            session_id = writer.record.session_id
+            if self._claims.claimant(session_id) not in (None, self.manager_id):
+                self._sessions.lose(session_id)
+        if self._lease.held_since == since:  # else it has lapsed once more, and another look is under way
+            self._verified_since = since
+            self._verified.set()
 
     # Following
 
     async def _follow_index(self) -> None:
         self._index.clear()
-        async with self._registry.follow(self._index.moved_to) as consumer:
-            while True:
-                message = await consumer.next()
+        async with self._registry.follow() as consumer:
+            async for message in consumer:
                 self._index.apply(entry_of(message))
-                if message.pending == 0 or not consumer.ready():
-                    self._index.moved_to(message.sequence)
+                self._index.position.moved_to(message.sequence)
 
     async def _follow_leases(self) -> None:
         async with self._leases.follow() as consumer:
@@ -296,9 +298,11 @@ class SessionManager:
                     self._sweeper.nudge()
 
     async def _follow_claims(self) -> None:
+        self._claims.clear()
         async with self._event_log.follow_claims() as consumer:
             async for message in consumer:
-                self._sweeper.apply_claim(message)
+                self._claims.apply(subjects.session_of(message.subject), claimant(message.data))
+                self._claims.position.moved_to(message.sequence)
 
     # Verbs
 
@@ -380,7 +384,7 @@ class SessionManager:
         return record
 
     async def _page(self, request: ListRequest) -> ListReply:
-        await self._index.reached(await self._registry.last_sequence())
+        await self._index.position.reached(await self._registry.last_position())
         return self._index.page(request)
 
 

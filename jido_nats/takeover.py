@@ -12,13 +12,11 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
-from jido_nats.broker.consumers import Delivered
-from jido_nats.broker.event_log import claimant
 from jido_nats.broker.leases import Leases
-from jido_nats.core import lifecycle, subjects
+from jido_nats.core import lifecycle
 from jido_nats.core.session import Reason, Status
 from jido_nats.errors import Fenced
-from jido_nats.index import SessionIndex
+from jido_nats.index import ClaimIndex, SessionIndex
 from jido_nats.write_path import SessionWriter, WritePath
 
 AT_ONCE: Final = 128
@@ -33,6 +31,7 @@ class Sweeper:
         self,
         path: WritePath,
         index: SessionIndex,
+        claims: ClaimIndex,
         leases: Leases,
         *,
         interval_s: float,
@@ -47,17 +46,13 @@ class Sweeper:
         self._runs_here = runs_here
         self._may_judge = may_judge
         self._now = now
-        self._claims: dict[str, str] = {}
+        self._claims = claims
         self._nudge = asyncio.Event()
         self.taken_over = 0
 
     def nudge(self) -> None:
         """Sweep soon: a lease has expired."""
         self._nudge.set()
-
-    def apply_claim(self, message: Delivered) -> None:
-        """Take in a claim on a session: who made it matters while its record is not sealed."""
-        self._claims[subjects.session_of(message.subject)] = claimant(message.data)
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -86,7 +81,7 @@ class Sweeper:
 
     async def _orphans(self) -> list[str]:
         self._forget_settled_claims()
-        claimants = set(self._claims.values())
+        claimants = {claimant for _, claimant in self._claims.items()}
         gone = {owner for owner in self._index.owners() | claimants if not await self._is_alive(owner)}
         orphans = {session_id for owner in gone for session_id in self._index.unsealed(owner)}
         orphans |= {session_id for session_id, claimant in self._claims.items() if claimant in gone}
@@ -98,10 +93,10 @@ class Sweeper:
         return await self._leases.is_alive(manager_id)
 
     def _forget_settled_claims(self) -> None:
-        for session_id in list(self._claims):
+        for session_id, _ in self._claims.items():
             record = self._index.get(session_id)
-            if record is None or record.sealed:
-                del self._claims[session_id]
+            if (record is None or record.sealed) and not self._runs_here(session_id):
+                self._claims.forget(session_id)
 
     async def _take_over(self, session_id: str) -> None:
         record = self._index.get(session_id)

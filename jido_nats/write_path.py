@@ -23,6 +23,7 @@ from jido_nats.core import subjects
 from jido_nats.core.session import SessionRecord
 from jido_nats.core.subjects import Publication
 from jido_nats.errors import Conflict, Fenced, NotSent, OutcomeUnknown
+from jido_nats.failpoints import reach
 
 RETRY_WAIT_S: Final = 0.05
 
@@ -56,6 +57,7 @@ class SessionWriter:
     async def commit(self, changed: SessionRecord) -> None:
         """Make `changed` the truth; `Fenced` where another manager has written meanwhile."""
         await self._may_write()
+        reach("before seal" if changed.sealed else "before commit")
         try:
             self.revision = await self._path.registry.write(changed, self.revision)
         except Conflict:
@@ -64,6 +66,7 @@ class SessionWriter:
                 raise Fenced(f"the session {changed.session_id} was written by another manager") from None
             self.revision = entry.revision
         self.record = changed
+        reach("sealed" if changed.sealed else "committed")
 
     async def publish(self, *, look: bool = False) -> None:
         """Store every message that the record's version owes, each exactly once; `Fenced` where another claimed.
@@ -74,6 +77,7 @@ class SessionWriter:
         while True:
             try:
                 await self._publish_missing(stored)
+                reach("published")
                 return
             except (Conflict, OutcomeUnknown):
                 await asyncio.sleep(RETRY_WAIT_S)
@@ -97,8 +101,10 @@ class SessionWriter:
                 if not self.survivor or await path.is_alive(fence.manager_id):
                     raise Fenced(f"the session {session_id} was claimed by {fence.manager_id}")
             await self._may_write()
+            reach("before claim")
             try:
                 self.fence = await path.event_log.claim(session_id, path.manager_id, fence.sequence)
+                reach("claimed")
                 return
             except (Conflict, OutcomeUnknown, NotSent):
                 await asyncio.sleep(RETRY_WAIT_S)
@@ -117,16 +123,19 @@ class SessionWriter:
             raise Fenced(f"the session {self.record.session_id} was written by another manager")
 
     async def _look(self) -> Collection[str]:
-        return await self._path.event_log.stored(self.record, self.fence)
+        stored = await self._path.event_log.stored(self.record, self.fence)
+        reach("looked")
+        return stored
 
     async def _publish_missing(self, stored: Collection[str]) -> None:
-        for publication in subjects.publications(self.record):
+        for number, publication in enumerate(subjects.publications(self.record), start=1):
             if publication.message_id not in stored:
-                await self._publish_one(publication)
+                await self._publish_one(publication, f"before message {number}")
 
-    async def _publish_one(self, publication: Publication) -> None:
+    async def _publish_one(self, publication: Publication, place: str) -> None:
         while True:
             await self._may_write()
+            reach(place)
             try:
                 await self._path.event_log.publish(publication, self.fence)
                 return

@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
@@ -21,7 +21,7 @@ import msgspec
 from nats.aio.msg import Msg
 
 from jido_nats.broker.connection import Connection, Subscription
-from jido_nats.broker.jetstream import CONSUMER_NOT_FOUND, JetStreamError, api, settled
+from jido_nats.broker.jetstream import CONSUMER_NOT_FOUND, JetStreamError, api, last_message, settled
 from jido_nats.errors import NotFound, NotSent, PositionTooOld
 
 BATCH: Final = 512
@@ -67,6 +67,15 @@ class Start(NamedTuple):
         return cls("by_start_sequence", max(1, sequence))
 
 
+async def last_position(connection: Connection, stream: str, subject: str) -> int:
+    """The sequence of the last message there is on a subject (wildcards allowed), at the leader; 0 for none.
+
+    Unlike the stream's last sequence, which may have expired, whoever reads on gets to this one.
+    """
+    message = await settled(connection, lambda: last_message(connection, stream, subject))
+    return 0 if message is None else message.sequence
+
+
 async def stream_state(connection: Connection, stream: str) -> tuple[int, int]:
     """The first and last sequence of a stream, as its leader knows them."""
     info = await settled(connection, lambda: api(connection, f"STREAM.INFO.{stream}"))
@@ -77,8 +86,7 @@ class OrderedConsumer:
     """Every message of a stream on some subjects, in order, once; an async context manager and iterator.
 
     `strict`: raise `PositionTooOld` where the stream has lost messages behind the last one seen
-    (a bucket loses superseded entries all the time and is read without). `on_position` is told where the
-    consumer stands when there is no message that would tell it.
+    (a bucket loses superseded entries all the time and is read without).
     """
 
     def __init__(
@@ -90,7 +98,6 @@ class OrderedConsumer:
         *,
         strict: bool = False,
         headers_only: bool = False,
-        on_position: Callable[[int], None] = lambda position: None,
     ) -> None:
         self._connection = connection
         self._stream = stream
@@ -98,7 +105,6 @@ class OrderedConsumer:
         self._start = start
         self._strict = strict
         self._headers_only = headers_only
-        self._on_position = on_position
         self._name = ""
         self._names = (f"ordered_{secrets.token_hex(6)}_{n}" for n in itertools.count(1))
         self._inbox: Subscription | None = None
@@ -136,9 +142,11 @@ class OrderedConsumer:
             elif (delivered := self._accept(message)) is not None:
                 return delivered
 
-    def ready(self) -> bool:
-        """Whether `next` has something at hand (a control message counts too)."""
-        return bool(self._queue)
+    async def last_position(self) -> int:
+        """The sequence of the last message there is for this consumer now, at the leader; 0 for none."""
+        return max(
+            [await last_position(self._connection, self._stream, subject) for subject in self._filters], default=0
+        )
 
     async def _next_message(self) -> Msg | None:
         """A message, or None when the consumer has to be made again."""
@@ -223,10 +231,8 @@ class OrderedConsumer:
         created = await settled(
             self._connection, lambda: _create_consumer(self._connection, self._stream, config, self._filters)
         )
-        if created["num_pending"] == 0:  # nothing at or before `last` is still to come
-            self.position = max(self.position, last)
-            self.caught_up = True
-            self._on_position(self.position)
+        # The consumer may live on a replica that is behind: this is no proof that `last` was passed.
+        self.caught_up = self.caught_up or created["num_pending"] == 0
 
     def _check_position(self, first: int, last: int) -> None:
         wanted = self._start.sequence
@@ -313,6 +319,12 @@ class DurableConsumer:
             self.position = sequence
             self.caught_up = pending == 0
             return Delivered(message.subject, sequence, message.data, message.headers or {}, time_ns, pending)
+
+    async def last_position(self) -> int:
+        """The sequence of the last message there is for this consumer now, at the leader; 0 for none."""
+        return max(
+            [await last_position(self._connection, self._stream, subject) for subject in self._filters], default=0
+        )
 
     async def acknowledge(self) -> None:
         """Acknowledge the last message."""

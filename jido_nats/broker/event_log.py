@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumers import OrderedConsumer, Start, stream_state
+from jido_nats.broker.consumers import OrderedConsumer, Start, last_position, stream_state
 from jido_nats.broker.jetstream import (
     CONTENT_TYPE,
     EXPECTED_SEQUENCE,
@@ -103,6 +103,10 @@ class EventLog:
     async def last_sequence(self) -> int:
         """The stream's last sequence, at its leader."""
         return (await stream_state(self._connection, self.stream))[1]
+
+    async def last_claim(self) -> int:
+        """The sequence of the last claim on any session, at the leader; 0 where there is none."""
+        return await last_position(self._connection, self.stream, subjects.ALL_FENCES)
 
     def follow_claims(self) -> OrderedConsumer:
         """The last claim on every session that has one, then every new claim."""

@@ -5,11 +5,10 @@ update, cannot create over an expiry marker, and its watch is deaf for seconds a
 """
 
 import logging
-from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumers import Delivered, OrderedConsumer, Start, stream_state
+from jido_nats.broker.consumers import Delivered, OrderedConsumer, Start, last_position
 from jido_nats.broker.jetstream import EXPECTED_SEQUENCE, MESSAGE_TTL, last_message, settled, store
 from jido_nats.core import codec, subjects
 from jido_nats.core.session import SessionRecord
@@ -58,19 +57,14 @@ class Registry:
             return Entry(session_id, NO_REVISION, None)
         return Entry(session_id, message.sequence, _record(message.data))
 
-    def follow(self, on_position: Callable[[int], None]) -> OrderedConsumer:
+    def follow(self) -> OrderedConsumer:
         """Every entry there is, then every change; `entry_of` reads its messages."""
-        return OrderedConsumer(
-            self._connection,
-            self.stream,
-            [subjects.all_keys(self._bucket)],
-            Start("last_per_subject"),
-            on_position=on_position,
-        )
+        start = Start("last_per_subject")
+        return OrderedConsumer(self._connection, self.stream, [subjects.all_keys(self._bucket)], start)
 
-    async def last_sequence(self) -> int:
-        """The bucket's last sequence, at its leader."""
-        return (await stream_state(self._connection, self.stream))[1]
+    async def last_position(self) -> int:
+        """The sequence of the bucket's last change, at its leader; whoever follows gets to it."""
+        return await last_position(self._connection, self.stream, subjects.all_keys(self._bucket))
 
 
 def entry_of(message: Delivered) -> Entry:

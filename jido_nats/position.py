@@ -1,0 +1,30 @@
+"""How far a follower has got, and waiting until it has got somewhere."""
+
+import asyncio
+
+
+class Position:
+    """A sequence of a stream that only grows."""
+
+    def __init__(self) -> None:
+        self.sequence = 0
+        self._waiters: list[tuple[int, asyncio.Future[None]]] = []
+
+    def moved_to(self, sequence: int) -> None:
+        """Everything up to `sequence` has been taken in: tell those who wait for it."""
+        self.sequence = max(self.sequence, sequence)
+        for wanted, waiter in self._waiters:
+            if wanted <= self.sequence and not waiter.done():
+                waiter.set_result(None)
+        self._waiters = [(wanted, waiter) for wanted, waiter in self._waiters if not waiter.done()]
+
+    async def reached(self, sequence: int) -> None:
+        """Return when the follower is at `sequence` or later."""
+        if self.sequence < sequence:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append((sequence, waiter))
+            await waiter
+
+    def restart(self) -> None:
+        """The follower begins anew."""
+        self.sequence = 0
