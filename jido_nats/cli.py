@@ -319,3 +319,7 @@ def _json_object(option: str, text: str | None) -> dict[str, Any] | None:
         return msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise ConfigurationError(f"{option} takes a JSON object: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -37,6 +37,7 @@ from jido_nats.write_path import WritePath
 
 RESTART_WAIT_S: Final = 1.0
 CLOSE_GRACE_S: Final = 10.0
+QUEUE_WATCH_S: Final = 0.25
 VERSION: Final = importlib.metadata.version("jido_nats")
 
 log = logging.getLogger(__name__)
@@ -180,6 +181,7 @@ class SessionManager:
         service = Service(endpoints, self._settings, self.manager_id, self._verbs())
         await service.start()
         self._exit.push_async_callback(service.stop)
+        self._spawn("queue", lambda: self._watch_queue(service))
 
     def stop(self) -> None:
         """Make `serve` return."""
@@ -233,7 +235,7 @@ class SessionManager:
             ("claims", self._follow_claims),
             ("sweep", self._sweeper.run),
         ):
-            self._tasks.append(asyncio.create_task(_for_ever(name, work), name=f"{self.manager_id}: {name}"))
+            self._spawn(name, work)
         self._exit.push_async_callback(self._end_sessions)
 
     async def _end_sessions(self) -> None:
@@ -245,6 +247,16 @@ class SessionManager:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        self._tasks.append(asyncio.create_task(_for_ever(name, work), name=f"{self.manager_id}: {name}"))
+
+    async def _watch_queue(self, service: Service) -> None:
+        """Leave the queue group for `create` while this manager is full and another that lives is not."""
+        while True:
+            others = [info for name, info in self._leases.managers.items() if name != self.manager_id]
+            await service.take_creates(not self._sessions.full or all(info.full for info in others))
+            await asyncio.sleep(QUEUE_WATCH_S)
 
     def _info(self) -> ManagerInfo:
         return msgspec.structs.replace(self._description, sessions=len(self._sessions), full=self._sessions.full)
@@ -334,11 +346,11 @@ class SessionManager:
         return commands.reply_of(record, replayed=replayed)
 
     async def _get(self, session_id: str, _: Empty, *, passed_on: bool = False) -> SessionRecord:
-        return await self._carry_out(self._read(session_id), self._settings.command_timeout_s)
+        return await self._look_up(self._read(session_id))
 
     async def _list(self, _: str, request: ListRequest, *, passed_on: bool = False) -> ListReply:
         commands.check_list(request)
-        return await self._carry_out(self._page(request), self._settings.command_timeout_s)
+        return await self._look_up(self._page(request))
 
     async def _terminate(self, session_id: str, request: TerminateRequest, *, passed_on: bool = False) -> SessionRecord:
         commands.check_terminate(request)
@@ -364,11 +376,22 @@ class SessionManager:
             return codec.decode(await self._pass_on(verb, record, Empty(), passed_on=passed_on), SessionRecord)
 
     async def _carry_out(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
-        """The result, while the lease stands; `Unavailable` otherwise or when it takes too long (the work goes on)."""
+        """The result of a change. `Unavailable`: it takes too long (and goes on), or this manager may not answer."""
+        if not (self._connection.connected and self._lease_stands()):
+            work.close()
+            raise Unavailable("not done: this manager has no connection to NATS, or no lease, right now; ask again")
         result = await self._sessions.in_own_task(work, timeout_s)
         if not self._lease_stands():
             raise Unavailable("this manager's lease has lapsed; ask again")
         return result
+
+    async def _look_up(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of a reading, or `Unavailable` when it takes too long (and ends)."""
+        try:
+            async with asyncio.timeout(self._settings.command_timeout_s):
+                return await work
+        except TimeoutError:
+            raise Unavailable("NATS does not answer this manager right now; ask again") from None
 
     async def _pass_on(self, verb: str, record: SessionRecord, request: msgspec.Struct, *, passed_on: bool) -> bytes:
         if passed_on or record.owner == self.manager_id:

@@ -56,8 +56,16 @@ class Service:
     async def start(self) -> None:
         """Take requests."""
         public = [Endpoint(verb, api.subject, partial(self._handle, verb)) for verb, api in API.items()]
+        self._create_endpoint = next(endpoint for endpoint in public if endpoint.name == "create")
         forwarded = Endpoint("forwarded", subjects.all_forwarded(self._manager_id), self._handle_forwarded, queue="")
         await self._endpoints.start(public, [forwarded])
+
+    async def take_creates(self, wanted: bool) -> None:
+        """Be in the queue group for `create`, or leave it to the other managers."""
+        if wanted:
+            await self._endpoints.open(self._create_endpoint)
+        else:
+            await self._endpoints.shut(self._create_endpoint)
 
     async def stop(self) -> None:
         """Take no more, and answer what is under way."""

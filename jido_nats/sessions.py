@@ -106,6 +106,9 @@ class Sessions:
 
     async def in_own_task(self, work: Coroutine[Any, Any, T], timeout_s: float | None) -> T:
         """The result of `work`, which goes on when the caller is cancelled or `timeout_s` is over (`Unavailable`)."""
+        if len(self._tasks) >= 2 * self._settings.commands_max:
+            work.close()
+            raise Overloaded("too many changes are under way; ask again later")
         task = asyncio.create_task(work)
         self._keep(task)
         done, _ = await asyncio.wait({task}, timeout=timeout_s)

@@ -82,6 +82,7 @@ class Endpoints:
         self._started = datetime.now(UTC)
         self._endpoints: list[Endpoint] = []
         self._hidden: list[Endpoint] = []
+        self._stopped = False
         self._monitoring: list[Subscription] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -98,7 +99,7 @@ class Endpoints:
 
     async def open(self, endpoint: Endpoint) -> None:
         """Take requests (again) on one endpoint."""
-        if endpoint.subscription is None:
+        if endpoint.subscription is None and not self._stopped:
             endpoint.subscription = await self._connection.subscribe(
                 endpoint.subject, lambda message: self._on_request(endpoint, message), queue=endpoint.queue
             )
@@ -111,6 +112,7 @@ class Endpoints:
 
     async def stop(self, timeout_s: float) -> None:
         """Take nothing more, and wait for what is in flight, at most `timeout_s`."""
+        self._stopped = True
         for endpoint in [*self._endpoints, *self._hidden]:
             await self.shut(endpoint)
         for subscription in self._monitoring:

@@ -6,6 +6,8 @@ Every other refusal of a write is `OutcomeUnknown`: looking is always safe, gues
 
 import asyncio
 import base64
+import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple, TypeVar
@@ -30,6 +32,9 @@ CONSUMER_NOT_FOUND: Final = 10014
 
 RETRY_WAIT_S: Final = 0.05
 RETRY_WAIT_MAX_S: Final = 1.0
+TELL_AFTER_S: Final = 10.0
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -113,13 +118,17 @@ async def settled(connection: Connection, attempt: Callable[[], Awaitable[T]]) -
 
     Ends by an answer, be it a `Conflict` or another refusal, or by cancellation; what is no answer is tried again.
     """
-    wait_s = RETRY_WAIT_S
+    wait_s, started, told_at = RETRY_WAIT_S, time.monotonic(), time.monotonic()
     while True:
         try:
             return await attempt()
         except (NotSent, OutcomeUnknown, JetStreamError) as error:
             if isinstance(error, JetStreamError) and not error.transient:
                 raise
+            if time.monotonic() - told_at > TELL_AFTER_S:  # a full disk shows as time-outs, and as nothing else
+                told_at = time.monotonic()
+                degraded = {"for_s": round(told_at - started), "error": str(error)}
+                log.warning("degraded: NATS does not answer, still trying", extra=degraded)
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, RETRY_WAIT_MAX_S)
         await connection.wait_up()
