@@ -180,6 +180,7 @@ class SessionManager:
         )
         service = Service(endpoints, self._settings, self.manager_id, self._verbs())
         await service.start()
+        await connection.flush()  # from now on a request finds somebody
         self._exit.push_async_callback(service.stop)
         self._spawn("queue", lambda: self._watch_queue(service))
 

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import logging
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -154,16 +154,9 @@ class Connection:
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Msg:
         """The reply. `NotSent` or `NoResponders`: surely nothing happened. `OutcomeUnknown`: something may have."""
-        token = str(next(self._tokens))
-        future: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
-        self._pending[token] = future
-        timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, future, subject)
-        try:
-            await self.publish(subject, payload, headers=headers, reply=self._inbox + token)
+        with self._expecting(subject, timeout_s) as (inbox, future):
+            await self.publish(subject, payload, headers=headers, reply=inbox)
             reply = await future
-        finally:
-            timer.cancel()
-            self._pending.pop(token, None)
         if reply.headers and not reply.data and reply.headers.get("Status") == "503":
             raise NoResponders(f"nobody answers on {subject}")
         return reply
@@ -195,6 +188,12 @@ class Connection:
         """No longer subscribe it again after a reconnect."""
         if subscription in self._subscriptions:
             self._subscriptions.remove(subscription)
+
+    async def flush(self) -> None:
+        """Return when the server has taken in all that was sent before, subscriptions too; raises as `request`."""
+        with self._expecting("the connection's own inbox", REQUEST_TIMEOUT_S) as (inbox, future):
+            await self.publish(inbox)
+            await future
 
     def new_inbox(self) -> str:
         """A subject of this connection's own inbox that nobody else uses."""
@@ -267,22 +266,22 @@ class Connection:
         async def on_lost() -> None:
             lost.set()
 
-        connecting: asyncio.Future[Any] = asyncio.ensure_future(
+        self._last_error = None
+        connecting: asyncio.Task[None] = asyncio.create_task(
             client.connect(error_cb=on_error, disconnected_cb=on_lost, closed_cb=on_lost, **self._nats_options())
         )
-        self._last_error = None
-        await asyncio.wait([connecting, failed], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        error = failed.result() if failed.done() else None
-        if connecting.done():
-            error = connecting.exception()
-            if error is None:
-                failed.cancel()
+        try:
+            await asyncio.wait([connecting, failed], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if connecting.done() and connecting.exception() is None:
                 self._lost = lost
                 return client
-        connecting.cancel()
-        with contextlib.suppress(Exception, asyncio.CancelledError):
-            await connecting
+        finally:
+            failed.cancel()
+            if not connecting.done():
+                connecting.cancel()
+                await asyncio.gather(connecting, return_exceptions=True)
         await self._discard(client)
+        error = connecting.exception() if not connecting.cancelled() else None
         raise ServerUnusable(_why(error or self._last_error, self.options)) from error
 
     def _nats_options(self) -> dict[str, Any]:
@@ -304,6 +303,8 @@ class Connection:
             "servers": servers,
             "name": self.name,
             "allow_reconnect": False,
+            "max_reconnect_attempts": -1,
+            "connect_timeout": max(1, int(CONNECT_TIMEOUT_S) // len(servers)),
             "reconnect_time_wait": RECONNECT_WAIT_S,
             "ping_interval": PING_INTERVAL_S,
             "max_outstanding_pings": 2,
@@ -332,6 +333,20 @@ class Connection:
         future = self._pending.get(message.subject[len(self._inbox) :])
         if future is not None and not future.done():
             future.set_result(message)
+
+    @contextlib.contextmanager
+    def _expecting(self, subject: str, timeout_s: float) -> Iterator[tuple[str, "asyncio.Future[Msg]"]]:
+        """An inbox, and the future of what comes there within `timeout_s`."""
+        loop = asyncio.get_running_loop()
+        token = str(next(self._tokens))
+        future: asyncio.Future[Msg] = loop.create_future()
+        self._pending[token] = future
+        timer = loop.call_later(timeout_s, self._expire, future, subject)
+        try:
+            yield self._inbox + token, future
+        finally:
+            timer.cancel()
+            self._pending.pop(token, None)
 
     def _expire(self, future: "asyncio.Future[Msg]", subject: str) -> None:
         if not future.done():

@@ -1,0 +1,89 @@
+"""Managers as processes of their own, to be killed and frozen."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+LEASE_S = 1
+
+
+class ManagerProcess:
+    """`jido-nats serve` as a process."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it is stopped (SIGSTOP), by the kernel's word."""
+        return self._state() == "T"
+
+    @property
+    def gone(self) -> bool:
+        """Whether it has ended, or is a zombie."""
+        return self._process.returncode is not None or self._state() in ("Z", "")
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal it, if it is still there."""
+        if self._process.returncode is None:
+            self._process.send_signal(number)
+
+    async def end(self) -> int:
+        """Its exit code, after whatever ends it."""
+        self.send(signal.SIGCONT)
+        self.send(signal.SIGKILL)
+        return await self._process.wait()
+
+    async def exit_code(self, within_s: float = 20) -> int:
+        """Its exit code, when it ends by itself."""
+        async with asyncio.timeout(within_s):
+            return await self._process.wait()
+
+    def _state(self) -> str:
+        try:
+            return Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (OSError, IndexError):
+            return ""
+
+
+@asynccontextmanager
+async def manager_process(
+    url: str,
+    *,
+    worker: str = "tests.agents:waiting",
+    failpoints: str = "",
+    lease_s: int = LEASE_S,
+    extra: tuple[str, ...] = (),
+) -> AsyncIterator[ManagerProcess]:
+    """A manager process that serves when the block is entered."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "jido_nats.cli", "serve", "--server", url, "--worker", worker, "--lease-s", str(lease_s), *extra),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"JIDO_FAILPOINTS": failpoints},
+    )
+    manager = ManagerProcess(process)
+    assert process.stderr is not None
+    reader = asyncio.create_task(_read(process.stderr, serving := asyncio.Event()))
+    try:
+        async with asyncio.timeout(20):
+            await serving.wait()
+        yield manager
+    finally:
+        await manager.end()
+        await reader
+
+
+async def _read(stream: asyncio.StreamReader, serving: asyncio.Event) -> None:
+    """Read the log to its end, so that the process is never stalled by a full pipe."""
+    async for line in stream:
+        if b" serves on " in line:
+            serving.set()
+    serving.set()

@@ -1,0 +1,114 @@
+"""A manager that dies or freezes between any two steps: another one finishes what it had begun, exactly once."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+
+import pytest
+
+from jido_nats import Client, JidoError, LocalServer, SessionManager, Settings, Status
+from tests import audit
+from tests.agents import waiting
+from tests.processes import LEASE_S, ManagerProcess, manager_process
+from tests.support import eventually
+
+# Each place at the version where it differs most: created, active, terminating, terminated, sealed.
+OWNER_PLACES = [
+    "committed:1",
+    "before message 1:1",
+    "published:1",
+    "before commit:2",
+    "committed:2",
+    "before message 2:2",
+    "before message 1:3",
+    "committed:4",
+    "before message 2:3",
+    "before message 3:1",
+    "published:4",
+    "before seal:1",
+    "sealed:1",
+]
+SURVIVOR_PLACES = ["before claim", "claimed", "looked", "before commit", "committed", "before message 2", "before seal"]
+
+
+@pytest.fixture
+async def client(server: LocalServer) -> AsyncIterator[Client]:
+    async with Client.connect(server.url, timeout_s=2) as client:
+        yield client
+
+
+def survivor(server: LocalServer) -> SessionManager:
+    return SessionManager.connect(server.url, worker=waiting, settings=Settings(lease_s=LEASE_S))
+
+
+async def create_and_end(client: Client) -> None:
+    """As far as it gets."""
+    try:
+        await client.create_session(session_id="s1")
+        await client.terminate_session("s1")
+    except JidoError:
+        pass
+
+
+async def violations(server: LocalServer) -> list[audit.Violation]:
+    seen = await audit.read(server.url)
+    return audit.audit(seen.messages, seen.records, seen.leases, [], quiet=True, all_ended=True)
+
+
+async def settled(manager: SessionManager) -> bool:
+    """Whether no record is left unsealed, as somebody reads who asks a living manager."""
+    return all(record.sealed for record in await manager.list_sessions(include_terminated=True))
+
+
+@pytest.mark.parametrize("place", OWNER_PLACES)
+async def test_what_a_dead_owner_had_begun_is_finished_once(server: LocalServer, client: Client, place: str) -> None:
+    name, _, time = place.partition(":")
+    async with manager_process(server.url, failpoints=f"{name}:die:{time}") as victim:
+        asking = asyncio.create_task(create_and_end(client))
+        await eventually(lambda: victim.gone)
+    async with survivor(server) as manager:
+        await eventually(lambda: settled(manager))
+        await asking
+        assert await violations(server) == []
+
+
+@pytest.mark.parametrize("place", OWNER_PLACES)
+async def test_a_frozen_owner_that_wakes_adds_nothing(server: LocalServer, client: Client, place: str) -> None:
+    name, _, time = place.partition(":")
+    async with manager_process(server.url, failpoints=f"{name}:freeze:{time}") as victim, survivor(server) as manager:
+        asking = asyncio.create_task(create_and_end(client))
+        await eventually(lambda: victim.frozen)
+        await eventually(lambda: settled_after_takeover(manager, victim))
+        victim.send(signal.SIGCONT)
+        await asking
+        await awake_again(client)
+        assert await violations(server) == []
+
+
+async def settled_after_takeover(manager: SessionManager, victim: ManagerProcess) -> bool:
+    """Settled, at a moment when the victim's lease has gone."""
+    return len(manager._leases.managers) == 1 and await settled(manager)
+
+
+async def awake_again(client: Client) -> None:
+    """The woken manager has its lease again and answers: whatever it had in flight has met its fate."""
+
+    async def served() -> bool:
+        try:
+            record = await client.create_session()
+        except JidoError:
+            return False
+        return (await client.terminate_session(record.session_id)).status is Status.TERMINATED
+
+    await eventually(served)
+
+
+@pytest.mark.parametrize("place", SURVIVOR_PLACES)
+async def test_what_a_dead_survivor_had_begun_is_finished_once(server: LocalServer, client: Client, place: str) -> None:
+    async with manager_process(server.url, failpoints="before message 2:die:2"):
+        await create_and_end(client)
+    async with manager_process(server.url, failpoints=f"{place}:die:1") as second:
+        await eventually(lambda: second.gone)
+    async with survivor(server) as manager:
+        await eventually(lambda: settled(manager))
+        assert await violations(server) == []

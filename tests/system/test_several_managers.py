@@ -1,0 +1,175 @@
+"""Several managers on one NATS: whose a session is, who ends it, and who answers."""
+
+import asyncio
+import signal
+from collections import Counter
+
+import pytest
+
+from jido_nats import Client, JidoError, LocalServer, Overloaded, SessionManager, Status, Unavailable
+from tests import audit
+from tests.conftest import StartManager
+from tests.processes import manager_process
+from tests.support import Stranger, eventually
+
+
+async def violations(server: LocalServer) -> list[audit.Violation]:
+    seen = await audit.read(server.url)
+    return audit.audit(seen.messages, seen.records, seen.leases, [], quiet=True)
+
+
+async def test_a_command_that_reaches_another_manager_is_passed_on_to_the_owner(start_manager: StartManager) -> None:
+    owner, other = await start_manager(), await start_manager()
+    await owner.create_session(session_id="s1")
+    assert (await other.idle_session("s1")).status is Status.IDLE
+    assert (await other.activate_session("s1")).owner == owner.manager_id
+    assert (await other.terminate_session("s1")).status is Status.TERMINATED
+
+
+async def test_an_error_of_the_owner_is_passed_back(start_manager: StartManager) -> None:
+    owner, other = await start_manager(), await start_manager()
+    await owner.create_session(session_id="s1")
+    with pytest.raises(JidoError, match="cannot become active"):
+        await other.activate_session("s1")
+
+
+async def test_a_create_that_is_repeated_at_another_manager_gives_the_same_session(start_manager: StartManager) -> None:
+    owner, other = await start_manager(), await start_manager()
+    first = await owner.create_session(session_id="s1", metadata={"n": 1})
+    again = await other._create("", _create("s1", {"n": 1}))
+    assert again.replayed
+    assert (again.owner, again.version) == (owner.manager_id, first.version)
+
+
+async def test_an_owner_that_does_not_answer_makes_the_command_unavailable(
+    server: LocalServer, start_manager: StartManager, stranger: Stranger
+) -> None:
+    async with manager_process(server.url, lease_s=8) as frozen:
+        created = await stranger.create("s1")
+        other = await start_manager(command_timeout_s=0.5, lease_s=8)
+        frozen.send(signal.SIGSTOP)
+        with pytest.raises(Unavailable):
+            await other.terminate_session("s1")
+        assert (await stranger.record("s1")) == created
+
+
+async def test_of_two_survivors_exactly_one_ends_each_orphan(server: LocalServer, start_manager: StartManager) -> None:
+    async with manager_process(server.url) as dead, Client.connect(server.url) as client:
+        await asyncio.gather(*(client.create_session(session_id=f"s{n}") for n in range(100)))
+        survivors = [await start_manager(lease_s=1), await start_manager(lease_s=1)]
+        dead.send(signal.SIGKILL)
+        await eventually(lambda: all_sealed(survivors[0]), within_s=20)
+        reasons = Counter(record.reason for record in await client.list_sessions(include_terminated=True))
+        assert reasons == {"owner_lost": 100}
+        assert await violations(server) == []
+
+
+async def test_a_worker_that_blocks_the_loop_does_not_cost_the_lease(
+    server: LocalServer, start_manager: StartManager
+) -> None:
+    async with manager_process(server.url, worker="tests.agents:blocking"):
+        other = await start_manager(lease_s=1)
+        async with Client.connect(server.url) as client:
+            blocked = [await client.create_session(session_id=f"b{n}") for n in range(2)]
+        gone: list[str] = []
+        async with asyncio.timeout(10):
+            while len(other._leases.managers) == 2 and not await answers(server, blocked[0].session_id):
+                gone = [record.session_id for record in await other.list_sessions(status=Status.TERMINATED)]
+        assert len(other._leases.managers) == 2
+        assert gone == []
+
+
+async def test_an_outage_longer_than_the_lease_costs_no_session(
+    server: LocalServer, start_manager: StartManager, stranger: Stranger
+) -> None:
+    manager = await start_manager(lease_s=1)
+    other = await start_manager(lease_s=1)
+    await manager.create_session(session_id="s1")
+    await server.kill()
+    await eventually(lambda: not manager._lease.valid and not other._lease.valid)
+    await server.start()
+    await eventually(lambda: manager._lease_stands() and other._may_judge(), within_s=20)
+    assert (await eventually(lambda: idled(manager))).owner == manager.manager_id
+    assert await stranger.stored_brief() == ["1 created", "2 active", "3 idle"]
+
+
+async def test_an_outage_longer_than_the_duplicate_window_repeats_nothing(
+    server: LocalServer, start_manager: StartManager
+) -> None:
+    manager = await start_manager(duplicate_window_s=1)
+    for _ in range(4):
+        steps = [asyncio.create_task(steady(manager, f"s{_}_{n}")) for n in range(20)]
+        await eventually(lambda: len(manager._sessions) > 5)
+        await server.kill()
+        await eventually(lambda: not manager._connection.connected)
+        await server.start()
+        await asyncio.gather(*steps)
+    assert await violations(server) == []
+
+
+async def test_a_full_manager_leaves_creating_to_the_others(server: LocalServer, start_manager: StartManager) -> None:
+    full, other = await start_manager(sessions_max=1), await start_manager()
+    await full.create_session()
+    await eventually(lambda: full._leases.managers.get(other.manager_id))
+    async with Client.connect(server.url) as client:
+        await eventually(lambda: created_at(client, other.manager_id, 10))
+
+
+async def test_managers_that_are_all_full_answer_overloaded(server: LocalServer, start_manager: StartManager) -> None:
+    manager = await start_manager(sessions_max=1)
+    await manager.create_session()
+    async with Client.connect(server.url) as client:
+        with pytest.raises(Overloaded):
+            await client.create_session()
+
+
+def _create(session_id: str, metadata: dict[str, int]) -> object:
+    from jido_nats.core.commands import CreateRequest
+
+    return CreateRequest(session_id=session_id, metadata=dict(metadata))
+
+
+async def all_sealed(manager: SessionManager) -> bool:
+    records = await manager.list_sessions(include_terminated=True)
+    return bool(records) and all(record.sealed for record in records)
+
+
+async def answers(server: LocalServer, session_id: str) -> bool:
+    """Whether a command to the session's owner is carried out."""
+    async with Client.connect(server.url, timeout_s=1) as client:
+        try:
+            return (await client.idle_session(session_id)).status is Status.IDLE
+        except JidoError:
+            return False
+
+
+async def idled(manager: SessionManager) -> object:
+    try:
+        return await manager.idle_session("s1")
+    except Unavailable:
+        return None
+
+
+async def steady(manager: SessionManager, session_id: str) -> None:
+    """Create and end one session, asking again for as long as it takes."""
+    for step in (manager.create_session(session_id=session_id), manager.terminate_session(session_id)):
+        try:
+            await step
+        except Unavailable:
+            await eventually(lambda: done(manager, session_id), within_s=20)
+
+
+async def done(manager: SessionManager, session_id: str) -> bool:
+    try:
+        await manager.create_session(session_id=session_id)
+        return (await manager.terminate_session(session_id)).status is Status.TERMINATED
+    except Unavailable:
+        return False
+
+
+async def created_at(client: Client, manager_id: str, number: int) -> bool:
+    """Whether that many creates in a row all went to one manager."""
+    try:
+        return {(await client.create_session()).owner for _ in range(number)} == {manager_id}
+    except Overloaded:
+        return False
