@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import re
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
@@ -13,6 +12,7 @@ import msgspec
 
 from jido_nats.broker.connection import Connection, ConnectOptions, Heard
 from jido_nats.broker.consumers import Delivered, DurableConsumer, OrderedConsumer, Start
+from jido_nats.broker.event_log import event_in
 from jido_nats.broker.peers import reply_error
 from jido_nats.core import codec, commands, subjects
 from jido_nats.core.commands import CreateReply, CreateRequest, Empty, ListReply, ListRequest, TerminateRequest
@@ -33,8 +33,6 @@ TIMEOUT_S: Final = 10.0
 ATTEMPT_TIMEOUT_S: Final = 5.0
 RETRY_WAIT_S: Final = 0.2
 NO_MANAGER_WAIT_S: Final = 3.0
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -194,7 +192,7 @@ class Client:
 
         def on_message(message: Heard) -> None:
             delivered = Delivered(message.subject, 0, message.data, message.headers or {}, 0, 0)
-            if (event := _event_of(delivered)) is not None:
+            if (event := event_in(delivered)) is not None:
                 on_event(EventMessage(event, 0, message.subject, message.data))
 
         subscription = await self._connection.subscribe(subject, on_message)
@@ -278,7 +276,7 @@ class EventStream:
     async def __anext__(self) -> EventMessage:
         while True:
             message = await self._consumer.next()
-            event = _event_of(message)
+            event = event_in(message)
             if event is not None:
                 return EventMessage(event, message.sequence, message.subject, message.data)
 
@@ -327,18 +325,6 @@ class _Tries:
 
 def _no_manager() -> Unavailable:
     return Unavailable("no session manager is running on this server: start one with 'jido-nats serve'")
-
-
-def _event_of(message: Delivered) -> Event | None:
-    """The event, or None for one of an unknown type and for what is no event (reported, and passed over)."""
-    try:
-        return codec.decode_event(message.data, codec.encoding_of(message.headers.get("Content-Type")))
-    except codec.DecodeError as error:
-        log.warning(
-            "a message on an event subject is not an event, skipping it",
-            extra={"subject": message.subject, "sequence": message.sequence, "error": str(error)},
-        )
-        return None
 
 
 _AGE: Final = re.compile(r"\A(\d{1,9})([smhd])\Z")

@@ -5,7 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from jido_nats.broker.registry import Entry
-from jido_nats.core.commands import ListReply, ListRequest
+from jido_nats.core import codec
+from jido_nats.core.commands import LIST_BYTES_MAX, ListReply, ListRequest
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.position import Position
 
@@ -60,9 +61,11 @@ class SessionIndex:
     def page(self, request: ListRequest) -> ListReply:
         """The sessions that the request asks for, ordered by id, behind its cursor."""
         found: list[SessionRecord] = []
+        size = 0
         for record in self._behind(request.cursor):
-            if _matches(record, request):
-                if len(found) == request.limit:
+            if matches(record, request):
+                size += len(codec.encode(record))
+                if found and (len(found) == request.limit or size > LIST_BYTES_MAX):
                     return ListReply(sessions=found, next_cursor=found[-1].session_id)
                 found.append(record)
         return ListReply(sessions=found)
@@ -102,7 +105,8 @@ class ClaimIndex:
         return list(self._claimants.items())
 
 
-def _matches(record: SessionRecord, request: ListRequest) -> bool:
+def matches(record: SessionRecord, request: ListRequest) -> bool:
+    """Whether a list that is asked for like this has the record."""
     if request.status is not None:
         if record.status is not request.status:
             return False

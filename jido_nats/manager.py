@@ -22,8 +22,18 @@ from jido_nats.broker.event_log import EventLog, claimant
 from jido_nats.broker.leases import Lease, Leases, ManagerInfo, describe
 from jido_nats.broker.peers import Peers
 from jido_nats.broker.registry import Registry, entry_of
-from jido_nats.core import codec, commands, subjects
-from jido_nats.core.commands import CreateReply, CreateRequest, Empty, ListReply, ListRequest, TerminateRequest
+from jido_nats.core import codec, commands, lifecycle, subjects
+from jido_nats.core.commands import (
+    CreateReply,
+    CreateRequest,
+    Empty,
+    HistoryReply,
+    HistoryRequest,
+    ListReply,
+    ListRequest,
+    TerminateRequest,
+)
+from jido_nats.core.events import Event
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.errors import AlreadyExists, InvalidTransition, NotFound, ServerUnusable, StartFailed, Unavailable
@@ -139,6 +149,16 @@ class SessionManager:
             found += page.sessions
             if (cursor := page.next_cursor) is None:
                 return found
+
+    async def session_history(self, session_id: str) -> list[Event]:
+        """Every event of a session, in order, also after its record has expired. Raises `NotFound`, `Unavailable`."""
+        found: list[Event] = []
+        after: int | None = 0
+        while after is not None:
+            page = await self._history(session_id, HistoryRequest(after=after, limit=commands.HISTORY_LIMIT_MAX))
+            found += page.events
+            after = page.next
+        return found
 
     async def terminate_session(self, session_id: str, *, detail: str | None = None) -> SessionRecord:
         """End a session and return its record, `terminated`; again on a terminated one: the same, nothing is told.
@@ -324,6 +344,7 @@ class SessionManager:
             "create": self._create,
             "get": self._get,
             "list": self._list,
+            "history": self._history,
             "terminate": self._terminate,
             "idle": lambda session_id, _, **passed: self._change("idle", Status.IDLE, session_id, **passed),
             "activate": lambda session_id, _, **passed: self._change("activate", Status.ACTIVE, session_id, **passed),
@@ -352,6 +373,10 @@ class SessionManager:
     async def _list(self, _: str, request: ListRequest, *, passed_on: bool = False) -> ListReply:
         commands.check_list(request)
         return await self._look_up(self._page(request))
+
+    async def _history(self, session_id: str, request: HistoryRequest, *, passed_on: bool = False) -> HistoryReply:
+        commands.check_history(request)
+        return await self._look_up(self._replay(session_id, request))
 
     async def _terminate(self, session_id: str, request: TerminateRequest, *, passed_on: bool = False) -> SessionRecord:
         commands.check_terminate(request)
@@ -408,8 +433,18 @@ class SessionManager:
         return record
 
     async def _page(self, request: ListRequest) -> ListReply:
+        position = await self._event_log.last_sequence()  # first: what is published is committed
         await self._index.position.reached(await self._registry.last_position())
-        return self._index.page(request)
+        return msgspec.structs.replace(self._index.page(request), position=position)
+
+    async def _replay(self, session_id: str, request: HistoryRequest) -> HistoryReply:
+        record = (await self._registry.get(session_id)).record
+        steps = await self._event_log.steps(session_id)
+        created = lifecycle.created_event(record) if record else await self._event_log.find_created(session_id)
+        if created is None and not steps:
+            raise NotFound("there is no session of that id, and the stream remembers none", session_id=session_id)
+        events, following = lifecycle.history(created, steps, after=request.after, limit=request.limit)
+        return HistoryReply(events=events, next=following)
 
 
 def _now() -> datetime:

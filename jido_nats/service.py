@@ -16,7 +16,15 @@ from jido_nats.broker.endpoints import Endpoint, Endpoints, Reply, Request
 from jido_nats.broker.peers import is_late
 from jido_nats.core import codec, subjects
 from jido_nats.core.codec import DecodeError, Encoding
-from jido_nats.core.commands import CreateRequest, Empty, ErrorDetail, ErrorReply, ListRequest, TerminateRequest
+from jido_nats.core.commands import (
+    CreateRequest,
+    Empty,
+    ErrorDetail,
+    ErrorReply,
+    HistoryRequest,
+    ListRequest,
+    TerminateRequest,
+)
 from jido_nats.core.settings import Settings
 from jido_nats.errors import BadRequest, CommandError, InternalError, JidoError, Overloaded, TooLarge, Unavailable
 
@@ -39,6 +47,7 @@ API: Final[dict[str, _Api]] = {
     "get": _Api(subjects.all_commands("get"), Empty),
     "list": _Api(subjects.LIST, ListRequest),
     "terminate": _Api(subjects.all_commands("terminate"), TerminateRequest),
+    "history": _Api(subjects.all_commands("history"), HistoryRequest),
     "idle": _Api(subjects.all_commands("idle"), Empty),
     "activate": _Api(subjects.all_commands("activate"), Empty),
 }

@@ -4,26 +4,36 @@ The fence of a session is the last sequence on `jido.fence.<id>`, 0 until somebo
 stored only while that is what its publisher believes, so after a claim nothing older can land, however late.
 """
 
+import logging
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumers import OrderedConsumer, Start, last_position, stream_state
+from jido_nats.broker.consumers import Delivered, OrderedConsumer, Start, last_position, stream_state
 from jido_nats.broker.jetstream import (
     CONTENT_TYPE,
     EXPECTED_SEQUENCE,
     EXPECTED_SUBJECT,
     MESSAGE_ID,
+    NO_MESSAGE_FOUND,
+    JetStreamError,
+    api,
     last_message,
     settled,
     store,
 )
 from jido_nats.core import codec, subjects
 from jido_nats.core.codec import Encoding
+from jido_nats.core.events import Event, SessionCreated, SessionStatus
 from jido_nats.core.session import SessionRecord
 from jido_nats.core.subjects import Publication
+
+# How far before a session's second event its first is looked for, in messages: others' come in between.
+SEARCH_WINDOWS: Final = (256, 8192, 262_144)
+
+log = logging.getLogger(__name__)
 
 
 class Fence(NamedTuple):
@@ -89,6 +99,51 @@ class EventLog:
         found = await self.scan(filters, record.after, claim)
         return owed & found
 
+    async def steps(self, session_id: str) -> list[SessionStatus]:
+        """Every `session_status` that is stored of a session, in order."""
+        subject = subjects.session(session_id)
+        until = await last_position(self._connection, self.stream, subject)
+        found: list[SessionStatus] = []
+        consumer = OrderedConsumer(self._connection, self.stream, [subject], Start("all"))
+        if not until:
+            return found
+        async with consumer:
+            while consumer.position < until:
+                event = event_in(await consumer.next())
+                if isinstance(event, SessionStatus):
+                    found.append(event)
+        return found
+
+    async def find_created(self, session_id: str) -> SessionCreated | None:
+        """The stored `session_created` of a session whose record has expired: searched for before its second event."""
+        first = await self._first(subjects.session(session_id))
+        if first is None:
+            return None
+        wanted = f"{session_id}.1.session_created"
+        for window in SEARCH_WINDOWS:
+            start = Start.at(first - window)
+            async with OrderedConsumer(self._connection, self.stream, [subjects.EVENTS], start) as consumer:
+                while consumer.position < first:
+                    message = await consumer.next()
+                    if message.headers.get(MESSAGE_ID) == wanted:
+                        event = event_in(message)
+                        return event if isinstance(event, SessionCreated) else None
+        return None
+
+    async def _first(self, subject: str) -> int | None:
+        """The sequence of the first message on a subject."""
+        request = {"seq": 1, "next_by_subj": subject}
+        try:
+            answer = await settled(
+                self._connection, lambda: api(self._connection, f"STREAM.MSG.GET.{self.stream}", request)
+            )
+        except JetStreamError as error:
+            if error.code == NO_MESSAGE_FOUND:
+                return None
+            raise
+        sequence: int = answer["message"]["seq"]
+        return sequence
+
     async def scan(self, filters: list[str], after: int, until: int) -> set[str]:
         """The message ids stored behind `after`, up to `until` (a sequence on one of the subjects)."""
         found: set[str] = set()
@@ -116,6 +171,18 @@ class EventLog:
         subject = subjects.session(session_id)
         message = await settled(self._connection, lambda: last_message(self._connection, self.stream, subject))
         return None if message is None else message.headers.get(MESSAGE_ID, "")
+
+
+def event_in(message: Delivered) -> Event | None:
+    """The event that a stored message is; None for one of an unknown type and for what is no event (reported)."""
+    try:
+        return codec.decode_event(message.data, codec.encoding_of(message.headers.get(CONTENT_TYPE)))
+    except codec.DecodeError as error:
+        log.warning(
+            "a message on an event subject is not an event, skipping it",
+            extra={"subject": message.subject, "sequence": message.sequence, "error": str(error)},
+        )
+        return None
 
 
 def claimant(data: bytes) -> str:

@@ -5,12 +5,16 @@ from typing import Any, Final
 import msgspec
 
 from jido_nats.core.codec import DecodeError, check_plain, encode
+from jido_nats.core.events import Event
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.subjects import check_session_id
 from jido_nats.errors import BadRequest, TooLarge
 
 LIST_LIMIT: Final = 100
 LIST_LIMIT_MAX: Final = 1000
+LIST_BYTES_MAX: Final = 512 * 1024
+HISTORY_LIMIT: Final = 100
+HISTORY_LIMIT_MAX: Final = 1000
 DETAIL_LENGTH_MAX: Final = 1000
 
 
@@ -49,10 +53,30 @@ class CreateReply(SessionRecord, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ListReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The sessions, ordered by id; `next_cursor` where there are more."""
+    """The sessions, ordered by id; `next_cursor` where there are more.
+
+    `position`: a sequence of the event stream. Every event up to it is in the list; who follows the events
+    behind it, and ignores versions that are not greater than the list's, misses nothing. Of several pages, the
+    first one's counts.
+    """
 
     sessions: list[SessionRecord]
+    position: int = 0
     next_cursor: str | None = None
+
+
+class HistoryRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """`jido.session.history.<id>`: the events of the versions behind `after`, at most `limit` of them."""
+
+    after: int = 0
+    limit: int = HISTORY_LIMIT
+
+
+class HistoryReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The events, in order; `next`, where there are more, goes into the next request's `after`."""
+
+    events: list[Event]
+    next: int | None = None
 
 
 class ErrorDetail(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -95,6 +119,14 @@ def check_list(request: ListRequest) -> None:
         raise BadRequest(f"limit is 1 to {LIST_LIMIT_MAX}")
     if request.cursor is not None:
         check_session_id(request.cursor)
+
+
+def check_history(request: HistoryRequest) -> None:
+    """`BadRequest` unless the request can be answered."""
+    if not 1 <= request.limit <= HISTORY_LIMIT_MAX:
+        raise BadRequest(f"limit is 1 to {HISTORY_LIMIT_MAX}")
+    if request.after < 0:
+        raise BadRequest("after is a version: 0, or what `next` said")
 
 
 def check_terminate(request: TerminateRequest) -> None:

@@ -5,7 +5,7 @@ A record carries everything that its events are made of, so `events_of` gives th
 that is how a survivor publishes what a dead manager had committed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -89,14 +89,7 @@ def transition(
 def events_of(record: SessionRecord) -> tuple[Event, ...]:
     """The events of the record's version, in the order in which they are told."""
     if record.previous_status is None:
-        return (
-            SessionCreated(
-                session_id=record.session_id,
-                version=record.version,
-                created_at=record.created_at,
-                metadata=record.metadata,
-            ),
-        )
+        return (created_event(record),)
     changed = SessionStatus(
         session_id=record.session_id,
         version=record.version,
@@ -110,17 +103,79 @@ def events_of(record: SessionRecord) -> tuple[Event, ...]:
     )
     if record.status is not Status.TERMINATED:
         return (changed,)
-    assert record.reason is not None, "a terminated record has a reason"
-    ended = SessionTerminated(
-        session_id=record.session_id,
-        version=record.version,
-        updated_at=record.updated_at,
-        reason=record.reason,
-        error=record.error,
-        detail=record.detail,
-        forced=record.forced,
+    return (changed, ended_event(changed))
+
+
+def after_event(record: SessionRecord, event: Event) -> SessionRecord:
+    """The record as it was when `event` had happened; what events do not carry (`owner`, …) is the record's."""
+    if isinstance(event, SessionCreated):
+        return msgspec.structs.replace(
+            record,
+            status=Status.INITIALIZING,
+            version=event.version,
+            previous_status=None,
+            updated_at=event.created_at,
+            reason=None,
+            error=None,
+            detail=None,
+            forced=False,
+            sealed=False,
+        )
+    changes = (
+        {"status": Status.TERMINATED}
+        if isinstance(event, SessionTerminated)
+        else {
+            "status": event.status,
+            "previous_status": event.previous_status,
+        }
     )
-    return (changed, ended)
+    return msgspec.structs.replace(
+        record,
+        version=event.version,
+        updated_at=event.updated_at,
+        reason=event.reason,
+        error=event.error,
+        detail=event.detail,
+        forced=event.forced,
+        sealed=False,
+        **changes,
+    )
+
+
+def ended_event(status: SessionStatus) -> SessionTerminated:
+    """The `session_terminated` that follows the `session_status` of a session's end."""
+    assert status.status is Status.TERMINATED and status.reason is not None, "an end has a reason"
+    return SessionTerminated(
+        session_id=status.session_id,
+        version=status.version,
+        updated_at=status.updated_at,
+        reason=status.reason,
+        error=status.error,
+        detail=status.detail,
+        forced=status.forced,
+    )
+
+
+def created_event(record: SessionRecord) -> SessionCreated:
+    """The `session_created` of a session, from any of its versions."""
+    return SessionCreated(
+        session_id=record.session_id, version=1, created_at=record.created_at, metadata=record.metadata
+    )
+
+
+def history(
+    created: SessionCreated | None, steps: Sequence[SessionStatus], *, after: int, limit: int
+) -> tuple[list[Event], int | None]:
+    """(events, next) of the versions behind `after`: whole versions, about `limit` events; `next` where more follow."""
+    versions: list[list[Event]] = [[created]] if created is not None else []
+    versions += [[s, ended_event(s)] if s.status is Status.TERMINATED else [s] for s in steps]
+    wanted = [events for events in versions if events[0].version > after]
+    found: list[Event] = []
+    for events in wanted:
+        if found and len(found) + len(events) > limit:
+            return found, found[-1].version
+        found += events
+    return found, None
 
 
 def diagram() -> str:
