@@ -24,6 +24,7 @@ from jido_nats.errors import (
 )
 from jido_nats.manager import SessionManager
 from jido_nats.server import LocalServer
+from jido_nats.watch import SessionChanged, SessionWatch, SnapshotComplete, WatchedSession
 from jido_nats.worker import Session, Worker
 
 __all__ = [
@@ -46,16 +47,20 @@ __all__ = [
     "Reason",
     "ServerUnusable",
     "Session",
+    "SessionChanged",
     "SessionCreated",
     "SessionManager",
     "SessionRecord",
     "SessionStatus",
     "SessionTerminated",
+    "SessionWatch",
     "Settings",
+    "SnapshotComplete",
     "StartFailed",
     "Status",
     "StopTimeout",
     "TooLarge",
     "Unavailable",
+    "WatchedSession",
     "Worker",
 ]

@@ -255,6 +255,39 @@ async def events(common: Common, session_id: str | None, since: str, durable: st
         await stream.acknowledge()
 
 
+@main.command()
+@click.argument("session_id", metavar="ID")
+@_common
+async def history(common: Common, session_id: str) -> None:
+    """Show every event of a session, by request-reply: also when its record has expired."""
+    async with Client.connect(common.connection) as client:
+        for event in await client.session_history(session_id):
+            common.show.past_event(event)
+
+
+@main.command()
+@click.option("--session", "session_id", metavar="ID", help="Only this session.")
+@click.option("--status", type=click.Choice([s.value for s in Status]), help="Only those in this status.")
+@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Only those that have this.")
+@click.option("--cursor", type=int, help="Resume behind this position, with no snapshot.")
+@_common
+async def watch(
+    common: Common, session_id: str | None, status: str | None, metadata: tuple[str, ...], cursor: int | None
+) -> None:
+    """Show the sessions there are, then every change."""
+    async with (
+        Client.connect(common.connection) as client,
+        client.watch_sessions(
+            session_id=session_id,
+            status=Status(status) if status else None,
+            metadata=_pairs(metadata),
+            cursor=cursor,
+        ) as watched,
+    ):
+        async for message in watched:
+            common.show.watched(message)
+
+
 async def _serve_until_signal(manager: SessionManager) -> None:
     """Serve until the first SIGTERM or Ctrl-C; a second one ends the process at once."""
     loop = asyncio.get_running_loop()

@@ -15,7 +15,16 @@ from jido_nats.broker.consumers import Delivered, DurableConsumer, OrderedConsum
 from jido_nats.broker.event_log import event_in
 from jido_nats.broker.peers import reply_error
 from jido_nats.core import codec, commands, subjects
-from jido_nats.core.commands import CreateReply, CreateRequest, Empty, ListReply, ListRequest, TerminateRequest
+from jido_nats.core.commands import (
+    CreateReply,
+    CreateRequest,
+    Empty,
+    HistoryReply,
+    HistoryRequest,
+    ListReply,
+    ListRequest,
+    TerminateRequest,
+)
 from jido_nats.core.events import Event, SessionStatus
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.errors import (
@@ -28,6 +37,7 @@ from jido_nats.errors import (
     Unavailable,
 )
 from jido_nats.ids import new_session_id
+from jido_nats.watch import SessionWatch
 
 TIMEOUT_S: Final = 10.0
 ATTEMPT_TIMEOUT_S: Final = 5.0
@@ -49,10 +59,11 @@ class EventMessage(NamedTuple):
 class Client:
     """A caller of session managers; make one with `Client.connect` and use it as `async with`."""
 
-    def __init__(self, options: ConnectOptions, *, timeout_s: float, events_stream: str) -> None:
+    def __init__(self, options: ConnectOptions, *, timeout_s: float, events_stream: str, sessions_bucket: str) -> None:
         self._options = options
         self._timeout_s = timeout_s
         self._events_stream = events_stream
+        self._sessions_bucket = sessions_bucket
         self._opened: Connection | None = None
 
     @classmethod
@@ -62,6 +73,7 @@ class Client:
         *,
         timeout_s: float = TIMEOUT_S,
         events_stream: str = subjects.EVENTS_STREAM,
+        sessions_bucket: str = subjects.SESSIONS_BUCKET,
     ) -> "Client":
         """A client, to be entered with `async with` (raises `ServerUnusable` where nobody answers).
 
@@ -69,7 +81,7 @@ class Client:
         all; it is repeated, safely, while the managers are unavailable.
         """
         options = server if isinstance(server, ConnectOptions) else ConnectOptions(servers=tuple(server.split(",")))
-        return cls(options, timeout_s=timeout_s, events_stream=events_stream)
+        return cls(options, timeout_s=timeout_s, events_stream=events_stream, sessions_bucket=sessions_bucket)
 
     async def __aenter__(self) -> Self:
         self._opened = await Connection.open(self._options, "jido-nats client")
@@ -159,6 +171,40 @@ class Client:
                 f"the session has ended ({record.reason}) and will not be {wanted}", session_id=session_id
             )
         return record
+
+    async def session_history(self, session_id: str) -> list[Event]:
+        """Every event of a session, in order, by request-reply: also without JetStream, and after its record expired.
+
+        Raises `NotFound` when the stream remembers none, `Unavailable`.
+        """
+        found: list[Event] = []
+        request = HistoryRequest(limit=commands.HISTORY_LIMIT_MAX)
+        while True:
+            page = await self._command(subjects.command("history", session_id), request, HistoryReply)
+            found += page.events
+            if page.next is None:
+                return found
+            request = msgspec.structs.replace(request, after=page.next)
+
+    def watch_sessions(
+        self,
+        *,
+        session_id: str | None = None,
+        status: Status | None = None,
+        metadata: dict[str, Any] | None = None,
+        cursor: int | None = None,
+    ) -> "SessionWatch":
+        """The sessions there are, then every change, with no gap: `async with` it, then `async for`.
+
+        First a `WatchedSession` for each live session, then one `SnapshotComplete`, then a `SessionChanged` for
+        each event; of those that match the filter before or after the change. `cursor`: the position of the last
+        message of an earlier watch; no snapshot then, only what came behind it.
+        Entering raises `PositionTooOld` when the stream no longer has what comes behind the cursor.
+        """
+        wanted = ListRequest(status=status, metadata=metadata or {})
+        if session_id is not None:
+            subjects.check_session_id(session_id)
+        return SessionWatch(self._connection, self._events_stream, self._sessions_bucket, session_id, wanted, cursor)
 
     def events(
         self,

@@ -23,6 +23,9 @@ class SessionIndex:
     def __len__(self) -> int:
         return len(self._records)
 
+    def __iter__(self) -> Iterator[SessionRecord]:
+        return iter(self._records.values())
+
     def apply(self, entry: Entry) -> None:
         """Take in one followed entry; entries come in the order of their revisions."""
         before = self._records.get(entry.session_id)

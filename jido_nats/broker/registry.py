@@ -57,14 +57,15 @@ class Registry:
             return Entry(session_id, NO_REVISION, None)
         return Entry(session_id, message.sequence, _record(message.data))
 
-    def follow(self) -> OrderedConsumer:
-        """Every entry there is, then every change; `entry_of` reads its messages."""
-        start = Start("last_per_subject")
-        return OrderedConsumer(self._connection, self.stream, [subjects.all_keys(self._bucket)], start)
+    def follow(self, session_id: str | None = None) -> OrderedConsumer:
+        """Every entry there is (or one session's), then every change; `entry_of` reads its messages."""
+        keys = subjects.all_keys(self._bucket) if session_id is None else subjects.key(self._bucket, session_id)
+        return OrderedConsumer(self._connection, self.stream, [keys], Start("last_per_subject"))
 
-    async def last_position(self) -> int:
-        """The sequence of the bucket's last change, at its leader; whoever follows gets to it."""
-        return await last_position(self._connection, self.stream, subjects.all_keys(self._bucket))
+    async def last_position(self, session_id: str | None = None) -> int:
+        """The sequence of the last change (of one session), at the leader; whoever follows gets to it. 0 for none."""
+        keys = subjects.all_keys(self._bucket) if session_id is None else subjects.key(self._bucket, session_id)
+        return await last_position(self._connection, self.stream, keys)
 
 
 def entry_of(message: Delivered) -> Entry:

@@ -13,6 +13,7 @@ from jido_nats.client import EventMessage
 from jido_nats.core import codec
 from jido_nats.core.events import Event, SessionCreated, SessionStatus
 from jido_nats.core.session import SessionRecord, Status
+from jido_nats.watch import SessionChanged, SnapshotComplete, Watched, WatchedSession
 
 STATUS_STYLES: Final = {
     Status.INITIALIZING: "cyan",
@@ -66,6 +67,32 @@ class Shower:
             return
         line = Text(f"{message.sequence:>6} ", "dim") if message.sequence else Text()
         self.console.print(line + event_text(message.event, message.subject if subject else None))
+
+    def past_event(self, event: Event) -> None:
+        """One event of a history, in a line."""
+        if self._as_json:
+            _print_json(event)
+        else:
+            self.console.print(event_text(event))
+
+    def watched(self, message: Watched) -> None:
+        """A session of the snapshot, its end, or a change."""
+        match message:
+            case WatchedSession(record):
+                if self._as_json:
+                    _print_json({"kind": "session", "record": record})
+                else:
+                    self.records([record])
+            case SnapshotComplete(position):
+                if self._as_json:
+                    _print_json({"kind": "snapshot_complete", "position": position})
+                else:
+                    self.console.print(f"those are all, at position {position}; changes follow", style="dim")
+            case SessionChanged(event, record, position):
+                if self._as_json:
+                    _print_json({"kind": "changed", "position": position, "event": event, "record": record})
+                else:
+                    self.console.print(Text(f"{position:>6} ", "dim") + event_text(event))
 
     def say(self, text: str, style: str = "") -> None:
         """A sentence for people; not printed among JSON."""
@@ -131,4 +158,4 @@ def _print_json(value: object) -> None:
 
 
 def _print_json_text(first: dict[str, Any], message: EventMessage) -> None:
-    _print_json({**first, "event": msgspec.to_builtins(message.event)})
+    _print_json({**first, "event": message.event})

@@ -1,0 +1,193 @@
+"""Snapshot, then follow: the sessions there are, then every change, with no gap between them.
+
+The position is one of the event stream. It is read before the bucket is: what is published has been committed,
+so every event up to it is in the snapshot, and following begins behind it; an event that the snapshot has
+already is known by its version. The bucket is followed on, for what events do not carry (the owner, the
+configuration): a version is in the bucket before its events are in the stream.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import msgspec
+
+from jido_nats.broker.connection import Connection
+from jido_nats.broker.consumers import OrderedConsumer, Start, stream_state
+from jido_nats.broker.event_log import event_in
+from jido_nats.broker.registry import Entry, Registry, entry_of
+from jido_nats.core import subjects
+from jido_nats.core.commands import ListRequest
+from jido_nats.core.events import Event, SessionCreated, SessionTerminated
+from jido_nats.core.lifecycle import after_event
+from jido_nats.core.session import SessionRecord, Status
+from jido_nats.index import SessionIndex, matches
+
+
+class WatchedSession(NamedTuple):
+    """A live session, as the snapshot has it."""
+
+    record: SessionRecord
+
+
+class SnapshotComplete(NamedTuple):
+    """All sessions were told; `position` is the cursor from which following goes on."""
+
+    position: int
+
+
+class SessionChanged(NamedTuple):
+    """One event, the record as it was when it had happened, and the cursor to resume behind it."""
+
+    event: Event
+    record: SessionRecord
+    position: int
+
+
+Watched = WatchedSession | SnapshotComplete | SessionChanged
+
+
+class SessionWatch:
+    """See `Client.watch_sessions`."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        events_stream: str,
+        bucket: str,
+        session_id: str | None,
+        wanted: ListRequest,
+        cursor: int | None,
+    ) -> None:
+        self._connection = connection
+        self._events_stream = events_stream
+        self._registry = Registry(connection, bucket, terminated_ttl_s=0)
+        self._session_id = session_id
+        self._wanted = wanted
+        self._cursor = cursor
+        self._index = SessionIndex()
+        self._told: dict[str, int] = {}
+        self._ended: set[str] = set()
+        self._snapshot_at = 0
+        self._exit = contextlib.AsyncExitStack()
+        self._messages: AsyncIterator[Watched] | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._open()
+        except BaseException:
+            await self._exit.aclose()
+            raise
+        self._messages = self._watch()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._exit.aclose()
+
+    def __aiter__(self) -> AsyncIterator[Watched]:
+        return self
+
+    async def __anext__(self) -> Watched:
+        assert self._messages is not None, "inside the block"
+        return await anext(self._messages)
+
+    async def _open(self) -> None:
+        self._snapshot_at = (await stream_state(self._connection, self._events_stream))[1]
+        start = Start.at((self._snapshot_at if self._cursor is None else self._cursor) + 1)
+        subject = subjects.EVENTS if self._session_id is None else subjects.session(self._session_id)
+        self._events = await self._exit.enter_async_context(
+            OrderedConsumer(self._connection, self._events_stream, [subject], start, strict=True)
+        )
+        self._follower = asyncio.create_task(self._follow(), name="watch: records")
+        self._exit.push_async_callback(_end, self._follower)
+        await self._catch_up()
+        self._told = {record.session_id: record.version for record in self._index}
+
+    async def _watch(self) -> AsyncIterator[Watched]:
+        if self._cursor is None:
+            for record in list(self._index):
+                if self._concerns(record):
+                    yield WatchedSession(record)
+            yield SnapshotComplete(self._snapshot_at)
+        async for message in self._events:
+            event = event_in(message)
+            if event is None or self._is_told(event):
+                continue
+            record = await self._record_at(event, message.sequence)
+            if self._concerns_change(event, record):
+                yield SessionChanged(event, record, message.sequence)
+            if isinstance(event, SessionTerminated):
+                self._let_go(event.session_id)
+
+    async def _follow(self) -> None:
+        """Keep the records up to date; that of an ended session goes when it is sealed and its end was told."""
+        async with self._registry.follow(self._session_id) as consumer:
+            async for message in consumer:
+                entry = entry_of(message)
+                if entry.session_id in self._ended and (entry.record is None or entry.record.sealed):
+                    entry = entry._replace(record=None)
+                    self._ended.discard(entry.session_id)
+                self._index.apply(entry)
+                self._index.position.moved_to(message.sequence)
+
+    async def _catch_up(self) -> None:
+        """Return when the records are as the bucket's leader has them now; raises what ended the following."""
+        position = await self._registry.last_position(self._session_id)
+        reached = asyncio.create_task(self._index.position.reached(position))
+        await asyncio.wait([reached, self._follower], return_when=asyncio.FIRST_COMPLETED)
+        if not reached.done():
+            await _end(reached)
+            self._follower.result()
+
+    def _let_go(self, session_id: str) -> None:
+        self._told.pop(session_id, None)
+        record = self._index.get(session_id)
+        if record is not None and record.sealed:
+            self._index.apply(Entry(session_id, 0, None))
+        elif record is not None:
+            self._ended.add(session_id)
+
+    def _is_told(self, event: Event) -> bool:
+        """Whether the snapshot has this event already."""
+        return self._cursor is None and event.version <= self._told.get(event.session_id, 0)
+
+    async def _record_at(self, event: Event, sequence: int) -> SessionRecord:
+        """The record as it was when the event had happened."""
+        record = self._index.get(event.session_id)
+        if (record is None or record.version < event.version) and sequence > self._snapshot_at:
+            await self._catch_up()
+            record = self._index.get(event.session_id)
+        if record is None:  # its record has expired: what the event says has to do
+            record = _known_by(event)
+        return after_event(record, event)
+
+    def _concerns(self, record: SessionRecord) -> bool:
+        return matches(record, self._wanted)
+
+    def _concerns_change(self, event: Event, record: SessionRecord) -> bool:
+        before = getattr(event, "previous_status", None)
+        any_status = msgspec.structs.replace(self._wanted, status=None, include_terminated=True)
+        return matches(record, any_status) and self._wanted.status in (None, record.status, before)
+
+
+def _known_by(event: Event) -> SessionRecord:
+    """What is known of a session by one event alone."""
+    at = event.created_at if isinstance(event, SessionCreated) else event.updated_at
+    return SessionRecord(
+        session_id=event.session_id,
+        status=Status.INITIALIZING,
+        version=event.version,
+        owner="",
+        created_at=at,
+        updated_at=at,
+        metadata=event.metadata if isinstance(event, SessionCreated) else {},
+    )
+
+
+async def _end(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
