@@ -8,6 +8,7 @@ configuration): a version is in the bucket before its events are in the stream.
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -70,6 +71,7 @@ class SessionWatch:
         self._index = SessionIndex()
         self._told: dict[str, int] = {}
         self._ended: set[str] = set()
+        self._snapshot: deque[SessionRecord] = deque()
         self._snapshot_at = 0
         self._exit = contextlib.AsyncExitStack()
         self._messages: AsyncIterator[Watched] | None = None
@@ -106,12 +108,12 @@ class SessionWatch:
         self._exit.push_async_callback(_end, self._follower)
         await self._catch_up()
         self._told = {record.session_id: record.version for record in self._index}
+        self._snapshot = deque(record for record in self._index if self._concerns(record))
 
     async def _watch(self) -> AsyncIterator[Watched]:
         if self._cursor is None:
-            for record in list(self._index):
-                if self._concerns(record):
-                    yield WatchedSession(record)
+            while self._snapshot:
+                yield WatchedSession(self._snapshot.popleft())
             yield SnapshotComplete(self._snapshot_at)
         async for message in self._events:
             event = event_in(message)
