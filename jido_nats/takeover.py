@@ -7,10 +7,11 @@ work for the next. Live: the sweep runs every third of a lease, and at once when
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from jido_nats.broker.leases import Leases
 from jido_nats.core import lifecycle
@@ -72,12 +73,9 @@ class Sweeper:
         if not orphans:
             return
         log.warning("taking over sessions of managers that are gone", extra={"sessions": len(orphans)})
-        gate = asyncio.Semaphore(AT_ONCE)
-        async with asyncio.TaskGroup() as group:
-            for session_id in orphans:
-                await gate.acquire()
-                task = group.create_task(self._take_over(session_id), name=f"take over {session_id}")
-                task.add_done_callback(lambda _: gate.release())
+        ended: list[SessionWriter] = []
+        await _side_by_side(self._take_over(session_id, ended) for session_id in orphans)
+        await _side_by_side(self._seal(writer) for writer in ended)  # nobody waits for the seals
 
     async def _orphans(self) -> list[str]:
         self._forget_settled_claims()
@@ -98,21 +96,22 @@ class Sweeper:
             if (record is None or record.sealed) and not self._runs_here(session_id):
                 self._claims.forget(session_id)
 
-    async def _take_over(self, session_id: str) -> None:
+    async def _take_over(self, session_id: str, ended: list[SessionWriter]) -> None:
         record = self._index.get(session_id)
         if record is None:
             return
         writer = SessionWriter(self._path, record, 0, survivor=True)
         try:
-            await writer.claim()
+            await writer.claim(unclaimed=self._claims.claimant(session_id) is None)
             while await writer.reload():
                 if await self._finish(writer):
+                    ended.append(writer)
                     return
         except Fenced as error:
             log.info("another manager takes this session over", extra={"session_id": session_id, "why": str(error)})
 
     async def _finish(self, writer: SessionWriter) -> bool:
-        """Publish what was committed, end the session, seal it. False where its record was written meanwhile."""
+        """Publish what was committed, end the session. False where its record was written meanwhile."""
         await writer.publish(look=True)
         record = writer.record
         try:
@@ -128,8 +127,20 @@ class Sweeper:
                 )
                 await writer.commit(changed)
                 await writer.publish()
-            await writer.seal()
         except Fenced:
             return False
         self.taken_over += 1
         return True
+
+    async def _seal(self, writer: SessionWriter) -> None:
+        with contextlib.suppress(Fenced):  # else another has sealed it, or will
+            await writer.seal()
+
+
+async def _side_by_side(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """All of them, `AT_ONCE` at a time."""
+    gate = asyncio.Semaphore(AT_ONCE)
+    async with asyncio.TaskGroup() as group:
+        for work in works:
+            await gate.acquire()
+            group.create_task(work).add_done_callback(lambda _: gate.release())

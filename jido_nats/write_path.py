@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from jido_nats.broker.event_log import EventLog
+from jido_nats.broker.event_log import UNCLAIMED, EventLog
 from jido_nats.broker.registry import Registry
 from jido_nats.core import subjects
 from jido_nats.core.session import SessionRecord
@@ -89,14 +89,16 @@ class SessionWriter:
         """Say that nothing will change any more, and let the record expire."""
         await self.commit(msgspec.structs.replace(self.record, sealed=True))
 
-    async def claim(self) -> None:
+    async def claim(self, *, unclaimed: bool = False) -> None:
         """Move the fence to this manager.
 
+        `unclaimed`: nobody is known to have claimed it, so that can be tried before it is read.
         `Fenced`: another has claimed it. (A survivor goes on where that one has no lease any more.)
         """
         path, session_id = self._path, self.record.session_id
         while True:
-            fence = await path.event_log.fence(session_id)
+            fence = UNCLAIMED if unclaimed else await path.event_log.fence(session_id)
+            unclaimed = False
             if fence.manager_id is not None and fence.manager_id != path.manager_id:
                 if not self.survivor or await path.is_alive(fence.manager_id):
                     raise Fenced(f"the session {session_id} was claimed by {fence.manager_id}")

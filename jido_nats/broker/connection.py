@@ -60,6 +60,27 @@ class ConnectOptions:
         return ", ".join(_without_userinfo(server) for server in self.servers)
 
 
+class _TolerantClient(Client):
+    """nats-py's client, whose reader survives what any client of the server can send.
+
+    A subject, reply subject or header that is not UTF-8 raises in nats-py's read loop, which ends it: the
+    connection would be deaf until its pings time out. Such a message is passed over instead.
+    """
+
+    def _build_message(self, *parts: Any, **named: Any) -> Any:
+        try:
+            return super()._build_message(*parts, **named)
+        except UnicodeDecodeError:
+            return None
+
+    async def _process_headers(self, headers: Any) -> dict[str, str] | None:
+        try:
+            parsed: dict[str, str] | None = await super()._process_headers(headers)
+        except (UnicodeDecodeError, IndexError):
+            return None
+        return parsed
+
+
 class Subscription:
     """Interest in a subject that outlives every reconnect, until `unsubscribe`."""
 
@@ -254,7 +275,7 @@ class Connection:
 
     async def _connect(self, timeout_s: float) -> Client:
         """A connected nats-py client that never reconnects by itself, or `ServerUnusable`."""
-        client, lost = Client(), asyncio.Event()
+        client, lost = _TolerantClient(), asyncio.Event()
         failed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         async def on_error(error: Exception) -> None:

@@ -43,6 +43,9 @@ class Fence(NamedTuple):
     manager_id: str | None
 
 
+UNCLAIMED: Final = Fence(0, None)
+
+
 class EventLog:
     """The event stream, for managers."""
 
