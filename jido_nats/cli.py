@@ -26,6 +26,8 @@ from jido_nats.core.settings import Settings
 from jido_nats.errors import ConfigurationError, JidoError
 from jido_nats.manager import VERSION, SessionManager
 from jido_nats.server import LocalServer
+from jido_nats.tools import asyncapi, schema
+from jido_nats.tools.doctor import examine, exit_code
 from jido_nats.ui.show import Shower
 from jido_nats.worker import Session, Worker
 
@@ -286,6 +288,31 @@ async def watch(
     ):
         async for message in watched:
             common.show.watched(message)
+
+
+@main.command()
+@click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="Settings, as TOML.")
+@click.option("--replicas", type=int, help="Copies of the stream and the buckets, as the managers have it.")
+@click.option("--monitoring", default="http://127.0.0.1:8222", show_default=True, help="The server's monitoring URL.")
+@_common
+async def doctor(common: Common, config_file: Path | None, monitoring: str, **overrides: Any) -> int:
+    """Say what is wrong, and what to do: exit code 0, 1 with warnings, 2 with errors."""
+    levels = set()
+    settings = _load_settings(config_file, **overrides)
+    async for finding in examine(common.connection, settings, monitoring):
+        common.show.finding(finding.level, finding.check, finding.says)
+        levels.add(finding.level)
+    return exit_code(levels)
+
+
+@main.command("schema")
+@click.option(
+    "--format", "kind", type=click.Choice(["jsonschema", "asyncapi"]), default="jsonschema", show_default=True
+)
+def schema_(kind: str) -> None:
+    """Print the contract: every event, command and reply."""
+    contract = schema.document() if kind == "jsonschema" else asyncapi.document()
+    click.echo(msgspec.json.format(msgspec.json.encode(contract)).decode())
 
 
 async def _serve_until_signal(manager: SessionManager) -> None:

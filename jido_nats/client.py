@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import re
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
@@ -41,7 +42,8 @@ from jido_nats.watch import SessionWatch
 
 TIMEOUT_S: Final = 10.0
 ATTEMPT_TIMEOUT_S: Final = 5.0
-RETRY_WAIT_S: Final = 0.2
+RETRY_WAIT_S: Final = 0.1
+RETRY_WAIT_MAX_S: Final = 2.0
 NO_MANAGER_WAIT_S: Final = 3.0
 
 T = TypeVar("T")
@@ -262,9 +264,14 @@ class Client:
         except InvalidTransition:
             if tries.in_doubt:  # an earlier try, whose answer was lost, may have done it
                 record = await self.get_session_info(session_id)
-                if record.status is wanted:
+                if record.status is wanted and await self._is_told(record):
                     return record
             raise
+
+    async def _is_told(self, record: SessionRecord) -> bool:
+        """Whether the version's events are stored too: a record may be ahead of them."""
+        told = await self.session_history(record.session_id)
+        return bool(told) and told[-1].version >= record.version
 
     async def _command(self, subject: str, request: msgspec.Struct, kind: type[T], tries: "_Tries | None" = None) -> T:
         """The reply; asks again, until the time is over, while nobody can say that it is done."""
@@ -354,16 +361,19 @@ class _Tries:
     def __init__(self, timeout_s: float) -> None:
         self._started = asyncio.get_running_loop().time()
         self._timeout_s = timeout_s
+        self._wait_s = RETRY_WAIT_S
         self.in_doubt = False
 
     def attempt_s(self) -> float:
         return max(0.05, min(ATTEMPT_TIMEOUT_S, self._left_s(self._timeout_s)))
 
     async def wait(self, final: JidoError, cause: Exception, *, within_s: float = float("inf")) -> None:
-        """Wait a little before the next try; raise `final` where there is no time for one."""
-        if self._left_s(min(within_s, self._timeout_s)) <= RETRY_WAIT_S:
+        """Wait before the next try, longer each time; raise `final` where there is no time for one."""
+        wait_s = self._wait_s * (0.5 + random.random())  # spread, so that many callers do not come back at once
+        self._wait_s = min(2 * self._wait_s, RETRY_WAIT_MAX_S)
+        if self._left_s(min(within_s, self._timeout_s)) <= wait_s:
             raise final from (cause if cause is not final else None)
-        await asyncio.sleep(RETRY_WAIT_S)
+        await asyncio.sleep(wait_s)
 
     def _left_s(self, timeout_s: float) -> float:
         return self._started + timeout_s - asyncio.get_running_loop().time()

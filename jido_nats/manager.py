@@ -36,7 +36,15 @@ from jido_nats.core.commands import (
 from jido_nats.core.events import Event
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
-from jido_nats.errors import AlreadyExists, InvalidTransition, NotFound, ServerUnusable, StartFailed, Unavailable
+from jido_nats.errors import (
+    AlreadyExists,
+    InvalidTransition,
+    NotFound,
+    PositionTooOld,
+    ServerUnusable,
+    StartFailed,
+    Unavailable,
+)
 from jido_nats.ids import new_manager_id, new_session_id
 from jido_nats.index import ClaimIndex, SessionIndex
 from jido_nats.service import SERVICE_NAME, Service, Verb, overloaded
@@ -223,7 +231,12 @@ class SessionManager:
         self._exit.push_async_callback(connection.close)
         await topology.check_server(connection)
         await topology.declare(connection, settings)
-        self._registry = Registry(connection, settings.sessions_bucket, terminated_ttl_s=settings.terminated_ttl_s)
+        self._registry = Registry(
+            connection,
+            settings.sessions_bucket,
+            terminated_ttl_s=settings.terminated_ttl_s,
+            marker_ttl_s=settings.marker_ttl_s,
+        )
         self._event_log = EventLog(connection, settings.events_stream, settings.encoding)
         self._event_log.acknowledged = await self._event_log.last_sequence()
         self._leases = Leases(connection, settings.managers_bucket)
@@ -234,7 +247,6 @@ class SessionManager:
             path,
             self._index,
             self._claims,
-            self._leases,
             interval_s=settings.lease_s / 3,
             runs_here=self._sessions.__contains__,
             may_judge=self._may_judge,
@@ -456,6 +468,8 @@ async def _for_ever(name: str, work: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
             await work()
+        except PositionTooOld:
+            log.info("a follower was away for too long and takes a new snapshot", extra={"part": name})
         except Exception:
             log.exception("a part of the manager failed and is started again", extra={"part": name})
             await asyncio.sleep(RESTART_WAIT_S)

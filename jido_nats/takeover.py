@@ -9,18 +9,20 @@ work for the next. Live: the sweep runs every third of a lease, and at once when
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from jido_nats.broker.leases import Leases
-from jido_nats.core import lifecycle
+from jido_nats.core import lifecycle, subjects
 from jido_nats.core.session import Reason, Status
 from jido_nats.errors import Fenced
+from jido_nats.failpoints import reach
 from jido_nats.index import ClaimIndex, SessionIndex
 from jido_nats.write_path import SessionWriter, WritePath
 
 AT_ONCE: Final = 128
+TOGETHER: Final = 4096
+ALL_SUBJECTS: Final = (subjects.EVENTS, subjects.ALL_SESSIONS, subjects.ALL_FENCES)
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,6 @@ class Sweeper:
         path: WritePath,
         index: SessionIndex,
         claims: ClaimIndex,
-        leases: Leases,
         *,
         interval_s: float,
         runs_here: Callable[[str], bool],
@@ -42,7 +43,6 @@ class Sweeper:
     ) -> None:
         self._path = path
         self._index = index
-        self._leases = leases
         self._interval_s = interval_s
         self._runs_here = runs_here
         self._may_judge = may_judge
@@ -70,14 +70,13 @@ class Sweeper:
     async def sweep(self) -> None:
         """Take over every orphan there is now."""
         orphans = await self._orphans()
-        if not orphans:
-            return
-        log.warning("taking over sessions of managers that are gone", extra={"sessions": len(orphans)})
-        ended: list[SessionWriter] = []
-        await _side_by_side(self._take_over(session_id, ended) for session_id in orphans)
-        await _side_by_side(self._seal(writer) for writer in ended)  # nobody waits for the seals
+        if orphans:
+            log.warning("taking over sessions of managers that are gone", extra={"sessions": len(orphans)})
+        for begin in range(0, len(orphans), TOGETHER):
+            await self._take_over(orphans[begin : begin + TOGETHER])
 
     async def _orphans(self) -> list[str]:
+        await self._index.position.reached(await self._path.registry.last_position())
         self._forget_settled_claims()
         claimants = {claimant for _, claimant in self._claims.items()}
         gone = {owner for owner in self._index.owners() | claimants if not await self._is_alive(owner)}
@@ -86,9 +85,7 @@ class Sweeper:
         return sorted(session_id for session_id in orphans if not self._runs_here(session_id))
 
     async def _is_alive(self, manager_id: str) -> bool:
-        if manager_id == self._path.manager_id or manager_id in self._leases.managers:
-            return True
-        return await self._leases.is_alive(manager_id)
+        return manager_id == self._path.manager_id or await self._path.is_alive(manager_id)
 
     def _forget_settled_claims(self) -> None:
         for session_id, _ in self._claims.items():
@@ -96,40 +93,72 @@ class Sweeper:
             if (record is None or record.sealed) and not self._runs_here(session_id):
                 self._claims.forget(session_id)
 
-    async def _take_over(self, session_id: str, ended: list[SessionWriter]) -> None:
+    async def _take_over(self, session_ids: list[str]) -> None:
+        """Claim all, then one look for all, then end them; the seals come last, since nobody waits for them."""
+        claimed: list[_Claimed] = []
+        await _side_by_side(self._claim(session_id, claimed) for session_id in session_ids)
+        stored = await self._look([orphan.writer for orphan in claimed if not orphan.complete])
+        ended: list[SessionWriter] = []
+        await _side_by_side(self._end(orphan, stored, ended) for orphan in claimed)
+        await _side_by_side(self._seal(writer) for writer in ended)
+
+    async def _claim(self, session_id: str, claimed: list["_Claimed"]) -> None:
         record = self._index.get(session_id)
         if record is None:
             return
         writer = SessionWriter(self._path, record, 0, survivor=True)
         try:
             await writer.claim(unclaimed=self._claims.claimant(session_id) is None)
-            while await writer.reload():
-                if await self._finish(writer):
-                    ended.append(writer)
-                    return
         except Fenced as error:
             log.info("another manager takes this session over", extra={"session_id": session_id, "why": str(error)})
+            return
+        if await writer.reload():
+            claimed.append(_Claimed(writer, await self._path.event_log.is_complete(writer.record)))
 
-    async def _finish(self, writer: SessionWriter) -> bool:
-        """Publish what was committed, end the session. False where its record was written meanwhile."""
-        await writer.publish(look=True)
-        record = writer.record
+    async def _look(self, writers: list[SessionWriter]) -> Collection[str]:
+        """The ids of what is stored of these sessions' versions: nothing older than the claims can come any more."""
+        if not writers:
+            return frozenset()
+        after, until = min(w.record.after for w in writers), max(w.fence for w in writers)
+        found = await self._path.event_log.scan(ALL_SUBJECTS, after, until)
+        reach("looked")
+        return found
+
+    async def _end(self, orphan: "_Claimed", stored: Collection[str], ended: list[SessionWriter]) -> None:
+        writer = orphan.writer
         try:
-            if record.status is not Status.TERMINATED:
-                changed, _ = lifecycle.transition(
-                    record,
-                    Status.TERMINATED,
-                    at=self._now(),
-                    reason=Reason.OWNER_LOST,
-                    error=f"the manager {record.owner} is gone",
-                    owner=self._path.manager_id,
-                    after=self._path.event_log.acknowledged,
-                )
-                await writer.commit(changed)
-                await writer.publish()
+            if not orphan.complete:
+                await writer.publish(stored)
+            while not await self._terminate(writer):
+                if not await writer.reload():
+                    return
+                await writer.look_and_publish()
+        except Fenced as error:
+            extra = {"session_id": writer.record.session_id, "why": str(error)}
+            log.info("another manager takes this session over", extra=extra)
+            return
+        self.taken_over += 1
+        ended.append(writer)
+
+    async def _terminate(self, writer: SessionWriter) -> bool:
+        """End the session, whose last version is all stored. False where its record was written meanwhile."""
+        record = writer.record
+        if record.status is Status.TERMINATED:
+            return True
+        changed, _ = lifecycle.transition(
+            record,
+            Status.TERMINATED,
+            at=self._now(),
+            reason=Reason.OWNER_LOST,
+            error=f"the manager {record.owner} is gone",
+            owner=self._path.manager_id,
+            after=self._path.event_log.acknowledged,
+        )
+        try:
+            await writer.commit(changed)
         except Fenced:
             return False
-        self.taken_over += 1
+        await writer.publish()
         return True
 
     async def _seal(self, writer: SessionWriter) -> None:
@@ -137,10 +166,21 @@ class Sweeper:
             await writer.seal()
 
 
+class _Claimed(NamedTuple):
+    """An orphan that is claimed; `complete`: all of its last version is stored."""
+
+    writer: SessionWriter
+    complete: bool
+
+
 async def _side_by_side(works: Iterable[Coroutine[Any, Any, None]]) -> None:
     """All of them, `AT_ONCE` at a time."""
     gate = asyncio.Semaphore(AT_ONCE)
     async with asyncio.TaskGroup() as group:
         for work in works:
-            await gate.acquire()
+            try:
+                await gate.acquire()
+            except asyncio.CancelledError:
+                work.close()
+                raise
             group.create_task(work).add_done_callback(lambda _: gate.release())

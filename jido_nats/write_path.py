@@ -26,6 +26,7 @@ from jido_nats.errors import Conflict, Fenced, NotSent, OutcomeUnknown
 from jido_nats.failpoints import reach
 
 RETRY_WAIT_S: Final = 0.05
+RETRY_WAIT_MAX_S: Final = 2.0
 
 
 @dataclass(frozen=True)
@@ -68,19 +69,24 @@ class SessionWriter:
         self.record = changed
         reach("sealed" if changed.sealed else "committed")
 
-    async def publish(self, *, look: bool = False) -> None:
+    async def look_and_publish(self) -> None:
+        """`publish` what is missing: this manager has just claimed the session, and some of it may be stored."""
+        await self.publish(await self._look())
+
+    async def publish(self, stored: Collection[str] = frozenset()) -> None:
         """Store every message that the record's version owes, each exactly once; `Fenced` where another claimed.
 
-        `look`: this manager has just claimed the session, and something of the version may be stored already.
+        `stored`: the message ids that a look found.
         """
-        stored = await self._look() if look else frozenset()
+        wait_s = RETRY_WAIT_S
         while True:
             try:
                 await self._publish_missing(stored)
                 reach("published")
                 return
             except (Conflict, OutcomeUnknown):
-                await asyncio.sleep(RETRY_WAIT_S)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, RETRY_WAIT_MAX_S)
             await self.claim()
             await self._check_unchanged()
             stored = await self._look()

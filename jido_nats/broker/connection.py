@@ -28,6 +28,7 @@ CONNECT_TIMEOUT_S: Final = 3.0
 REQUEST_TIMEOUT_S: Final = 2.0
 RECONNECT_WAIT_S: Final = 0.1
 RECONNECT_WAIT_MAX_S: Final = 1.0
+IN_FLIGHT_MAX: Final = 192
 PING_INTERVAL_S: Final = 3
 POLL_S: Final = 0.5
 CLOSE_TIMEOUT_S: Final = 2.0
@@ -125,6 +126,8 @@ class Connection:
         self._tokens = itertools.count(1)
         self._inbox = ""
         self._on_up: list[Callable[[], None]] = []
+        # How many JetStream requests are out at once: beyond it they wait here, where waiting is no time-out.
+        self.gate = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._keeper: asyncio.Task[None] | None = None
         self._discards: set[asyncio.Task[None]] = set()
         self._echo: asyncio.Task[None] | None = None

@@ -10,6 +10,7 @@ that one again first, and the order holds.
 import asyncio
 import contextlib
 import itertools
+import math
 import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -20,6 +21,7 @@ from typing import Any, Final, NamedTuple, Self
 import msgspec
 from nats.aio.msg import Msg
 
+from jido_nats.broker.clock import boottime
 from jido_nats.broker.connection import Connection, Subscription
 from jido_nats.broker.jetstream import CONSUMER_NOT_FOUND, JetStreamError, api, last_message, settled
 from jido_nats.errors import NotFound, NotSent, PositionTooOld
@@ -86,7 +88,8 @@ class OrderedConsumer:
     """Every message of a stream on some subjects, in order, once; an async context manager and iterator.
 
     `strict`: raise `PositionTooOld` where the stream has lost messages behind the last one seen
-    (a bucket loses superseded entries all the time and is read without).
+    (a bucket loses superseded entries all the time and is read without). `silence_max_s`: raise it also after
+    hearing nothing for longer, when the marker of an entry that expired may have gone as well.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class OrderedConsumer:
         *,
         strict: bool = False,
         headers_only: bool = False,
+        silence_max_s: float = math.inf,
     ) -> None:
         self._connection = connection
         self._stream = stream
@@ -105,6 +109,8 @@ class OrderedConsumer:
         self._start = start
         self._strict = strict
         self._headers_only = headers_only
+        self._silence_max_s = silence_max_s
+        self._heard_at = boottime()
         self._name = ""
         self._names = (f"ordered_{secrets.token_hex(6)}_{n}" for n in itertools.count(1))
         self._inbox: Subscription | None = None
@@ -207,6 +213,8 @@ class OrderedConsumer:
         await self._drop()
         await asyncio.sleep(RECREATE_WAIT_S)
         await self._connection.wait_up()
+        if boottime() - self._heard_at > self._silence_max_s:
+            raise PositionTooOld(self.position, self.position)
         if self.position:
             self._start = Start.at(self.position + 1)
         await self._create()
@@ -252,6 +260,7 @@ class OrderedConsumer:
             )
 
     def _on_message(self, message: Msg) -> None:
+        self._heard_at = boottime()
         self._queue.append(message)
         self._arrived.set()
 

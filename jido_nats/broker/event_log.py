@@ -5,7 +5,7 @@ stored only while that is what its publisher believes, so after a claim nothing 
 """
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -90,13 +90,17 @@ class EventLog:
         """Whether the stream has any event on the session's own subject."""
         return await self._last_id(session_id) is not None
 
+    async def is_complete(self, record: SessionRecord) -> bool:
+        """Whether all of the version is surely stored: its copy on the session's own subject comes last."""
+        return record.version > 1 and await self._last_id(record.session_id) == subjects.last_message_id(record)
+
     async def stored(self, record: SessionRecord, claim: int) -> Collection[str]:
         """The message ids, of those that the record's version owes, that are in the stream.
 
         `claim`: the sequence of this manager's claim, where the look ends: nothing older can be stored any more.
         """
         owed = {publication.message_id for publication in subjects.publications(record)}
-        if record.version > 1 and await self._last_id(record.session_id) == subjects.last_message_id(record):
+        if await self.is_complete(record):
             return owed
         filters = [subjects.EVENTS, subjects.session(record.session_id), subjects.fence(record.session_id)]
         found = await self.scan(filters, record.after, claim)
@@ -147,7 +151,7 @@ class EventLog:
         sequence: int = answer["message"]["seq"]
         return sequence
 
-    async def scan(self, filters: list[str], after: int, until: int) -> set[str]:
+    async def scan(self, filters: Sequence[str], after: int, until: int) -> set[str]:
         """The message ids stored behind `after`, up to `until` (a sequence on one of the subjects)."""
         found: set[str] = set()
         consumer = OrderedConsumer(self._connection, self.stream, filters, Start.at(after + 1), headers_only=True)

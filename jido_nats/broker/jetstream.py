@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 from nats.aio.client import Client
 
-from jido_nats.broker.connection import REQUEST_TIMEOUT_S, Connection
+from jido_nats.broker.connection import Connection
 from jido_nats.errors import BrokerError, Conflict, NotSent, OutcomeUnknown
 
 EXPECTED_SEQUENCE: Final = "Nats-Expected-Last-Subject-Sequence"
@@ -30,6 +30,9 @@ NO_MESSAGE_FOUND: Final = 10037
 STREAM_NOT_FOUND: Final = 10059
 CONSUMER_NOT_FOUND: Final = 10014
 
+# A lost connection fails what is in flight at once; a time-out means a server that is overloaded or stuck, and
+# every doubt costs it more (a claim, a look): better patient.
+STORE_TIMEOUT_S: Final = 5.0
 RETRY_WAIT_S: Final = 0.05
 RETRY_WAIT_MAX_S: Final = 1.0
 TELL_AFTER_S: Final = 10.0
@@ -64,13 +67,14 @@ async def store(
     payload: bytes,
     headers: dict[str, str],
     *,
-    timeout_s: float = REQUEST_TIMEOUT_S,
+    timeout_s: float = STORE_TIMEOUT_S,
 ) -> int:
     """Store one message; its sequence in the stream (that of the first copy, where this one is a duplicate).
 
     Raises `Conflict` (not stored), `NotSent` (not stored), `OutcomeUnknown`.
     """
-    reply = await connection.request(subject, payload, headers=headers, timeout_s=timeout_s)
+    async with connection.gate:
+        reply = await connection.request(subject, payload, headers=headers, timeout_s=timeout_s)
     try:
         ack = _ACK.decode(reply.data)
     except msgspec.MsgspecError as error:
@@ -101,11 +105,16 @@ async def last_message(connection: Connection, stream: str, subject: str) -> Sto
 
 
 async def api(
-    connection: Connection, subject: str, request: Mapping[str, Any] | None = None, *, timeout_s: float = 3.0
+    connection: Connection,
+    subject: str,
+    request: Mapping[str, Any] | None = None,
+    *,
+    timeout_s: float = STORE_TIMEOUT_S,
 ) -> dict[str, Any]:
     """The answer of `$JS.API.<subject>`; `JetStreamError` where it is an error."""
     payload = msgspec.json.encode(request) if request is not None else b""
-    reply = await connection.request(f"$JS.API.{subject}", payload, timeout_s=timeout_s)
+    async with connection.gate:
+        reply = await connection.request(f"$JS.API.{subject}", payload, timeout_s=timeout_s)
     answer: dict[str, Any] = msgspec.json.decode(reply.data)
     if "error" in answer:
         error = answer["error"]

@@ -35,6 +35,7 @@ from jido_nats.errors import Conflict, JidoError, NotSent, OutcomeUnknown
 
 RENEWALS_PER_LEASE: Final = 3
 RETRY_WAIT_S: Final = 0.2
+MARKER_TTL_S: Final = 60
 START_TIMEOUT_S: Final = 10.0
 
 log = logging.getLogger(__name__)
@@ -171,7 +172,7 @@ class Lease:
     async def _take_away(self, connection: Connection) -> None:
         self._deadline = 0.0
         with contextlib.suppress(JidoError):
-            headers = {"KV-Operation": "DEL", MESSAGE_TTL: f"{max(60, self._lease_s)}s"}
+            headers = {"KV-Operation": "DEL", MESSAGE_TTL: f"{MARKER_TTL_S}s"}
             await store(connection, subjects.key(self._bucket, self._manager_id), b"", headers)
 
 
@@ -186,8 +187,13 @@ class Leases:
 
     def follow(self) -> OrderedConsumer:
         """Every lease, then every change; give each message to `apply`."""
+        self.managers.clear()
         return OrderedConsumer(
-            self._connection, self._stream, [subjects.all_keys(self._bucket)], Start("last_per_subject")
+            self._connection,
+            self._stream,
+            [subjects.all_keys(self._bucket)],
+            Start("last_per_subject"),
+            silence_max_s=MARKER_TTL_S / 2,
         )
 
     def apply(self, message: Delivered) -> bool:

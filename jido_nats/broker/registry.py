@@ -5,6 +5,7 @@ update, cannot create over an expiry marker, and its watch is deaf for seconds a
 """
 
 import logging
+import math
 from typing import Final, NamedTuple
 
 from jido_nats.broker.connection import Connection
@@ -30,11 +31,14 @@ class Entry(NamedTuple):
 class Registry:
     """The bucket of session records."""
 
-    def __init__(self, connection: Connection, bucket: str, *, terminated_ttl_s: int) -> None:
+    def __init__(
+        self, connection: Connection, bucket: str, *, terminated_ttl_s: int, marker_ttl_s: float = math.inf
+    ) -> None:
         self._connection = connection
         self._bucket = bucket
         self.stream: Final = subjects.bucket_stream(bucket)
         self._terminated_ttl_s = terminated_ttl_s
+        self._marker_ttl_s = marker_ttl_s
 
     async def write(self, record: SessionRecord, expected: int) -> int:
         """Store the record over revision `expected` and give the new revision; a sealed one expires.
@@ -60,7 +64,8 @@ class Registry:
     def follow(self, session_id: str | None = None) -> OrderedConsumer:
         """Every entry there is (or one session's), then every change; `entry_of` reads its messages."""
         keys = subjects.all_keys(self._bucket) if session_id is None else subjects.key(self._bucket, session_id)
-        return OrderedConsumer(self._connection, self.stream, [keys], Start("last_per_subject"))
+        start, silence_max_s = Start("last_per_subject"), self._marker_ttl_s / 2
+        return OrderedConsumer(self._connection, self.stream, [keys], start, silence_max_s=silence_max_s)
 
     async def last_position(self, session_id: str | None = None) -> int:
         """The sequence of the last change (of one session), at the leader; whoever follows gets to it. 0 for none."""

@@ -24,6 +24,9 @@ STATUS_STYLES: Final = {
 }
 
 
+LEVEL_STYLES: Final = {"ok": "green", "warning": "yellow", "error": "bold red"}
+
+
 class Shower:
     """Prints data: one JSON object a line, or for people (80 columns, no colour in a pipe)."""
 
@@ -93,6 +96,13 @@ class Shower:
                     _print_json({"kind": "changed", "position": position, "event": event, "record": record})
                 else:
                     self.console.print(Text(f"{position:>6} ", "dim") + event_text(event))
+
+    def finding(self, level: str, check: str, says: str) -> None:
+        """One line of the doctor's."""
+        if self._as_json:
+            _print_json({"level": level, "check": check, "says": says})
+        else:
+            self.console.print(Text.assemble((f"{level:<8}", LEVEL_STYLES[level]), (f"{check:<11}", "bold"), says))
 
     def say(self, text: str, style: str = "") -> None:
         """A sentence for people; not printed among JSON."""
