@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from functools import wraps
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import click
 import msgspec
@@ -20,6 +20,7 @@ from jido_nats import logs
 from jido_nats.broker.connection import ConnectOptions
 from jido_nats.client import Client
 from jido_nats.core import settings as settings_module
+from jido_nats.core import subjects
 from jido_nats.core.codec import Encoding
 from jido_nats.core.session import Status
 from jido_nats.core.settings import Settings
@@ -27,6 +28,7 @@ from jido_nats.errors import ConfigurationError, JidoError
 from jido_nats.manager import VERSION, SessionManager
 from jido_nats.server import LocalServer
 from jido_nats.tools import asyncapi, schema
+from jido_nats.tools.conform import Checker, check_file, check_server
 from jido_nats.tools.doctor import examine, exit_code
 from jido_nats.ui.show import Shower
 from jido_nats.worker import Session, Worker
@@ -126,6 +128,7 @@ def up(port: int, store_dir: Path | None, binary: Path | None, worker: str | Non
     """Run a local server and a manager until Ctrl-C."""
 
     async def run() -> None:
+        _end_on_sigterm()
         run_worker, settings = _load_worker(worker), _load_settings(config_file)
         async with LocalServer(port=port, store_dir=store_dir, binary=binary) as server:
             async with SessionManager.connect(server.url, worker=run_worker, settings=settings) as manager:
@@ -315,6 +318,24 @@ def schema_(kind: str) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(contract)).decode())
 
 
+@main.command()
+@click.option("--file", type=click.File("rb"), help="A recording, as 'events --json' prints it; - for stdin.")
+@click.option("--partial", is_flag=True, help="The recording begins and ends in the middle of sessions' lives.")
+@click.option("--stream", default=subjects.EVENTS_STREAM, show_default=True, help="The stream, without --file.")
+@_common
+async def conform(common: Common, file: BinaryIO | None, partial: bool, stream: str) -> int:
+    """Say where events break the contract, in a recording or in the stream: exit code 0 or 1."""
+    checker = Checker(partial=partial)
+    if file is not None:
+        for finding in check_file(file, checker):
+            common.show.violation(finding)
+    else:
+        async for finding in check_server(common.connection, stream, checker):
+            common.show.violation(finding)
+    common.show.say(f"{checker.messages} messages of {checker.sessions} sessions, {checker.violations} violations")
+    return 1 if checker.violations else 0
+
+
 async def _serve_until_signal(manager: SessionManager) -> None:
     """Serve until the first SIGTERM or Ctrl-C; a second one ends the process at once."""
     loop = asyncio.get_running_loop()
@@ -330,10 +351,11 @@ async def _serve_until_signal(manager: SessionManager) -> None:
 
 
 def _end_on_sigterm() -> None:
-    """Let SIGTERM unwind what is running, as Ctrl-C does."""
+    """Let SIGTERM, and a terminal that is closed, unwind what is running, as Ctrl-C does."""
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
 
 
 def _load_worker(name: str | None) -> Worker:

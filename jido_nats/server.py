@@ -5,12 +5,15 @@ import contextlib
 import importlib.resources
 import json
 import os
+import re
+import secrets as random_secrets
 import shutil
 import signal
 import socket
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -21,14 +24,21 @@ START_TIMEOUT_S: Final = 5.0
 STOP_TIMEOUT_S: Final = 5.0
 POLL_S: Final = 0.01
 
+# For trying things out on loopback: no accounts, so everybody may do everything, without a password.
+TRIAL: Final = """accounts {}
+system_account: "$SYS"
+"""
+
 
 class LocalServer:
     """A nats-server process on loopback; an async context manager.
 
     `port`: 0 takes a free one. `store_dir`: None keeps everything in a folder that goes with the server.
     `binary`: None looks beside the running interpreter, then on PATH. `sync_interval`: what survives a power cut
-    (nats-server's own default is `2m`). `config`: lines added to `nats.conf`.
-    Entering raises `ServerUnusable` when there is no server to be found, or it does not start.
+    (nats-server's own default is `2m`). `config`: lines added to `nats.conf`. `secrets`: the passwords that `nats.conf`
+    wants, by the names of its variables, and then its roles hold; None lets everybody do everything.
+    Entering raises `ServerUnusable` when there is no server to be found, or it does not start. Inside, `url`,
+    `monitoring_url` and (where the configuration has one) `websocket_url` say where it listens.
     """
 
     def __init__(
@@ -39,15 +49,18 @@ class LocalServer:
         binary: Path | None = None,
         sync_interval: str = "always",
         config: str = "",
+        secrets: Mapping[str, str] | None = None,
     ) -> None:
-        self._wanted_port = port
         self._store_dir = store_dir
         self._binary = binary
         self._sync_interval = sync_interval
         self._config = config
+        self._secrets = secrets
         self._folder: Path | None = None
         self._process: asyncio.subprocess.Process | None = None
         self.port = port
+        self.monitoring_url: str | None = None
+        self.websocket_url: str | None = None
 
     @property
     def url(self) -> str:
@@ -93,6 +106,7 @@ class LocalServer:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=stderr,
+                env=self._environment(),
                 start_new_session=True,  # Ctrl-C is for us: the server goes last
             )
         await self._wait_started(ports)
@@ -131,6 +145,7 @@ class LocalServer:
         base.write_text(project_config())
         lines = [
             'include "nats.conf"',
+            TRIAL if self._secrets is None else "",
             f'listen: "127.0.0.1:{self.port or -1}"',
             'http: "127.0.0.1:-1"',
             f"ports_file_dir: {json.dumps(str(ports))}",
@@ -140,6 +155,13 @@ class LocalServer:
         ]
         (self._folder / "server.conf").write_text("\n".join(lines))
 
+    def _environment(self) -> dict[str, str]:
+        """This process's, with the passwords of `nats.conf` quoted; throw-away ones where nobody needs them."""
+        names = variables(project_config())
+        given = self._secrets if self._secrets is not None else {n: random_secrets.token_hex(16) for n in names}
+        inherited = {name: value for name, value in os.environ.items() if name not in names}
+        return inherited | {name: quoted(value) for name, value in given.items()}
+
     async def _wait_started(self, ports: Path) -> None:
         assert self._process is not None and self._folder is not None
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -148,10 +170,16 @@ class LocalServer:
                 raise ServerUnusable(f"nats-server did not start: {_last_words(self._folder)}")
             for file in ports.glob("*.ports"):
                 with contextlib.suppress(ValueError, KeyError, IndexError):
-                    self.port = int(json.loads(file.read_text())["nats"][0].rpartition(":")[2])
+                    self._take_in(json.loads(file.read_text()))
                     return
             await asyncio.sleep(POLL_S)
         raise ServerUnusable(f"nats-server did not start within {START_TIMEOUT_S:g} s")
+
+    def _take_in(self, ports: dict[str, list[str]]) -> None:
+        """Where the server listens, as it says itself."""
+        self.port = int(ports["nats"][0].rpartition(":")[2])
+        self.monitoring_url = ports.get("monitoring", [None])[0]
+        self.websocket_url = ports.get("websocket", [None])[0]
 
 
 def find_binary() -> Path:
@@ -173,6 +201,16 @@ def project_config() -> str:
     if packaged.is_file():
         return packaged.read_text()
     return (Path(__file__).parent.parent / "nats.conf").read_text()
+
+
+def variables(config: str) -> set[str]:
+    """The environment variables that hold the passwords of `nats.conf`."""
+    return set(re.findall(r"\$(JIDO_\w+)", re.sub(r"(?m)^\s*#.*", "", config)))
+
+
+def quoted(secret: str) -> str:
+    """The secret as nats-server reads it back: it takes what is in the environment for configuration."""
+    return '"' + secret.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _check_port_is_free(port: int) -> None:

@@ -13,6 +13,7 @@ from jido_nats.client import EventMessage
 from jido_nats.core import codec
 from jido_nats.core.events import Event, SessionCreated, SessionStatus
 from jido_nats.core.session import SessionRecord, Status
+from jido_nats.tools.rules import Finding
 from jido_nats.watch import SessionChanged, SnapshotComplete, Watched, WatchedSession
 
 STATUS_STYLES: Final = {
@@ -103,6 +104,15 @@ class Shower:
             _print_json({"level": level, "check": check, "says": says})
         else:
             self.console.print(Text.assemble((f"{level:<8}", LEVEL_STYLES[level]), (f"{check:<11}", "bold"), says))
+
+    def violation(self, finding: Finding) -> None:
+        """One line of the conformance check's; what is only noted goes to stderr."""
+        if finding.note:
+            sys.stderr.write(f"{finding}\n")
+        elif self._as_json:
+            _print_json(finding)
+        else:
+            self.console.print(Text(str(finding)))
 
     def say(self, text: str, style: str = "") -> None:
         """A sentence for people; not printed among JSON."""

@@ -3,10 +3,14 @@
 import asyncio
 import signal
 from collections import Counter
+from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
 from jido_nats import Client, JidoError, LocalServer, Overloaded, SessionManager, Status, Unavailable
+from jido_nats.core import codec, lifecycle
+from jido_nats.core.commands import CreateRequest
 from tests import audit
 from tests.conftest import StartManager
 from tests.processes import manager_process
@@ -36,7 +40,7 @@ async def test_an_error_of_the_owner_is_passed_back(start_manager: StartManager)
 async def test_a_create_that_is_repeated_at_another_manager_gives_the_same_session(start_manager: StartManager) -> None:
     owner, other = await start_manager(), await start_manager()
     first = await owner.create_session(session_id="s1", metadata={"n": 1})
-    again = await other._create("", _create("s1", {"n": 1}))
+    again = await other._create("", CreateRequest(session_id="s1", metadata={"n": 1}))
     assert again.replayed
     assert (again.owner, again.version) == (owner.manager_id, first.version)
 
@@ -62,6 +66,18 @@ async def test_of_two_survivors_exactly_one_ends_each_orphan(server: LocalServer
         reasons = Counter(record.reason for record in await client.list_sessions(include_terminated=True))
         assert reasons == {"owner_lost": 100}
         assert await violations(server) == []
+
+
+async def test_a_manager_whose_expiry_was_not_heard_is_dead_all_the_same(
+    start_manager: StartManager, stranger: Stranger
+) -> None:
+    manager = await start_manager(lease_s=1)
+    ghost = msgspec.structs.replace(manager._info(), manager_id="ghost")
+    manager._leases.managers["ghost"] = ghost  # as a follower believes that was away for longer than the marker
+    record, _ = lifecycle.create("s1", owner="ghost", at=datetime.now(UTC))
+    await stranger.js.publish("$KV.JIDO_SESSIONS.s1", codec.encode(record))
+    await eventually(lambda: all_sealed(manager))
+    assert [record.reason for record in await manager.list_sessions(include_terminated=True)] == ["owner_lost"]
 
 
 async def test_a_worker_that_blocks_the_loop_does_not_cost_the_lease(
@@ -121,12 +137,6 @@ async def test_managers_that_are_all_full_answer_overloaded(server: LocalServer,
     async with Client.connect(server.url) as client:
         with pytest.raises(Overloaded):
             await client.create_session()
-
-
-def _create(session_id: str, metadata: dict[str, int]) -> object:
-    from jido_nats.core.commands import CreateRequest
-
-    return CreateRequest(session_id=session_id, metadata=dict(metadata))
 
 
 async def all_sealed(manager: SessionManager) -> bool:
