@@ -1,0 +1,254 @@
+"""The rules of one session's life, as whoever reads its events sees it; pure."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from jido_nats.core import subjects
+from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated, event_type
+from jido_nats.core.lifecycle import DIRECT_REASONS, PASSING_REASONS, TRANSITIONS, ended_event
+from jido_nats.core.session import Reason, Status
+
+_FAILURES: Final = frozenset({Reason.CRASHED, Reason.START_FAILED, Reason.OWNER_LOST})
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One violation (or note): which rule, where, and what is wrong."""
+
+    rule: str
+    message: str
+    line: int | None = None
+    sequence: int | None = None
+    session_id: str | None = None
+    note: bool = False
+
+    def __str__(self) -> str:
+        places = [f"line {self.line}"] if self.line else []
+        places += [f"sequence {self.sequence}"] if self.sequence else []
+        about = f" session {self.session_id}:" if self.session_id else ""
+        return f"{', '.join(places) or 'at the end'}: {self.rule}:{about} {self.message}"
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a row stands; `sequence` 0 where it was heard live."""
+
+    line: int | None
+    sequence: int
+
+    def finding(self, rule: str, message: str, session_id: str | None = None, *, note: bool = False) -> Finding:
+        return Finding(
+            rule=rule,
+            message=message,
+            line=self.line,
+            sequence=self.sequence or None,
+            session_id=session_id,
+            note=note,
+        )
+
+
+class Life:
+    """One session as `jido.client.events` tells it."""
+
+    def __init__(self, partial: bool) -> None:
+        self._partial = partial
+        self._told: set[tuple[int, str]] = set()
+        self._last: Event | None = None
+        self.statuses: dict[int, tuple[SessionStatus, Place]] = {}
+
+    def take(self, event: Event, place: Place) -> Iterator[Finding]:
+        """What is wrong with the next event."""
+        last, name = self._last, (event.version, event_type(event))
+        if name in self._told:
+            yield place.finding("repeated", f"version {name[0]} {name[1]} was told already", event.session_id)
+            return
+        self._told.add(name)
+        for rule, message in self._check(event, last):
+            yield place.finding(rule, message, event.session_id)
+        if isinstance(event, SessionStatus):
+            self.statuses[event.version] = event, place
+        if last is None or event.version >= last.version:
+            self._last = event
+
+    def missing(self) -> Iterator[Finding]:
+        """What the last event has to be followed by."""
+        last = self._last
+        if isinstance(last, SessionStatus) and last.status is Status.TERMINATED:
+            _, place = self.statuses[last.version]
+            yield place.finding("end", "no session_terminated follows the end", last.session_id)
+
+    def _check(self, event: Event, last: Event | None) -> Iterator[tuple[str, str]]:
+        if last is None:
+            yield from _check_first(event, self._partial)
+            return
+        if event.version < last.version:
+            yield "order", f"version {event.version} {event_type(event)} comes behind version {last.version}"
+            return
+        if isinstance(last, SessionTerminated):
+            yield "after_end", f"version {event.version} {event_type(event)} comes behind session_terminated"
+            return
+        yield from _check_end(event, last)
+        if not isinstance(event, SessionTerminated):
+            yield from _check_next(event, last)
+
+
+class Copies:
+    """One session as its own subject tells it: the `session_status` events alone."""
+
+    def __init__(self, partial: bool) -> None:
+        self._partial = partial
+        self._last: SessionStatus | None = None
+        self._told: set[int] = set()
+        self._first = 0
+
+    def take(self, event: SessionStatus, place: Place, life: Life | None) -> Iterator[Finding]:
+        """What is wrong with the next copy; `life` is what `jido.client.events` told, where that was recorded."""
+        last = self._last
+        if event.version in self._told:
+            yield place.finding(
+                "repeated", f"version {event.version} was told already on {_own(event)}", event.session_id
+            )
+            return
+        self._told.add(event.version)
+        for rule, message in self._check(event, last):
+            yield place.finding(rule, f"{message} (on {_own(event)})", event.session_id)
+        if life is not None:
+            yield from _check_copy(event, place, life, self._partial)
+        self._first = self._first or event.version
+        if last is None or event.version > last.version:
+            self._last = event
+
+    def missing(self, life: Life) -> Iterator[Finding]:
+        """The events that have no copy."""
+        for version, (event, place) in life.statuses.items():
+            if version >= self._first and version not in self._told:
+                yield place.finding("copy", f"version {version} has no copy on {_own(event)}", event.session_id)
+
+    def _check(self, event: SessionStatus, last: SessionStatus | None) -> Iterator[tuple[str, str]]:
+        if last is None:
+            if event.version != 2 and not self._partial:
+                yield "first", f"it begins with version {event.version}, not 2; --partial allows that"
+            yield from _check_legal(event)
+        elif event.version < last.version:
+            yield "order", f"version {event.version} comes behind version {last.version}"
+        elif last.status is Status.TERMINATED:
+            yield "after_end", f"version {event.version} comes behind the end"
+        else:
+            yield from _check_next(event, last)
+
+
+def _check_first(event: Event, partial: bool) -> Iterator[tuple[str, str]]:
+    if isinstance(event, SessionCreated):
+        if event.version != 1:
+            yield "version", f"session_created is version {event.version}, not 1"
+        return
+    if not partial:
+        told = f"version {event.version} {event_type(event)}"
+        yield "first", f"it begins with {told}, not with version 1 session_created; --partial allows that"
+    if isinstance(event, SessionStatus):
+        yield from _check_legal(event)
+
+
+def _check_next(
+    event: SessionCreated | SessionStatus, last: SessionCreated | SessionStatus
+) -> Iterator[tuple[str, str]]:
+    """A new version behind `last`, which did not end the session."""
+    if isinstance(event, SessionCreated):
+        yield "order", f"version {event.version} session_created comes behind version {last.version}"
+        return
+    if event.version == last.version:
+        yield "version", f"version {event.version} is given to two changes: {_change(last)} and {_change(event)}"
+    elif event.version > last.version + 1:
+        missing = (
+            f"{last.version + 1}" if event.version == last.version + 2 else f"{last.version + 1} to {event.version - 1}"
+        )
+        yield "gap", f"version {event.version} comes behind version {last.version}: {missing} missing"
+    elif event.previous_status is not (status := _status(last)):
+        yield "transition", f"version {event.version} comes from {event.previous_status}, but the session was {status}"
+    if _time(event) < _time(last):
+        yield "time", f"version {event.version} is older than version {last.version}: {_time(event)} < {_time(last)}"
+    yield from _check_legal(event)
+    if isinstance(last, SessionStatus) and last.reason is not None and event.reason is not last.reason:
+        yield (
+            "reason",
+            f"the reason {last.reason} became {event.reason} in version {event.version}; the first one stays",
+        )
+
+
+def _check_legal(event: SessionStatus) -> Iterator[tuple[str, str]]:
+    """What the table of the lifecycle says of one step."""
+    step = f"version {event.version}: {_change(event)}"
+    if event.status not in TRANSITIONS[event.previous_status]:
+        allowed = " or ".join(sorted(TRANSITIONS[event.previous_status])) or "nothing"
+        yield "transition", f"{step} is not allowed, only {allowed}"
+    elif event.status is Status.TERMINATING and event.reason not in PASSING_REASONS:
+        yield "reason", f"{step} has the reason {event.reason}, not {_either(PASSING_REASONS)}"
+    elif event.status is Status.TERMINATED and event.reason not in _ending_reasons(event):
+        yield "reason", f"{step} has the reason {event.reason}, not {_either(_ending_reasons(event))}"
+    elif event.status in (Status.ACTIVE, Status.IDLE) and event.reason is not None:
+        yield "reason", f"{step} has the reason {event.reason}, though nothing ends"
+    if event.reason in _FAILURES and not event.error:
+        yield "field_missing", f"{step}: the field error is missing where the reason is {event.reason}"
+
+
+def _ending_reasons(event: SessionStatus) -> frozenset[Reason]:
+    # A lost owner's session may have been terminating: the first reason stays then.
+    return PASSING_REASONS if event.previous_status is Status.TERMINATING else DIRECT_REASONS
+
+
+def _check_end(event: Event, last: SessionCreated | SessionStatus) -> Iterator[tuple[str, str]]:
+    """The end is told twice: `session_status` with `terminated`, then `session_terminated` of the same version."""
+    ended = isinstance(last, SessionStatus) and last.status is Status.TERMINATED
+    if not isinstance(event, SessionTerminated):
+        if ended:
+            yield (
+                "after_end",
+                f"version {event.version} {event_type(event)} comes behind the end in version {last.version}",
+            )
+        return
+    if not ended:
+        yield "end", f"version {event.version} session_terminated does not follow a session_status with terminated"
+        return
+    assert isinstance(last, SessionStatus)
+    if last.reason is not None and event != (wanted := ended_event(last)):
+        differ = [name for name in event.__struct_fields__ if getattr(event, name) != getattr(wanted, name)]
+        yield (
+            "end",
+            f"version {event.version} session_terminated differs from its session_status in {', '.join(differ)}",
+        )
+
+
+def _check_copy(event: SessionStatus, place: Place, life: Life, partial: bool) -> Iterator[Finding]:
+    original, first = life.statuses.get(event.version, (None, place))
+    if original is None:
+        if not partial:
+            message = f"version {event.version} is on {_own(event)} and was not on {subjects.EVENTS} before it"
+            yield place.finding("copy", message, event.session_id)
+    elif original != event:
+        differ = [name for name in event.__struct_fields__ if getattr(event, name) != getattr(original, name)]
+        message = f"version {event.version} differs in {', '.join(differ)} from the one on {subjects.EVENTS}"
+        yield place.finding("copy", message, event.session_id)
+    elif 0 < place.sequence < first.sequence:
+        message = f"the copy of version {event.version} is stored before the one on {subjects.EVENTS}"
+        yield place.finding("copy", message, event.session_id)
+
+
+def _status(event: SessionCreated | SessionStatus) -> Status:
+    return Status.INITIALIZING if isinstance(event, SessionCreated) else event.status
+
+
+def _time(event: SessionCreated | SessionStatus) -> datetime:
+    return event.created_at if isinstance(event, SessionCreated) else event.updated_at
+
+
+def _change(event: SessionCreated | SessionStatus) -> str:
+    return "created" if isinstance(event, SessionCreated) else f"{event.previous_status} → {event.status}"
+
+
+def _own(event: SessionStatus) -> str:
+    return subjects.session(event.session_id)
+
+
+def _either(reasons: frozenset[Reason]) -> str:
+    return " or ".join(sorted(reasons))

@@ -1,0 +1,201 @@
+"""One connection through everything that happens to a server; every request's outcome is said."""
+
+import asyncio
+import os
+import signal
+import time
+from functools import partial
+
+import pytest
+
+from jido_nats import LocalServer
+from jido_nats.broker.connection import Connection, ConnectOptions, Heard
+from jido_nats.errors import NoResponders, NotSent, OutcomeUnknown, ServerUnusable, TooLarge
+from tests.support import Stranger, eventually
+
+
+async def ignore(_: object) -> None:
+    """A responder that hears and says nothing."""
+
+
+async def heard_again(stranger: Stranger, heard: list[bytes], word: bytes) -> bool:
+    if stranger.nc.is_connected:
+        await stranger.nc.publish("a", word)
+    return word in heard
+
+
+async def test_a_request_is_answered(stranger: Stranger, connection: Connection) -> None:
+    async def answer(message: Heard) -> None:
+        await message.respond(message.data.upper())
+
+    await stranger.nc.subscribe("a", cb=answer)
+    await stranger.nc.flush()
+
+    assert (await connection.request("a", b"hello")).data == b"HELLO"
+
+
+async def test_a_request_that_nobody_takes_is_surely_not_done(connection: Connection) -> None:
+    with pytest.raises(NoResponders):
+        await connection.request("nobody")
+
+
+async def test_a_request_without_an_answer_may_have_been_done(stranger: Stranger, connection: Connection) -> None:
+    await stranger.nc.subscribe("a", cb=ignore)
+    await stranger.nc.flush()
+
+    with pytest.raises(OutcomeUnknown):
+        await connection.request("a", timeout_s=0.1)
+
+
+async def test_a_request_in_flight_is_told_that_the_server_died(
+    server: LocalServer, stranger: Stranger, connection: Connection
+) -> None:
+    ear = await stranger.hear("a")
+    asking = asyncio.create_task(connection.request("a", timeout_s=60))
+    await eventually(lambda: ear.messages)
+
+    await server.kill()
+
+    async with asyncio.timeout(5):
+        with pytest.raises(OutcomeUnknown):
+            await asking
+
+
+async def test_nothing_is_sent_without_a_server(server: LocalServer, connection: Connection) -> None:
+    await server.kill()
+    await eventually(lambda: not connection.connected)
+
+    with pytest.raises(NotSent):
+        await connection.publish("a")
+    with pytest.raises(NotSent):
+        await connection.request("a")
+
+
+async def test_subscriptions_outlive_a_killed_server(
+    server: LocalServer, stranger: Stranger, connection: Connection
+) -> None:
+    heard: list[bytes] = []
+    await connection.subscribe("a", lambda message: heard.append(message.data))
+
+    for word in (b"one", b"two"):
+        await server.kill()
+        await server.start()
+        await eventually(partial(heard_again, stranger, heard, word))
+
+    assert connection.reconnects == 2
+
+
+async def test_a_subscription_that_was_ended_does_not_come_back(
+    server: LocalServer, stranger: Stranger, connection: Connection
+) -> None:
+    ended: list[bytes] = []
+    other: list[bytes] = []
+    subscription = await connection.subscribe("a", lambda message: ended.append(message.data))
+    await subscription.unsubscribe()
+    await connection.subscribe("a", lambda message: other.append(message.data))
+
+    await server.kill()
+    await server.start()
+
+    await eventually(lambda: heard_again(stranger, other, b"one"))
+    assert ended == []
+
+
+async def test_requests_work_after_a_restart(server: LocalServer, connection: Connection) -> None:
+    await server.kill()
+    await eventually(lambda: not connection.connected)
+    await server.start()
+
+    await connection.wait_up()
+    assert (await connection.request("$JS.API.INFO")).data
+
+
+async def test_a_frozen_server_costs_only_the_time_that_it_is_frozen(
+    server: LocalServer, connection: Connection
+) -> None:
+    os.kill(server.pid, signal.SIGSTOP)
+    with pytest.raises(OutcomeUnknown):
+        await connection.request("$JS.API.INFO", timeout_s=0.3)
+    os.kill(server.pid, signal.SIGCONT)
+
+    await eventually(lambda: answers(connection))
+
+
+async def test_a_handler_that_fails_goes_on_hearing(stranger: Stranger, connection: Connection) -> None:
+    heard: list[bytes] = []
+
+    def fail(message: Heard) -> None:
+        heard.append(message.data)
+        raise RuntimeError("boom")
+
+    await connection.subscribe("a", fail)
+    await eventually(lambda: heard_again(stranger, heard, b"one"))
+    await eventually(lambda: heard_again(stranger, heard, b"two"))
+
+
+async def test_a_message_beyond_the_server_s_limit_is_told(connection: Connection) -> None:
+    with pytest.raises(TooLarge):
+        await connection.publish("a", b"x" * 2_000_000)
+
+    assert await answers(connection)
+
+
+async def test_no_server_is_told_in_time() -> None:
+    started = time.monotonic()
+
+    with pytest.raises(ServerUnusable, match=r"no NATS server answers at nats://127.0.0.1:1;"):
+        await Connection.open(ConnectOptions(servers=("nats://127.0.0.1:1",)), "test")
+
+    assert time.monotonic() - started < 5
+
+
+async def test_a_server_that_says_nothing_is_told_in_time() -> None:
+    gone = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await gone.wait()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as silent:
+        port = silent.sockets[0].getsockname()[1]
+        async with asyncio.timeout(5):
+            with pytest.raises(ServerUnusable):
+                await Connection.open(ConnectOptions(servers=(f"nats://127.0.0.1:{port}",)), "test")
+        gone.set()
+
+
+async def test_refused_credentials_are_told() -> None:
+    async with LocalServer(config='authorization { user: "a", password: "right" }') as server:
+        options = ConnectOptions(servers=(server.url,), user="a", password="wrong")
+
+        with pytest.raises(ServerUnusable, match="refused the credentials"):
+            await Connection.open(options, "test")
+
+
+async def test_credentials_open_the_connection() -> None:
+    async with LocalServer(config='authorization { user: "a", password: "right" }') as server:
+        connection = await Connection.open(ConnectOptions(servers=(server.url,), user="a", password="right"), "test")
+
+        assert connection.connected
+        await connection.close()
+
+
+async def test_a_password_is_never_shown() -> None:
+    options = ConnectOptions(servers=("nats://user:secret@127.0.0.1:1",), password="secret", token="secret")
+
+    with pytest.raises(ServerUnusable) as error:
+        await Connection.open(options, "test", timeout_s=0.5)
+
+    assert "secret" not in str(error.value)
+    assert "secret" not in options.safe_servers()
+
+
+def test_options_do_not_show_a_password_in_a_url() -> None:
+    assert "secret" not in repr(ConnectOptions(servers=("nats://user:secret@127.0.0.1:1",)))
+
+
+async def answers(connection: Connection) -> bool:
+    try:
+        return bool((await connection.request("$JS.API.INFO", timeout_s=1)).data)
+    except (NotSent, OutcomeUnknown):
+        return False

@@ -1,0 +1,54 @@
+"""Fixtures: one real nats-server a test, a stock NATS client on it, and managers."""
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any, TypeAlias
+
+import pytest
+
+from jido_nats import LocalServer, SessionManager, Settings
+from tests.support import Puppet, Stranger, stranger_at, wait_for_ever
+
+StartManager: TypeAlias = Callable[..., Coroutine[Any, Any, SessionManager]]
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[LocalServer]:
+    """A nats-server of the test's own."""
+    async with LocalServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def stranger(server: LocalServer) -> AsyncIterator[Stranger]:
+    """A stock NATS client."""
+    async with stranger_at(server.url) as stranger:
+        yield stranger
+
+
+@pytest.fixture
+async def start_manager(server: LocalServer) -> AsyncIterator[StartManager]:
+    """`await start_manager(worker, **settings)`: a manager that serves, closed with the test."""
+    async with AsyncExitStack() as stack:
+
+        async def start(worker: Any = wait_for_ever, **settings: Any) -> SessionManager:
+            chosen = Settings(**{"lease_s": 2, **settings})
+            manager = await stack.enter_async_context(
+                SessionManager.connect(server.url, worker=worker, settings=chosen)
+            )
+            await manager.start_serving()
+            return manager
+
+        yield start
+
+
+@pytest.fixture
+def puppet() -> Puppet:
+    """The worker of `manager`."""
+    return Puppet()
+
+
+@pytest.fixture
+async def manager(start_manager: StartManager, puppet: Puppet) -> SessionManager:
+    """A manager that serves, whose sessions do what the test tells `puppet`."""
+    return await start_manager(puppet)

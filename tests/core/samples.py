@@ -1,0 +1,69 @@
+"""Records for tests of the core: literals, and hypothesis strategies."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from hypothesis import strategies as st
+
+from jido_nats.core import lifecycle
+from jido_nats.core.events import Event
+from jido_nats.core.session import Reason, SessionRecord, Status
+from jido_nats.errors import InvalidTransition
+
+T0 = datetime(2025, 1, 24, 10, 30, 0, 1, tzinfo=UTC)
+WAYS: dict[Status, list[tuple[Status, Reason | None]]] = {
+    Status.INITIALIZING: [],
+    Status.ACTIVE: [(Status.ACTIVE, None)],
+    Status.IDLE: [(Status.ACTIVE, None), (Status.IDLE, None)],
+    Status.TERMINATING: [(Status.ACTIVE, None), (Status.TERMINATING, Reason.REQUESTED)],
+    Status.TERMINATED: [(Status.ACTIVE, None), (Status.TERMINATED, Reason.CRASHED)],
+}
+
+
+def seconds(number: float) -> datetime:
+    """So many seconds after the session was created."""
+    return T0 + timedelta(seconds=number)
+
+
+def record_in(status: Status, **fields: Any) -> SessionRecord:
+    """A record that came to `status` by the lifecycle."""
+    record, _ = lifecycle.create("s1", owner="m1", at=T0, **fields)
+    for step, (target, reason) in enumerate(WAYS[status], start=1):
+        record, _ = lifecycle.transition(record, target, at=seconds(step), reason=reason)
+    return record
+
+
+def reason_for(source: Status, target: Status) -> Reason | None:
+    """A reason with which the lifecycle lets that step be taken, where it needs one."""
+    if target is Status.TERMINATING:
+        return Reason.REQUESTED
+    if target is Status.TERMINATED and source is not Status.TERMINATING:
+        return Reason.CRASHED
+    return None
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=12,
+)
+METADATA = st.dictionaries(TEXT, JSON_VALUES, max_size=5)
+TIMES = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
+STEPS = st.lists(st.tuples(st.sampled_from(Status), st.none() | st.sampled_from(Reason), TIMES), max_size=12)
+
+
+@st.composite
+def walks(draw: st.DrawFn) -> list[tuple[SessionRecord, tuple[Event, ...]]]:
+    """A session's life: every version that a random row of steps, allowed and refused, gave it, with its events."""
+    walk = [lifecycle.create("s1", owner="m1", at=draw(TIMES), metadata=draw(METADATA))]
+    for status, reason, at in draw(STEPS):
+        try:
+            walk.append(lifecycle.transition(walk[-1][0], status, at=at, reason=reason))
+        except InvalidTransition:
+            continue
+    return walk

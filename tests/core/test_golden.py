@@ -1,0 +1,92 @@
+"""Messages of version 1, kept for ever: every later version decodes them, and writes them the same.
+
+A line of `tests/golden/v1.jsonl` is never changed; what is new gets new lines.
+"""
+
+import base64
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import pytest
+
+from jido_nats.broker.leases import ManagerInfo
+from jido_nats.core import codec, commands
+from jido_nats.core.codec import Encoding
+from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated
+from jido_nats.core.session import Reason, SessionRecord, Status
+
+GOLDEN: Final = Path(__file__).parent.parent / "golden" / "v1.jsonl"
+KINDS: Final[dict[str, type[Any]]] = {
+    "session_created": SessionCreated,
+    "session_status": SessionStatus,
+    "session_terminated": SessionTerminated,
+    "record": SessionRecord,
+    "manager": ManagerInfo,
+    "empty": commands.Empty,
+    "create_request": commands.CreateRequest,
+    "list_request": commands.ListRequest,
+    "terminate_request": commands.TerminateRequest,
+    "history_request": commands.HistoryRequest,
+    "create_reply": commands.CreateReply,
+    "list_reply": commands.ListReply,
+    "history_reply": commands.HistoryReply,
+    "error_reply": commands.ErrorReply,
+}
+# Where the seal of a record is nobody's business.
+NEVER: Final = {"create_reply": {"sealed"}}
+
+
+class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One line."""
+
+    kind: str
+    json: str
+    msgpack: str
+
+    def bytes_in(self, encoding: Encoding) -> bytes:
+        """The message as it was written."""
+        return self.json.encode() if encoding is Encoding.JSON else base64.b64decode(self.msgpack)
+
+    def value(self, encoding: Encoding = Encoding.JSON) -> Any:
+        """The message, decoded."""
+        return codec.decode(self.bytes_in(encoding), KINDS[self.kind], encoding)
+
+
+LINES: Final = [msgspec.json.decode(line, type=Golden) for line in GOLDEN.read_bytes().splitlines()]
+EACH: Final = pytest.mark.parametrize("line", LINES, ids=[f"{n}-{line.kind}" for n, line in enumerate(LINES, start=1)])
+
+
+@EACH
+@pytest.mark.parametrize("encoding", Encoding)
+def test_a_message_is_written_as_it_always_was(line: Golden, encoding: Encoding) -> None:
+    assert codec.encode(line.value(encoding), encoding) == line.bytes_in(encoding)
+
+
+@EACH
+def test_both_encodings_say_the_same(line: Golden) -> None:
+    assert line.value(Encoding.JSON) == line.value(Encoding.MSGPACK)
+
+
+@pytest.mark.parametrize("encoding", Encoding)
+def test_an_event_is_known_by_its_type(encoding: Encoding) -> None:
+    for line in LINES:
+        if KINDS[line.kind] in Event.__args__:
+            assert codec.decode_event(line.bytes_in(encoding), encoding) == line.value(encoding)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_field_of_every_kind_is_there(kind: str) -> None:
+    written = {name for line in LINES if line.kind == kind for name in msgspec.json.decode(line.json)}
+
+    fields = {field.encode_name for field in msgspec.structs.fields(KINDS[kind])}
+    assert written >= fields - NEVER.get(kind, set())
+
+
+def test_every_status_is_there() -> None:
+    assert {line.value().status for line in LINES if line.kind == "record"} == set(Status)
+
+
+@pytest.mark.parametrize("kind", ["session_terminated", "record"])
+def test_every_reason_is_there(kind: str) -> None:
+    assert {line.value().reason for line in LINES if line.kind == kind} >= set(Reason)

@@ -1,0 +1,69 @@
+"""Settings from a TOML file: what is read, and that a wrong one is named."""
+
+import pytest
+
+from jido_nats import Settings
+from jido_nats.core.codec import Encoding
+from jido_nats.core.settings import load
+from jido_nats.errors import ConfigurationError
+
+
+def test_an_empty_file_gives_the_defaults() -> None:
+    assert load(b"") == Settings()
+
+
+def test_the_defaults_are_the_design_s() -> None:
+    settings = Settings()
+
+    assert (settings.events_stream, settings.sessions_bucket) == ("JIDO_CLIENT", "JIDO_SESSIONS")
+    assert (settings.managers_bucket, settings.output_stream) == ("JIDO_MANAGERS", "JIDO_OUTPUT")
+    assert (settings.retention_s, settings.duplicate_window_s) == (7 * 86_400, 120)
+    assert (settings.terminated_ttl_s, settings.stop_timeout_s) == (3600, 3.0)
+
+
+def test_every_setting_can_be_in_the_file() -> None:
+    settings = load(b'lease_s = 6\nencoding = "msgpack"\nwait_ready = true\nstop_timeout_s = 1.5\n')
+
+    assert (settings.lease_s, settings.stop_timeout_s, settings.wait_ready) == (6, 1.5, True)
+    assert settings.encoding is Encoding.MSGPACK
+
+
+def test_a_whole_number_will_do_for_seconds() -> None:
+    assert load(b"stop_timeout_s = 2").stop_timeout_s == 2
+
+
+def test_flags_win() -> None:
+    assert load(b"lease_s = 6\nreplicas = 3", lease_s=9).lease_s == 9
+
+
+def test_a_flag_that_was_not_given_does_not_win() -> None:
+    assert load(b"lease_s = 6", lease_s=None).lease_s == 6
+
+
+@pytest.mark.parametrize(
+    ("toml", "named"),
+    [
+        ("laese_s = 6", "laese_s"),
+        ('lease_s = "six"', "lease_s"),
+        ("lease_s = 0", "lease_s"),
+        ("lease_s = 2.5", "lease_s"),
+        ("stop_timeout_s = -1", "stop_timeout_s"),
+        ("stop_timeout_s = nan", "stop_timeout_s"),
+        ('encoding = "xml"', "encoding"),
+        ('wait_ready = "yes"', "wait_ready"),
+        ('events_stream = "JIDO.CLIENT"', "events_stream"),
+        ('sessions_bucket = ""', "sessions_bucket"),
+        ("replicas = 6", "replicas"),
+        ("duplicate_window_s = 700000", "duplicate_window_s"),
+        ("[lease]\ns = 1", "lease"),
+    ],
+)
+def test_a_wrong_setting_is_named(toml: str, named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        load(toml.encode())
+
+
+@pytest.mark.parametrize("toml", [b"lease_s = ", b"\xff", b"lease_s = 1\nlease_s = 2"])
+def test_what_is_no_toml_is_refused(toml: bytes) -> None:
+    with pytest.raises(ConfigurationError):
+        load(toml)

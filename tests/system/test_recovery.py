@@ -1,0 +1,184 @@
+"""What a manager left behind when it was killed, and what a server that was killed costs: nothing."""
+
+import asyncio
+import contextlib
+
+import msgspec
+
+from jido_nats import Client, LocalServer, SessionManager
+from tests.conftest import StartManager
+from tests.programs import serving
+from tests.support import Puppet, Stranger, eventually
+
+LOST = {"1 created", "2 active", "3 terminated", "3 ended"}
+
+
+async def test_a_killed_manager_s_sessions_end_when_the_next_one_starts(
+    server: LocalServer, stranger: Stranger, start_manager: StartManager
+) -> None:
+    async with serving(server.url, "--lease-s", "2") as program:
+        await stranger.create("s1")
+        program.process.kill()
+        await program.process.wait()
+
+    await start_manager()
+
+    record = await stranger.ends("s1")
+    assert (record["status"], record["reason"]) == ("terminated", "owner_lost")
+
+
+async def test_a_killed_manager_s_sessions_are_told_of_once(
+    server: LocalServer, stranger: Stranger, start_manager: StartManager
+) -> None:
+    async with serving(server.url, "--lease-s", "2") as program:
+        await asyncio.gather(*(stranger.create(f"s{n}") for n in range(20)))
+        program.process.kill()
+        await program.process.wait()
+
+    await start_manager()
+
+    await asyncio.gather(*(stranger.ends(f"s{n}") for n in range(20)))
+    for number in range(20):
+        own = await stranger.stored_brief(f"jido.client.session.s{number}")
+        assert own == ["2 active", "3 terminated"]
+    assert len(await stranger.stored_events()) == 20 * len(LOST)
+
+
+async def test_a_killed_manager_s_last_commands_are_told_whole(
+    server: LocalServer, stranger: Stranger, start_manager: StartManager
+) -> None:
+    async with serving(server.url, "--lease-s", "2") as program:
+        commands = [asyncio.create_task(stranger.create(f"s{n}")) for n in range(200)]
+        await eventually(lambda: sum(task.done() for task in commands) > 20)
+        program.process.kill()
+        await program.process.wait()
+        for task in commands:
+            task.cancel()
+        await asyncio.gather(*commands, return_exceptions=True)
+
+    await start_manager()
+
+    await eventually(lambda: all_sealed(stranger), within_s=15)
+    events = await stranger.stored_events()
+    for session_id in {event["session_id"] for event in events}:
+        told = [(event["version"], event["type"]) for event in events if event["session_id"] == session_id]
+        assert told == sorted(set(told))
+        assert (told[0], told[-1][1]) == ((1, "session_created"), "session_terminated")
+
+
+async def test_a_living_manager_ends_what_a_killed_one_left(
+    server: LocalServer, stranger: Stranger, start_manager: StartManager
+) -> None:
+    async with serving(server.url, "--lease-s", "2") as program:
+        await stranger.create("s1")
+        manager = await start_manager()
+        program.process.kill()
+        await program.process.wait()
+
+    record = await stranger.ends("s1", within_s=2 + 5)
+    assert (record["reason"], record["owner"]) == ("owner_lost", manager.manager_id)
+
+
+async def test_a_survivor_claims_before_it_tells(
+    server: LocalServer, stranger: Stranger, start_manager: StartManager
+) -> None:
+    async with serving(server.url, "--lease-s", "2") as program:
+        await stranger.create("s1")
+        program.process.kill()
+        await program.process.wait()
+
+    manager = await start_manager()
+
+    await stranger.ends("s1")
+    stored = await stranger.stored()
+    claim = next(n for n, message in enumerate(stored) if message.subject == "jido.fence.s1")
+    assert msgspec.json.decode(stored[claim].data)["manager"] == manager.manager_id
+    assert b'"terminated"' not in b"".join(message.data for message in stored[:claim])
+
+
+async def test_a_manager_touches_nothing_of_a_living_one(
+    server: LocalServer, stranger: Stranger, start_manager: StartManager
+) -> None:
+    async with serving(server.url, "--lease-s", "2") as program:
+        await stranger.create("dead")
+        owner = await start_manager()
+        await owner.create_session(session_id="alive")
+        program.process.kill()
+        await program.process.wait()
+
+    await stranger.ends("dead")
+
+    assert (await stranger.ask("jido.session.get.alive"))["status"] == "active"
+
+
+async def test_sessions_outlive_a_restart_of_the_server(
+    server: LocalServer, stranger: Stranger, manager: SessionManager, puppet: Puppet
+) -> None:
+    await stranger.create("s1")
+
+    await server.kill()
+    await server.start()
+
+    async with Client.connect(server.url) as client:
+        assert (await client.idle_session("s1")).status == "idle"
+    await eventually(lambda: stored_is(stranger, ["1 created", "2 active", "3 idle"]))
+
+
+async def test_a_crash_while_the_server_is_away_is_told_afterwards(
+    server: LocalServer, stranger: Stranger, manager: SessionManager, puppet: Puppet
+) -> None:
+    await stranger.create("s1")
+
+    await server.kill()
+    puppet.crash("s1", RuntimeError("boom"))
+    await server.start()
+
+    await eventually(lambda: stored_is(stranger, ["1 created", "2 active", "3 terminated", "3 ended"]))
+
+
+async def test_commands_through_a_restart_of_the_server_happen_once(
+    server: LocalServer, stranger: Stranger, manager: SessionManager
+) -> None:
+    async with Client.connect(server.url, timeout_s=20) as client:
+        creating = [asyncio.create_task(client.create_session(session_id=f"s{n}")) for n in range(50)]
+        await eventually(lambda: any(task.done() for task in creating))
+        await server.kill()
+        await server.start()
+        records = await asyncio.gather(*creating)
+
+    assert {record.status for record in records} == {"active"}
+    events = await eventually(lambda: readable(stranger))
+    told = [(event["session_id"], event["version"]) for event in events]
+    assert sorted(told) == sorted((f"s{n}", version) for n in range(50) for version in (1, 2))
+
+
+async def test_a_lease_that_lapsed_is_made_anew(
+    server: LocalServer, stranger: Stranger, manager: SessionManager
+) -> None:
+    await stranger.create("s1")
+
+    await server.kill()
+    await eventually(lambda: not manager._lease.valid)
+    await server.start()
+
+    async with Client.connect(server.url, timeout_s=20) as client:
+        assert (await client.idle_session("s1")).status == "idle"
+
+
+async def all_sealed(stranger: Stranger) -> bool:
+    with contextlib.suppress(Exception):
+        sessions = (await stranger.ask("jido.session.list", {"include_terminated": True, "limit": 1000}))["sessions"]
+        return bool(sessions) and all(record.get("sealed") for record in sessions)
+    return False
+
+
+async def stored_is(stranger: Stranger, wanted: list[str]) -> bool:
+    with contextlib.suppress(Exception):  # the stock client is reconnecting, too
+        return await stranger.stored_brief() == wanted
+    return False
+
+
+async def readable(stranger: Stranger) -> list[dict[str, object]]:
+    with contextlib.suppress(Exception):
+        return await stranger.stored_events()
+    return []
