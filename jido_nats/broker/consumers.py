@@ -24,7 +24,7 @@ from nats.aio.msg import Msg
 from jido_nats.broker.clock import boottime
 from jido_nats.broker.connection import Connection, Subscription
 from jido_nats.broker.jetstream import CONSUMER_NOT_FOUND, JetStreamError, api, last_message, settled
-from jido_nats.errors import NotFound, NotSent, PositionTooOld
+from jido_nats.errors import NotFound, NotSent, OutcomeUnknown, PositionTooOld
 
 BATCH: Final = 512
 PULL_EXPIRES_S: Final = 20
@@ -312,7 +312,7 @@ class DurableConsumer:
 
     async def next(self) -> Delivered:
         """Acknowledge the message before, and wait for the next."""
-        await self.acknowledge()
+        await self._answer(b"+ACK")
         while True:
             message = await self._next_message()
             status = message.headers.get("Status") if message.headers and not message.data else None
@@ -336,8 +336,11 @@ class DurableConsumer:
         )
 
     async def acknowledge(self) -> None:
-        """Acknowledge the last message."""
-        await self._answer(b"+ACK")
+        """Acknowledge the last message, and wait until the server has taken that in."""
+        message, self._unacknowledged = self._unacknowledged, None
+        if message is not None:
+            with contextlib.suppress(NotSent, OutcomeUnknown):  # else it is delivered again, and known
+                await self._connection.request(message.reply, b"+ACK")
 
     async def _next_message(self) -> Msg:
         while not self._queue:

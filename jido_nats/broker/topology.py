@@ -11,13 +11,15 @@ from jido_nats.broker.connection import Connection
 from jido_nats.broker.jetstream import STREAM_NOT_FOUND, JetStreamError, api
 from jido_nats.core import subjects
 from jido_nats.core.settings import Settings
-from jido_nats.errors import ConfigurationError, NoResponders, OutcomeUnknown, ServerUnusable
+from jido_nats.errors import ConfigurationError, NoResponders, NotAllowed, OutcomeUnknown, ServerUnusable
 
 SERVER_VERSION_MIN: Final = (2, 12, 0)
 _NS: Final = 1_000_000_000
 _NAME_IN_USE: Final = 10058
 # Limits that may grow: -1 and 0 mean none. Shrinking one would remove what is stored, so it is refused.
-_GROWING: Final = frozenset({"max_age", "max_bytes", "subject_delete_marker_ttl"})
+_GROWING: Final = frozenset(
+    {"max_age", "max_bytes", "max_msgs", "max_msgs_per_subject", "max_msg_size", "subject_delete_marker_ttl"}
+)
 _FREE: Final = frozenset({"duplicate_window", "num_replicas", "description", "allow_direct"})
 _ENABLING: Final = frozenset({"allow_msg_ttl", "allow_rollup_hdrs"})
 _NO_LIMIT: Final = (0, -1)
@@ -35,7 +37,7 @@ async def check_server(connection: Connection) -> None:
         raise ServerUnusable("the NATS server has no JetStream: start it with -js, or with our nats.conf") from error
     except JetStreamError as error:
         raise ServerUnusable(f"JetStream cannot be used: {error.description}") from error
-    except OutcomeUnknown as error:
+    except (OutcomeUnknown, NotAllowed) as error:
         raise ServerUnusable("JetStream does not answer; this user may not be allowed to use it") from error
 
 
@@ -47,7 +49,19 @@ async def declare(connection: Connection, settings: Settings) -> None:
 
 def designed(settings: Settings) -> list[dict[str, Any]]:
     """The stream configurations of the design under these settings."""
-    common = {"storage": "file", "retention": "limits", "num_replicas": settings.replicas, "discard": "old"}
+    common = {
+        "storage": "file",
+        "retention": "limits",
+        "num_replicas": settings.replicas,
+        "discard": "old",
+        "max_age": 0,
+        "max_bytes": -1,
+        "max_msgs": -1,
+        "max_msgs_per_subject": -1,
+        "max_msg_size": -1,
+        "no_ack": False,
+        "sealed": False,
+    }
     events = {
         "name": settings.events_stream,
         "description": "every event of every session, and the claims on sessions",

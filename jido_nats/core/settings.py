@@ -1,5 +1,6 @@
 """Every setting of a deployment, with its default, and how a TOML file is read into them."""
 
+import math
 from typing import Any
 
 import msgspec
@@ -47,8 +48,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             if not subjects.is_token(getattr(self, name)):
                 raise ValueError(f"{name} has to be letters, digits, '_' or '-'")
         for name in _POSITIVE:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} has to be greater than 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} has to be greater than 0, and finite")
         if self.duplicate_window_s > self.retention_s:
             raise ValueError("duplicate_window_s cannot be longer than retention_s")
         if not 1 <= self.replicas <= 5:

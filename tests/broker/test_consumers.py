@@ -179,6 +179,13 @@ async def test_a_durable_that_has_read_all_is_caught_up(connection: Connection, 
         assert consumer.caught_up
 
 
+async def test_the_next_reader_of_a_durable_does_not_wait_for_the_last(connection: Connection, stream: str) -> None:
+    for sequence in (1, 2, 3):
+        async with asyncio.timeout(2), DurableConsumer(connection, stream, "d", ["t.*"], ALL) as consumer:
+            assert await read(consumer, 1) == [sequence]
+            await consumer.acknowledge()
+
+
 async def test_an_acknowledgement_counts_for_the_next_reader(connection: Connection, stream: str) -> None:
     for sequence in range(1, 11):
         async with DurableConsumer(connection, stream, "d", ["t.*"], ALL) as consumer:

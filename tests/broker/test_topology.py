@@ -106,21 +106,35 @@ async def test_a_change_that_loses_nothing_keeps_what_the_operator_chose(
 @pytest.mark.parametrize(
     ("stream", "field", "value"),
     [
+        ("JIDO_CLIENT", "max_msgs", 10),
+        ("JIDO_CLIENT", "max_msgs_per_subject", 1),
+        ("JIDO_CLIENT", "max_msg_size", 100),
+        ("KV_JIDO_SESSIONS", "max_age", DAY_NS),
+        ("KV_JIDO_MANAGERS", "max_age", DAY_NS),
+    ],
+)
+async def test_a_limit_that_would_lose_something_is_lifted(
+    stranger: Stranger, connection: Connection, stream: str, field: str, value: int
+) -> None:
+    await make(stranger, stream, **{field: value})
+
+    await topology.declare(connection, Settings())
+
+    assert (await config_of(stranger, stream))[field] in (0, -1)
+
+
+@pytest.mark.parametrize(
+    ("stream", "field", "value"),
+    [
         ("JIDO_CLIENT", "storage", "memory"),
         ("JIDO_CLIENT", "subjects", ["jido.client.>"]),
         ("JIDO_CLIENT", "subjects", ["jido.client.events"]),
         ("JIDO_CLIENT", "retention", "interest"),
         ("JIDO_CLIENT", "discard", "new"),
-        ("JIDO_CLIENT", "max_msgs", 10),
-        ("JIDO_CLIENT", "max_msgs_per_subject", 1),
-        ("JIDO_CLIENT", "max_msg_size", 100),
         ("JIDO_CLIENT", "no_ack", True),
         ("JIDO_OUTPUT", "storage", "memory"),
         ("KV_JIDO_SESSIONS", "storage", "memory"),
         ("KV_JIDO_SESSIONS", "max_msgs_per_subject", 5),
-        ("KV_JIDO_SESSIONS", "max_age", DAY_NS),
-        ("KV_JIDO_SESSIONS", "max_msgs", 10),
-        ("KV_JIDO_MANAGERS", "max_age", DAY_NS),
     ],
 )
 async def test_any_other_difference_is_refused(
