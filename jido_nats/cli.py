@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
@@ -18,6 +19,7 @@ import msgspec
 from jido_nats import demo as story
 from jido_nats import logs
 from jido_nats.broker.connection import ConnectOptions
+from jido_nats.broker.context import read_context
 from jido_nats.client import Client
 from jido_nats.core import settings as settings_module
 from jido_nats.core import subjects
@@ -65,16 +67,57 @@ async def wait_for_ever(session: Session) -> None:
 def _common(command: Callable[..., Coroutine[Any, Any, int | None]]) -> Callable[..., None]:
     """Add the options of every command, and run it; what it returns is the exit code."""
 
-    @click.option(
-        "--server", envvar="NATS_URL", default=DEFAULT_SERVER, show_default=True, help="NATS URL; several with commas."
-    )
+    @_connection_options
     @click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
     @wraps(command)
-    def run(server: str, as_json: bool, **arguments: Any) -> None:
-        common = Common(ConnectOptions(servers=tuple(server.split(","))), Shower(as_json=as_json))
-        _run(command(common, **arguments))
+    def run(as_json: bool, **arguments: Any) -> None:
+        connection = {name: arguments.pop(name) for name in _CONNECTION}
+        _run(_with_common(connection, as_json, arguments))
+
+    async def _with_common(connection: dict[str, Any], as_json: bool, arguments: dict[str, Any]) -> int | None:
+        return await command(Common(_connect_options(**connection), Shower(as_json=as_json)), **arguments)
 
     return run
+
+
+def _connection_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Where to connect, and as whom."""
+    for name, option in reversed(_CONNECTION.items()):
+        command = click.option(f"--{name.replace('_', '-')}", name, **option)(command)
+    return command
+
+
+_FILE: Final = click.Path(dir_okay=False)
+_CONNECTION: Final[dict[str, dict[str, Any]]] = {
+    "server": {"envvar": "NATS_URL", "help": f"NATS URL; several with commas.  [default: {DEFAULT_SERVER}]"},
+    "context": {"help": "A context of the nats CLI: its server and credentials, where no option says otherwise."},
+    "user": {"envvar": "NATS_USER", "help": "User name."},
+    "password": {"envvar": "NATS_PASSWORD", "help": "Better in NATS_PASSWORD: other users see command lines."},
+    "token": {"envvar": "NATS_TOKEN", "help": "Token; better in NATS_TOKEN."},
+    "nkey": {"envvar": "NATS_NKEY", "type": _FILE, "help": "File with the seed of an nkey."},
+    "creds": {"envvar": "NATS_CREDS", "type": _FILE, "help": "A .creds file."},
+    "tls_ca": {"envvar": "NATS_CA", "type": _FILE, "help": "The CA of the server's certificate."},
+    "tls_cert": {"envvar": "NATS_CERT", "type": _FILE, "help": "A client certificate."},
+    "tls_key": {"envvar": "NATS_KEY", "type": _FILE, "help": "Its key."},
+    "inbox_prefix": {"help": "Where replies come.  [default: _INBOX.<user>]"},
+}
+
+
+def _connect_options(
+    *, server: str | None, context: str | None, nkey: str | None, creds: str | None, **others: str | None
+) -> ConnectOptions:
+    """The context's options where one is named, with those that were given instead."""
+    base = read_context(context) if context else ConnectOptions()
+    given: dict[str, Any] = {name: value for name, value in others.items() if value is not None}
+    given |= {"nkey_seed_file": nkey} if nkey else {}
+    given |= {"credentials_file": creds} if creds else {}
+    given |= {"servers": tuple(server.split(","))} if server else {}
+    if given.keys() & _IDENTITY.keys() - {"password"}:  # one identity at a time
+        base = replace(base, **_IDENTITY, inbox_prefix=None)
+    return replace(base, **given)
+
+
+_IDENTITY: Final[dict[str, Any]] = dict.fromkeys(("user", "password", "token", "nkey_seed_file", "credentials_file"))
 
 
 def _run(work: Coroutine[Any, Any, int | None]) -> None:
@@ -154,11 +197,24 @@ def up(port: int, store_dir: Path | None, binary: Path | None, worker: str | Non
 @click.option("--replicas", type=int, help="Copies of the stream and the buckets.")
 @click.option("--lease-s", type=int, help="Seconds after which a silent manager counts as dead.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="Settings, as TOML.")
+@click.option("--api-user", envvar="NATS_API_USER", help="The user that answers commands.  [default: the same]")
+@click.option("--api-password", envvar="NATS_API_PASSWORD", help="Its password; better in NATS_API_PASSWORD.")
 @_common
-async def serve(common: Common, worker: str | None, config_file: Path | None, **overrides: Any) -> None:
+async def serve(
+    common: Common,
+    worker: str | None,
+    config_file: Path | None,
+    api_user: str | None,
+    api_password: str | None,
+    **overrides: Any,
+) -> None:
     """Run a manager against an existing server until SIGTERM or Ctrl-C."""
-    settings = _load_settings(config_file, **overrides)
-    async with SessionManager.connect(common.connection, worker=_load_worker(worker), settings=settings) as manager:
+    settings, api = _load_settings(config_file, **overrides), common.connection
+    if api_user is not None:
+        api = replace(api, **_IDENTITY | {"user": api_user, "password": api_password}, inbox_prefix=None)
+    async with SessionManager.connect(
+        common.connection, worker=_load_worker(worker), settings=settings, api=api
+    ) as manager:
         await manager.start_serving()
         click.echo(f"{manager.manager_id} serves on {common.connection.safe_servers()}; Ctrl-C ends it", err=True)
         await _serve_until_signal(manager)
@@ -362,7 +418,7 @@ def _load_worker(name: str | None) -> Worker:
     if name is None:
         return wait_for_ever
     module_name, separator, attribute = name.partition(":")
-    if not separator:
+    if not (separator and module_name and attribute) or module_name.startswith("."):
         raise ConfigurationError(f"--worker takes package.module:callable, not {name!r}")
     with contextlib.suppress(ValueError):
         sys.path.remove("")

@@ -314,6 +314,7 @@ class EventStream:
             await self._consumer.acknowledge()
 
     async def __aenter__(self) -> Self:
+        await self._consumer.check()
         self._until = await self._consumer.last_position()
         await self._consumer.__aenter__()
         return self
@@ -343,11 +344,11 @@ def parse_since(since: str | int | datetime, now: datetime) -> Start:
     text = str(since)
     if text.isdigit():
         return Start.at(int(text))
-    if age := _AGE.match(text):
-        return Start("by_start_time", time=now - timedelta(**{_UNITS[age[2]]: int(age[1])}))
     try:
+        if age := _AGE.match(text):
+            return Start("by_start_time", time=now - timedelta(**{_UNITS[age[2]]: int(age[1])}))
         moment = datetime.fromisoformat(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise BadRequest(
             f"{text!r} is no position: use new, all, an age such as 90s, 15m, 1h or 7d, a time such as "
             "2025-01-24T10:30:00Z, or a sequence"

@@ -15,7 +15,8 @@ JidoError
 ├── ServerUnusable            no server, too old, no JetStream, refused credentials
 ├── ConfigurationError        a setting, or a stream that differs from the design
 ├── PositionTooOld            the stream no longer has what a reader wants to resume from
-└── BrokerError               inside jido_nats; never reaches a caller
+└── BrokerError               inside jido_nats; only NotAllowed reaches a caller
+    ├── NotAllowed            the server's permissions forbid it to this user: known not to be done
     ├── Conflict              refused, known not to be stored: somebody else was first
     ├── NotSent               known not to be sent: wait for the connection, then again
     │   └── NoResponders      sent, and nobody was there to take it
@@ -144,6 +145,17 @@ class NotSent(BrokerError):
 
 class NoResponders(NotSent):
     """Nobody listens on that subject: known not to be done."""
+
+
+class NotAllowed(BrokerError):
+    """The permissions of the user that this program connects as forbid it: known not to be done.
+
+    Attributes: `subject` (what was refused).
+    """
+
+    def __init__(self, what: str, subject: str) -> None:
+        super().__init__(f"the NATS user of this program may not {what}")
+        self.subject = subject
 
 
 class OutcomeUnknown(BrokerError):

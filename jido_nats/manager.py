@@ -39,6 +39,7 @@ from jido_nats.core.settings import Settings
 from jido_nats.errors import (
     AlreadyExists,
     InvalidTransition,
+    NotAllowed,
     NotFound,
     PositionTooOld,
     ServerUnusable,
@@ -69,8 +70,9 @@ class SessionManager:
     Leaving the block ends every session with `manager_stopped`.
     """
 
-    def __init__(self, options: ConnectOptions, worker: Worker, settings: Settings) -> None:
+    def __init__(self, options: ConnectOptions, api: ConnectOptions, worker: Worker, settings: Settings) -> None:
         self._options = options
+        self._api = api
         self._worker = worker
         self._settings = settings
         self.manager_id: Final = new_manager_id()
@@ -91,14 +93,16 @@ class SessionManager:
         *,
         worker: Worker,
         settings: Settings | None = None,
+        api: ConnectOptions | None = None,
     ) -> "SessionManager":
         """A manager that runs `worker` for each session, to be entered with `async with`.
 
-        `server`: a URL, several with commas, or `ConnectOptions`. Entering raises `ServerUnusable` (within
-        seconds) or `ConfigurationError`.
+        `server`: a URL, several with commas, or `ConnectOptions`. `api`: how the connection that answers commands
+        is made, where that is another user's (it should be). Entering raises `ServerUnusable` (within seconds) or
+        `ConfigurationError`.
         """
         options = server if isinstance(server, ConnectOptions) else ConnectOptions(servers=tuple(server.split(",")))
-        return cls(options, worker, settings or Settings())
+        return cls(options, api or options, worker, settings or Settings())
 
     async def __aenter__(self) -> Self:
         try:
@@ -195,7 +199,7 @@ class SessionManager:
         if self._serving:
             return
         self._serving = True
-        connection = await Connection.open(self._options, f"jido-nats api {self.manager_id}")
+        connection = await Connection.open(self._api, f"jido-nats api {self.manager_id}")
         self._exit.push_async_callback(connection.close)
         endpoints = Endpoints(
             connection,
@@ -208,7 +212,12 @@ class SessionManager:
         )
         service = Service(endpoints, self._settings, self.manager_id, self._verbs())
         await service.start()
-        await connection.flush()  # from now on a request finds somebody
+        try:
+            await connection.flush()  # from now on a request finds somebody
+        except NotAllowed as error:
+            raise ServerUnusable(
+                "the user of this connection may not answer commands; name one that may with api= (--api-user)"
+            ) from error
         self._exit.push_async_callback(service.stop)
         self._spawn("queue", lambda: self._watch_queue(service))
 

@@ -25,9 +25,7 @@ STOP_TIMEOUT_S: Final = 5.0
 POLL_S: Final = 0.01
 
 # For trying things out on loopback: no accounts, so everybody may do everything, without a password.
-TRIAL: Final = """accounts {}
-system_account: "$SYS"
-"""
+TRIAL: Final = "accounts { SYS {} }"
 
 
 class LocalServer:
@@ -92,6 +90,8 @@ class LocalServer:
     async def start(self) -> None:
         """Start the process (again, on the same port and folder), and wait until it takes connections."""
         assert self._folder is not None, "inside the block"
+        if self._binary is not None and not os.access(self._binary, os.X_OK):
+            raise ServerUnusable(f"{self._binary} is no program that can be run; name a nats-server")
         if self.port:
             _check_port_is_free(self.port)
         ports = self._folder / "ports"

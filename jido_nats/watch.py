@@ -16,7 +16,7 @@ from typing import NamedTuple, Self
 import msgspec
 
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumers import OrderedConsumer, Start, stream_state
+from jido_nats.broker.consumers import OrderedConsumer, Start, check_stream, stream_state
 from jido_nats.broker.event_log import event_in
 from jido_nats.broker.registry import Entry, Registry, entry_of
 from jido_nats.core import subjects
@@ -98,6 +98,7 @@ class SessionWatch:
         return await anext(self._messages)
 
     async def _open(self) -> None:
+        await check_stream(self._connection, self._events_stream)
         self._snapshot_at = (await stream_state(self._connection, self._events_stream))[1]
         start = Start.at((self._snapshot_at if self._cursor is None else self._cursor) + 1)
         subject = subjects.EVENTS if self._session_id is None else subjects.session(self._session_id)

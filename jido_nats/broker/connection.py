@@ -10,10 +10,13 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import nats
 import nats.errors
@@ -22,9 +25,19 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from jido_nats.broker.clock import boottime
-from jido_nats.errors import NoResponders, NotSent, OutcomeUnknown, ServerUnusable, TooLarge
+from jido_nats.errors import (
+    BrokerError,
+    ConfigurationError,
+    JidoError,
+    NoResponders,
+    NotAllowed,
+    NotSent,
+    OutcomeUnknown,
+    ServerUnusable,
+    TooLarge,
+)
 
-CONNECT_TIMEOUT_S: Final = 3.0
+CONNECT_TIMEOUT_S: Final = 2.5
 REQUEST_TIMEOUT_S: Final = 2.0
 RECONNECT_WAIT_S: Final = 0.1
 RECONNECT_WAIT_MAX_S: Final = 1.0
@@ -36,29 +49,52 @@ ECHO_TIMEOUT_S: Final = 2.0
 
 log = logging.getLogger(__name__)
 
+# How nats-py tells what the server refused; it has put the text, and so the subject, in lower case.
+_REFUSED: Final = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
+
 Heard = Msg
 Handler = Callable[[Heard], None]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ConnectOptions:
-    """Where to connect and as whom. Secrets are never shown in its `repr`."""
+    """Where to connect and as whom. Its `repr` shows no secret.
+
+    `user` and `password`, or `token`, or `nkey_seed_file` (a file with the seed of an nkey), or `credentials_file`
+    (a `.creds` file); `tls_ca` trusts a CA, `tls_cert` and `tls_key` are this side's certificate. All are paths.
+    `inbox_prefix`: where replies come; None is `_INBOX.<user>` where there is a user, else `_INBOX`.
+    """
 
     servers: tuple[str, ...] = ("nats://127.0.0.1:4222",)
     user: str | None = None
-    password: str | None = field(default=None, repr=False)
-    token: str | None = field(default=None, repr=False)
+    password: str | None = None
+    token: str | None = None
     nkey_seed_file: str | None = None
     credentials_file: str | None = None
     tls_ca: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
     tls_hostname: str | None = None
-    inbox_prefix: str = "_INBOX"
+    inbox_prefix: str | None = None
 
     def safe_servers(self) -> str:
         """The servers without the secrets that their URLs may carry."""
         return ", ".join(_without_userinfo(server) for server in self.servers)
+
+    def inbox(self) -> str:
+        """The prefix of the inboxes: each user's own, so that nobody else can be allowed to hear its replies."""
+        if self.inbox_prefix is not None:
+            return self.inbox_prefix
+        user = self.user or _user_in(self.servers[0])
+        return f"_INBOX.{user}" if user and _IN_SUBJECT.match(user) else "_INBOX"
+
+    def __repr__(self) -> str:
+        return f"<ConnectOptions {self.safe_servers()} as {self.user or _user_in(self.servers[0]) or 'nobody named'}>"
+
+
+class _Pending(NamedTuple):
+    subject: str
+    future: "asyncio.Future[Msg]"
 
 
 class _TolerantClient(Client):
@@ -91,9 +127,11 @@ class Subscription:
         self.queue = queue
         self._handler = handler
         self._current: NatsSubscription | None = None
+        self.refused = False
 
     async def attach(self, client: Client) -> None:
         """Subscribe on this client (the connection calls it, at every reconnect again)."""
+        self.refused = False
         self._current = await client.subscribe(self.subject, queue=self.queue, cb=self._deliver)
 
     async def unsubscribe(self) -> None:
@@ -122,7 +160,8 @@ class Connection:
         self._lost = asyncio.Event()
         self._up = asyncio.Event()
         self._subscriptions: list[Subscription] = []
-        self._pending: dict[str, asyncio.Future[Msg]] = {}
+        self._replies: Subscription | None = None
+        self._pending: dict[str, _Pending] = {}
         self._tokens = itertools.count(1)
         self._inbox = ""
         self._on_up: list[Callable[[], None]] = []
@@ -136,11 +175,13 @@ class Connection:
 
     @classmethod
     async def open(cls, options: ConnectOptions, name: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> "Connection":
-        """Connect within `timeout_s`, or raise `ServerUnusable`; from then on stay connected for ever."""
+        """Connect within `timeout_s`, then stay connected for ever. Raises `ServerUnusable`, `ConfigurationError`."""
+        _check_files(options)
         self = cls(options, name)
         client = await self._connect(timeout_s)
         self._inbox = client.new_inbox() + "."
-        self._subscriptions.append(Subscription(self, self._inbox + "*", "", self._on_reply))
+        self._replies = Subscription(self, self._inbox + "*", "", self._on_reply)
+        self._subscriptions.append(self._replies)
         await self._attach(client)
         self._keeper = asyncio.create_task(self._keep_open(), name=f"{name}: keep open")
         return self
@@ -177,7 +218,7 @@ class Connection:
         headers: dict[str, str] | None = None,
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Msg:
-        """The reply. `NotSent` or `NoResponders`: surely nothing happened. `OutcomeUnknown`: something may have."""
+        """The reply. `NotSent`, `NoResponders`, `NotAllowed`: surely not done. `OutcomeUnknown`: it may be."""
         with self._expecting(subject, timeout_s) as (inbox, future):
             await self.publish(subject, payload, headers=headers, reply=inbox)
             reply = await future
@@ -214,10 +255,17 @@ class Connection:
             self._subscriptions.remove(subscription)
 
     async def flush(self) -> None:
-        """Return when the server has taken in all that was sent before, subscriptions too; raises as `request`."""
-        with self._expecting("the connection's own inbox", REQUEST_TIMEOUT_S) as (inbox, future):
+        """Return when the server has taken in all that was sent before; raises as `request`.
+
+        `NotAllowed` also where a subscription was refused.
+        """
+        with self._expecting(None, REQUEST_TIMEOUT_S) as (inbox, future):
             await self.publish(inbox)
-            await future
+            with contextlib.suppress(NotAllowed):  # a refusal is an answer too
+                await future
+        refused = sorted(subscription.subject for subscription in self._subscriptions if subscription.refused)
+        if refused:
+            raise NotAllowed(f"subscribe to {', '.join(refused)}", refused[0])
 
     def new_inbox(self) -> str:
         """A subject of this connection's own inbox that nobody else uses."""
@@ -235,7 +283,7 @@ class Connection:
                     await self._client.flush(int(CLOSE_TIMEOUT_S))
             await self._discard(self._client)
         await asyncio.gather(*self._discards, return_exceptions=True)
-        self._fail_pending("the connection was closed")
+        self._fail_pending(lambda: OutcomeUnknown("the connection was closed"))
 
     def __repr__(self) -> str:
         return f"<Connection {self.name} to {self.options.safe_servers()} {'up' if self.connected else 'down'}>"
@@ -254,7 +302,7 @@ class Connection:
         self._up.clear()
         self.up_since = None
         log.warning("connection lost, reconnecting", extra={"connection": self.name})
-        self._fail_pending("the connection was lost")
+        self._fail_pending(lambda: OutcomeUnknown("the connection was lost"))
         if self._client is not None:
             task = asyncio.create_task(self._discard(self._client), name=f"{self.name}: discard")
             self._discards.add(task)
@@ -265,7 +313,7 @@ class Connection:
         while True:
             try:
                 await self._attach(await self._connect(CONNECT_TIMEOUT_S))
-            except (ServerUnusable, nats.errors.Error, OSError) as error:
+            except (JidoError, nats.errors.Error, OSError) as error:
                 log.debug("still reconnecting", extra={"connection": self.name, "error": str(error)})
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, RECONNECT_WAIT_MAX_S)
@@ -285,7 +333,8 @@ class Connection:
             if not client.is_connected and not failed.done() and _is_refusal(error):
                 failed.set_result(error)
             self._last_error = error
-            self._report(error)
+            if not self._on_refused(str(error)):
+                self._report(error)
 
         async def on_lost() -> None:
             lost.set()
@@ -316,7 +365,7 @@ class Connection:
             servers += [f"{scheme}://{uri.netloc}" for uri in self._client.discovered_servers]
         chosen: Mapping[str, Any] = {
             "user": options.user,
-            "password": options.password,
+            "password": "" if options.user and options.password is None else options.password,
             "token": options.token,
             "nkeys_seed": options.nkey_seed_file,
             "user_credentials": options.credentials_file,
@@ -332,7 +381,7 @@ class Connection:
             "reconnect_time_wait": RECONNECT_WAIT_S,
             "ping_interval": PING_INTERVAL_S,
             "max_outstanding_pings": 2,
-            "inbox_prefix": options.inbox_prefix,
+            "inbox_prefix": options.inbox(),
             **{name: value for name, value in chosen.items() if value is not None},
         }
 
@@ -354,34 +403,37 @@ class Connection:
             writer.transport.abort()
 
     def _on_reply(self, message: Msg) -> None:
-        future = self._pending.get(message.subject[len(self._inbox) :])
-        if future is not None and not future.done():
-            future.set_result(message)
+        pending = self._pending.get(message.subject[len(self._inbox) :])
+        if pending is not None and not pending.future.done():
+            pending.future.set_result(message)
 
     @contextlib.contextmanager
-    def _expecting(self, subject: str, timeout_s: float) -> Iterator[tuple[str, "asyncio.Future[Msg]"]]:
-        """An inbox, and the future of what comes there within `timeout_s`."""
+    def _expecting(self, subject: str | None, timeout_s: float) -> Iterator[tuple[str, "asyncio.Future[Msg]"]]:
+        """An inbox, and the future of what comes there within `timeout_s`; `subject` (None: the inbox) is asked."""
+        if self._replies is not None and self._replies.refused:
+            raise self._cannot_hear()
         loop = asyncio.get_running_loop()
         token = str(next(self._tokens))
         future: asyncio.Future[Msg] = loop.create_future()
-        self._pending[token] = future
-        timer = loop.call_later(timeout_s, self._expire, future, subject)
+        pending = self._pending[token] = _Pending(subject or self._inbox + token, future)
+        timer = loop.call_later(timeout_s, self._expire, pending)
         try:
             yield self._inbox + token, future
         finally:
             timer.cancel()
             self._pending.pop(token, None)
 
-    def _expire(self, future: "asyncio.Future[Msg]", subject: str) -> None:
-        if not future.done():
-            future.set_exception(OutcomeUnknown(f"no answer on {subject}"))
+    def _expire(self, pending: _Pending) -> None:
+        if not pending.future.done():
+            pending.future.set_exception(OutcomeUnknown(f"no answer on {pending.subject}"))
             if self._echo is None or self._echo.done():
                 self._echo = asyncio.create_task(self._check_echo(), name=f"{self.name}: echo")
 
     async def _check_echo(self) -> None:
         """After an unanswered request: does this connection hear itself? nats-py's reader can die silently."""
         token = f"echo{next(self._tokens)}"
-        future = self._pending[token] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        self._pending[token] = _Pending(self._inbox + token, future)
         lost = self._lost
         try:
             await self.publish(self._inbox + token)
@@ -390,19 +442,48 @@ class Connection:
         except TimeoutError:
             log.warning("the connection is deaf, making it anew", extra={"connection": self.name})
             lost.set()
-        except (NotSent, OutcomeUnknown):
-            pass
+        except (NotSent, OutcomeUnknown, NotAllowed):
+            pass  # a refusal was heard too
         finally:
             self._pending.pop(token, None)
 
-    def _fail_pending(self, why: str) -> None:
-        for future in self._pending.values():
-            if not future.done():
-                future.set_exception(OutcomeUnknown(why))
+    def _fail_pending(self, error: Callable[[], BrokerError]) -> None:
+        for pending in self._pending.values():
+            if not pending.future.done():
+                pending.future.set_exception(error())
+
+    def _on_refused(self, text: str) -> bool:
+        """The server does not allow this user a subject: tell who waits for an answer; whether somebody is told."""
+        found = _REFUSED.search(text)
+        if found is None:
+            return False
+        if found[1] == "publish":
+            return self._on_publish_refused(found[2])
+        for subscription in self._subscriptions:
+            if subscription.subject.lower() == found[2]:
+                subscription.refused = True
+                if subscription is self._replies:
+                    self._fail_pending(self._cannot_hear)
+        return self.reconnects == 0  # `flush` tells it; later there is nobody to tell
+
+    def _on_publish_refused(self, subject: str) -> bool:
+        asked = [pending for pending in self._pending.values() if pending.subject.lower() == subject]
+        if len({pending.subject for pending in asked}) != 1:
+            return False  # several that differ by case alone: which one was refused is not known, so they time out
+        for pending in asked:
+            if not pending.future.done():
+                pending.future.set_exception(NotAllowed(f"publish to {pending.subject}", pending.subject))
+        return True
+
+    def _cannot_hear(self) -> NotAllowed:
+        prefix = self.options.inbox()
+        return NotAllowed(f"hear replies under {prefix}: use the inbox prefix that it has", f"{prefix}.>")
 
     def _report(self, error: Exception) -> None:
         """One line for each kind of trouble: nats-py reports some of it once a message."""
         text = f"{type(error).__name__}: {error}"
+        if "$js.api.consumer.delete." in text:
+            return  # a reader who may not delete leaves its consumer to the server, which drops it soon
         if self._up.is_set() and text not in self._reported and len(self._reported) < 100:
             self._reported.add(text)
             log.warning("nats reported a problem", extra={"connection": self.name, "error": text})
@@ -416,6 +497,8 @@ def _is_refusal(error: Exception) -> bool:
 
 def _why(error: BaseException | None, options: ConnectOptions) -> str:
     servers = options.safe_servers()
+    if isinstance(error, ModuleNotFoundError):
+        return f"nkeys and .creds files need a package: pip install 'jido_nats[nkeys]' ({error})"
     if isinstance(error, ssl.SSLError):
         return f"the TLS handshake with {servers} failed: {error.reason or error}; check the CA and the certificate"
     text = str(error or "").lower()
@@ -424,6 +507,21 @@ def _why(error: BaseException | None, options: ConnectOptions) -> str:
     if isinstance(error, OSError | None) or not text:
         return f"no NATS server answers at {servers}; start one ('jido-nats up' does) or name it with --server"
     return f"cannot connect to {servers}: {str(error).removeprefix('nats: ')}"
+
+
+def _check_files(options: ConnectOptions) -> None:
+    """`ConfigurationError` where a file that the options name cannot be read, or holds no certificate."""
+    paths = (options.nkey_seed_file, options.credentials_file, options.tls_ca, options.tls_cert, options.tls_key)
+    for path in filter(None, paths):
+        try:
+            Path(path).read_bytes()
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        _tls_context(options)
+    except (ssl.SSLError, OSError) as error:
+        named = ", ".join(filter(None, (options.tls_ca, options.tls_cert, options.tls_key)))
+        raise ConfigurationError(f"no certificate or key that can be used is in {named}: {error}") from error
 
 
 def _tls_context(options: ConnectOptions) -> ssl.SSLContext | None:
@@ -438,3 +536,15 @@ def _tls_context(options: ConnectOptions) -> ssl.SSLContext | None:
 def _without_userinfo(server: str) -> str:
     scheme, separator, rest = server.rpartition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
+def _user_in(server: str) -> str | None:
+    """The user that a URL carries; a name without a password is a token."""
+    with contextlib.suppress(ValueError):
+        url = urlsplit(server if "://" in server else f"nats://{server}")
+        return unquote(url.username) if url.username and url.password is not None else None
+    return None
+
+
+# What can stand behind `_INBOX.`: tokens without wildcards.
+_IN_SUBJECT: Final = re.compile(r"\A[^\s.*>]+(?:\.[^\s.*>]+)*\Z")

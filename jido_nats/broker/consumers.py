@@ -23,8 +23,15 @@ from nats.aio.msg import Msg
 
 from jido_nats.broker.clock import boottime
 from jido_nats.broker.connection import Connection, Subscription
-from jido_nats.broker.jetstream import CONSUMER_NOT_FOUND, JetStreamError, api, last_message, settled
-from jido_nats.errors import NotFound, NotSent, OutcomeUnknown, PositionTooOld
+from jido_nats.broker.jetstream import (
+    CONSUMER_NOT_FOUND,
+    STREAM_NOT_FOUND,
+    JetStreamError,
+    api,
+    last_message,
+    settled,
+)
+from jido_nats.errors import NoResponders, NotFound, NotSent, OutcomeUnknown, PositionTooOld, ServerUnusable
 
 BATCH: Final = 512
 PULL_EXPIRES_S: Final = 20
@@ -33,6 +40,7 @@ SILENCE_MAX_S: Final = 3.0
 INACTIVE_S: Final = 30
 ACK_WAIT_S: Final = 6
 RECREATE_WAIT_S: Final = 0.2
+CHECK_ATTEMPTS: Final = 5
 _NS: Final = 1_000_000_000
 
 
@@ -76,6 +84,25 @@ async def last_position(connection: Connection, stream: str, subject: str) -> in
     """
     message = await settled(connection, lambda: last_message(connection, stream, subject))
     return 0 if message is None else message.sequence
+
+
+async def check_stream(connection: Connection, stream: str) -> None:
+    """`ServerUnusable` where there is no JetStream or no such stream; a server that is just starting is waited for."""
+    for attempt in range(CHECK_ATTEMPTS):
+        try:
+            await api(connection, f"STREAM.INFO.{stream}")
+            return
+        except NoResponders as error:
+            if attempt == CHECK_ATTEMPTS - 1:
+                raise ServerUnusable("the NATS server has no JetStream: start it with -js") from error
+            await asyncio.sleep(RECREATE_WAIT_S)
+        except JetStreamError as error:
+            if error.code == STREAM_NOT_FOUND:
+                raise ServerUnusable(f"there is no stream {stream}; a manager makes it: 'jido-nats serve'") from error
+            raise ServerUnusable(f"the stream {stream} cannot be read: {error.description}") from error
+        except (NotSent, OutcomeUnknown):
+            await connection.wait_up()
+            return
 
 
 async def stream_state(connection: Connection, stream: str) -> tuple[int, int]:
@@ -147,6 +174,10 @@ class OrderedConsumer:
                 await self._recreate()
             elif (delivered := self._accept(message)) is not None:
                 return delivered
+
+    async def check(self) -> None:
+        """`ServerUnusable` where its stream cannot be read at all."""
+        await check_stream(self._connection, self._stream)
 
     async def last_position(self) -> int:
         """The sequence of the last message there is for this consumer now, at the leader; 0 for none."""
@@ -328,6 +359,10 @@ class DurableConsumer:
             self.position = sequence
             self.caught_up = pending == 0
             return Delivered(message.subject, sequence, message.data, message.headers or {}, time_ns, pending)
+
+    async def check(self) -> None:
+        """`ServerUnusable` where its stream cannot be read at all."""
+        await check_stream(self._connection, self._stream)
 
     async def last_position(self) -> int:
         """The sequence of the last message there is for this consumer now, at the leader; 0 for none."""

@@ -143,7 +143,12 @@ def check_terminate(request: TerminateRequest) -> None:
 
 def same_content(request: CreateRequest, record: SessionRecord) -> bool:
     """Whether the record was made by this request, or one that asks for the same."""
-    return request.metadata == record.metadata and request.llm_config == record.llm_config
+    asked, made = [request.metadata, request.llm_config], [record.metadata, record.llm_config]
+    return asked == made and _sorted(asked) == _sorted(made)  # Python's 1 equals True and 1.0, JSON's does not
+
+
+def _sorted(value: Any) -> bytes:
+    return msgspec.json.encode(value, order="deterministic")
 
 
 def as_answered(record: SessionRecord) -> SessionRecord:

@@ -92,12 +92,16 @@ class Checker:
         yield from self._check_sequence(row, place)
         kind = _kind(row.event)
         if kind is None:
-            yield _unknown(row, place)
+            unknown = _unknown(row, place)
+            if not unknown.note:
+                self._lose_track(row.event.get("session_id"))
+            yield unknown
             return
         wrong = [*_check_fields(row.event, kind, place), *_check_subject(row, place)]
         yield from wrong
         if wrong:
-            return  # its place in the row cannot be told
+            self._lose_track(row.event.get("session_id"))
+            return
         event = msgspec.convert(row.event, kind)
         if row.subject == subjects.EVENTS:
             life = self._lives.setdefault(event.session_id, Life(self.partial))
@@ -105,6 +109,12 @@ class Checker:
         elif isinstance(event, SessionStatus):
             copies = self._copies.setdefault(event.session_id, Copies(self.partial))
             yield from copies.take(event, place, self._lives.get(event.session_id))
+
+    def _lose_track(self, session_id: object) -> None:
+        """An event could not be read: what its session told before says nothing about the next one."""
+        if isinstance(session_id, str):
+            self._lives.setdefault(session_id, Life(self.partial)).lose_track()
+            self._copies.setdefault(session_id, Copies(self.partial)).lose_track()
 
     def _check_sequence(self, row: Row, place: Place) -> Iterator[Finding]:
         last = self._sequences.get(row.subject, 0)

@@ -71,10 +71,14 @@ class Life:
         if last is None or event.version >= last.version:
             self._last = event
 
+    def lose_track(self) -> None:
+        """Go on from the next event, whatever it is."""
+        self._last, self._partial = None, True
+
     def missing(self) -> Iterator[Finding]:
         """What the last event has to be followed by."""
         last = self._last
-        if isinstance(last, SessionStatus) and last.status is Status.TERMINATED:
+        if last is not None and _is_end(last):
             _, place = self.statuses[last.version]
             yield place.finding("end", "no session_terminated follows the end", last.session_id)
 
@@ -88,8 +92,14 @@ class Life:
         if isinstance(last, SessionTerminated):
             yield "after_end", f"version {event.version} {event_type(event)} comes behind session_terminated"
             return
-        yield from _check_end(event, last)
-        if not isinstance(event, SessionTerminated):
+        if isinstance(event, SessionTerminated):
+            yield from _check_end(event, last)
+        elif _is_end(last):
+            yield (
+                "after_end",
+                f"version {event.version} {event_type(event)} comes behind the end, version {last.version}",
+            )
+        else:
             yield from _check_next(event, last)
 
 
@@ -119,10 +129,14 @@ class Copies:
         if last is None or event.version > last.version:
             self._last = event
 
+    def lose_track(self) -> None:
+        """Go on from the next event, whatever it is."""
+        self._last, self._partial, self._first = None, True, 0
+
     def missing(self, life: Life) -> Iterator[Finding]:
         """The events that have no copy."""
         for version, (event, place) in life.statuses.items():
-            if version >= self._first and version not in self._told:
+            if self._first and version >= self._first and version not in self._told:
                 yield place.finding("copy", f"version {version} has no copy on {_own(event)}", event.session_id)
 
     def _check(self, event: SessionStatus, last: SessionStatus | None) -> Iterator[tuple[str, str]]:
@@ -197,20 +211,11 @@ def _ending_reasons(event: SessionStatus) -> frozenset[Reason]:
     return PASSING_REASONS if event.previous_status is Status.TERMINATING else DIRECT_REASONS
 
 
-def _check_end(event: Event, last: SessionCreated | SessionStatus) -> Iterator[tuple[str, str]]:
+def _check_end(event: SessionTerminated, last: SessionCreated | SessionStatus) -> Iterator[tuple[str, str]]:
     """The end is told twice: `session_status` with `terminated`, then `session_terminated` of the same version."""
-    ended = isinstance(last, SessionStatus) and last.status is Status.TERMINATED
-    if not isinstance(event, SessionTerminated):
-        if ended:
-            yield (
-                "after_end",
-                f"version {event.version} {event_type(event)} comes behind the end in version {last.version}",
-            )
-        return
-    if not ended:
+    if not isinstance(last, SessionStatus) or not _is_end(last):
         yield "end", f"version {event.version} session_terminated does not follow a session_status with terminated"
         return
-    assert isinstance(last, SessionStatus)
     if last.reason is not None and event != (wanted := ended_event(last)):
         differ = [name for name in event.__struct_fields__ if getattr(event, name) != getattr(wanted, name)]
         yield (
@@ -232,6 +237,10 @@ def _check_copy(event: SessionStatus, place: Place, life: Life, partial: bool) -
     elif 0 < place.sequence < first.sequence:
         message = f"the copy of version {event.version} is stored before the one on {subjects.EVENTS}"
         yield place.finding("copy", message, event.session_id)
+
+
+def _is_end(event: Event) -> bool:
+    return isinstance(event, SessionStatus) and event.status is Status.TERMINATED
 
 
 def _status(event: SessionCreated | SessionStatus) -> Status:

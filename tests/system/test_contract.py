@@ -9,8 +9,9 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from jido_nats import SessionManager
-from jido_nats.tools import asyncapi, schema
+from jido_nats.tools import asyncapi
 from tests.conftest import StartManager
+from tests.programs import run
 from tests.support import Puppet, Stranger, eventually
 
 CONTRACT: Final = Path(__file__).parent.parent.parent / "deploy" / "contract"
@@ -133,5 +134,9 @@ async def test_the_streams_are_as_the_contract_says(stranger: Stranger, manager:
         }
 
 
-def test_the_schema_command_prints_the_contract() -> None:
-    assert msgspec.json.decode((CONTRACT / "jido_nats.schema.json").read_bytes()) == schema.document()
+@pytest.mark.parametrize(("kind", "file"), [("jsonschema", "jido_nats.schema.json"), ("asyncapi", "asyncapi.json")])
+async def test_the_schema_command_prints_the_published_file(kind: str, file: str) -> None:
+    finished = await run("schema", "--format", kind)
+
+    assert (finished.code, finished.err) == (0, "")
+    assert finished.out == (CONTRACT / file).read_text()
