@@ -1,0 +1,67 @@
+"""The README's recipe for a view that never goes stale, run as it stands there."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from jido_nats import LocalServer, SessionManager
+from tests.interop.programs import built
+from tests.support import Stranger, eventually
+
+README = Path(__file__).parents[2] / "README.md"
+
+AROUND = """
+import {{ connect }} from "@nats-io/transport-node";
+import {{ jetstream }} from "@nats-io/jetstream";
+const nc = await connect({{ servers: process.argv[2] }});
+setInterval(() => console.log(JSON.stringify([...view.values()].map((s) => [s.session_id, s.status, s.version]))), 50);
+console.log("[]");
+{recipe}
+"""
+
+
+def recipe() -> str:
+    """The only JavaScript of the README."""
+    return README.read_text().partition("```js\n")[2].partition("```")[0]
+
+
+@pytest.mark.timeout(600)
+async def test_the_recipe_s_view_becomes_what_the_list_says(
+    server: LocalServer, stranger: Stranger, manager: SessionManager, tmp_path: Path
+) -> None:
+    folder = await asyncio.to_thread(built, "node")
+    await stranger.create("before")
+    program = folder / f"recipe_{tmp_path.name}.mjs"
+    program.write_text(AROUND.format(recipe=recipe()))
+    view = await asyncio.create_subprocess_exec(
+        "node", str(program), server.url, stdout=asyncio.subprocess.PIPE, cwd=folder
+    )
+    try:
+        await change(manager)
+        expected = sorted([r.session_id, str(r.status), r.version] for r in await manager.list_sessions())
+        assert view.stdout is not None
+        seen: list[list[object]] = []
+
+        async def agrees() -> bool:
+            assert view.stdout is not None
+            seen[:] = sorted(json.loads(await view.stdout.readline()))
+            return seen == expected
+
+        await eventually(agrees)
+    finally:
+        view.kill()
+        await view.wait()
+        program.unlink()
+
+
+async def change(manager: SessionManager) -> None:
+    """Sessions that begin, change and end while the view is being made."""
+    for number in range(20):
+        await manager.create_session(session_id=f"s{number}")
+        await manager.idle_session(f"s{number}")
+        if number % 2:
+            await manager.terminate_session(f"s{number}")
+    await manager.activate_session("s0")
+    await manager.terminate_session("before")
