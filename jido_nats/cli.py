@@ -47,7 +47,7 @@ or with the nats CLI:
   nats sub 'jido.client.>'{nats_where}
   nats req jido.session.create ''{nats_where}
   nats kv ls JIDO_SESSIONS{nats_where}
-  nats stream view JIDO_CLIENT{nats_where}
+  nats sub --stream JIDO_CLIENT --all 'jido.client.>'{nats_where}
   nats micro info jido-session-manager{nats_where}
 Ctrl-C ends it."""
 

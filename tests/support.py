@@ -69,8 +69,12 @@ class Stranger:
         ear = Ear()
         for subject in subjects:
             await self.nc.subscribe(subject, cb=ear.on_message)
-        await self.nc.flush()
+        await self.flush()
         return ear
+
+    async def flush(self) -> None:
+        """Return when the server knows every subscription: nats-py's own `flush` lets its PING overtake them."""
+        await self.nc.request("$SYS.REQ.USER.INFO", b"", timeout=10)
 
     async def request(self, subject: str, payload: Any = b"", *, headers: dict[str, str] | None = None) -> Msg:
         """The reply; a payload that is no bytes goes as JSON."""

@@ -44,6 +44,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     metadata_bytes_max: int = 32 * 1024
 
     def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "encoding", Encoding(self.encoding))  # "msgpack" from Python will do
         for name in ("events_stream", "output_stream", "sessions_bucket", "managers_bucket"):
             if not subjects.is_token(getattr(self, name)):
                 raise ValueError(f"{name} has to be letters, digits, '_' or '-'")

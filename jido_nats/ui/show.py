@@ -178,4 +178,6 @@ def _print_json(value: object) -> None:
 
 
 def _print_json_text(first: dict[str, Any], message: EventMessage) -> None:
-    _print_json({**first, "event": message.event})
+    # The bytes as they came where they are JSON: a recording keeps what this version does not know.
+    event = msgspec.Raw(message.data) if message.data.startswith(b"{") else message.event
+    _print_json({**first, "event": event})

@@ -29,7 +29,7 @@ async def test_a_request_is_answered(stranger: Stranger, connection: Connection)
         await message.respond(message.data.upper())
 
     await stranger.nc.subscribe("a", cb=answer)
-    await stranger.nc.flush()
+    await stranger.flush()
 
     assert (await connection.request("a", b"hello")).data == b"HELLO"
 
@@ -41,7 +41,7 @@ async def test_a_request_that_nobody_takes_is_surely_not_done(connection: Connec
 
 async def test_a_request_without_an_answer_may_have_been_done(stranger: Stranger, connection: Connection) -> None:
     await stranger.nc.subscribe("a", cb=ignore)
-    await stranger.nc.flush()
+    await stranger.flush()
 
     with pytest.raises(OutcomeUnknown):
         await connection.request("a", timeout_s=0.1)

@@ -67,3 +67,7 @@ def test_a_wrong_setting_is_named(toml: str, named: str) -> None:
 def test_what_is_no_toml_is_refused(toml: bytes) -> None:
     with pytest.raises(ConfigurationError):
         load(toml)
+
+
+def test_an_encoding_may_be_given_by_its_name() -> None:
+    assert Settings(encoding="msgpack").encoding is Encoding.MSGPACK  # type: ignore[arg-type]  # what people write
