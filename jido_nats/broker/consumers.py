@@ -333,9 +333,15 @@ class DurableConsumer:
         self._connection.off_up(self._on_up)
         if self._keeper is not None:
             self._keeper.cancel()
-        await self._answer(b"-NAK")  # the next reader gets it at once
+        await self._answer(b"-NAK")  # the next reader gets it at once, and what came while this one was leaving
         if self._inbox is not None:
             await self._inbox.unsubscribe()
+        with contextlib.suppress(NotSent, OutcomeUnknown):
+            await self._connection.flush()
+        for message in self._queue:
+            if message.reply:
+                self._unacknowledged = message
+                await self._answer(b"-NAK")
 
     async def __aiter__(self) -> AsyncIterator[Delivered]:
         while True:
