@@ -28,6 +28,15 @@ OWNER_PLACES = [
     "before seal:1",
     "sealed:1",
 ]
+# Where something is about to be sent that has to be refused when the process wakes.
+FREEZE_PLACES = [
+    "before commit:2",
+    "before message 1:1",
+    "before message 2:2",
+    "committed:4",
+    "before message 3:1",
+    "before seal:1",
+]
 SURVIVOR_PLACES = ["before claim", "claimed", "looked", "before commit", "committed", "before message 2", "before seal"]
 
 
@@ -72,7 +81,7 @@ async def test_what_a_dead_owner_had_begun_is_finished_once(server: LocalServer,
         assert await violations(server) == []
 
 
-@pytest.mark.parametrize("place", OWNER_PLACES)
+@pytest.mark.parametrize("place", FREEZE_PLACES)
 async def test_a_frozen_owner_that_wakes_adds_nothing(server: LocalServer, client: Client, place: str) -> None:
     name, _, time = place.partition(":")
     async with manager_process(server.url, failpoints=f"{name}:freeze:{time}") as victim, survivor(server) as manager:

@@ -126,6 +126,6 @@ def test_a_manager_is_as_its_model() -> None:
     run_state_machine_as_test(
         ManagerMachine,
         settings=settings(
-            max_examples=10, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=6, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
