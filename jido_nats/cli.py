@@ -107,7 +107,7 @@ def _connect_options(
     *, server: str | None, context: str | None, nkey: str | None, creds: str | None, **others: str | None
 ) -> ConnectOptions:
     """The context's options where one is named, with those that were given instead."""
-    base = read_context(context) if context else ConnectOptions()
+    base = read_context(context) if context is not None else ConnectOptions()
     given: dict[str, Any] = {name: value for name, value in others.items() if value is not None}
     given |= {"nkey_seed_file": nkey} if nkey else {}
     given |= {"credentials_file": creds} if creds else {}

@@ -244,8 +244,8 @@ class Client:
                 on_event(EventMessage(event, 0, message.subject, message.data))
 
         subscription = await self._connection.subscribe(subject, on_message)
-        await self._connection.flush()
         try:
+            await self._connection.flush()
             yield
         finally:
             await subscription.unsubscribe()

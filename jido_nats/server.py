@@ -224,7 +224,7 @@ def _check_port_is_free(port: int) -> None:
 
 def _last_words(folder: Path) -> str:
     for name in ("stderr.log", "server.log"):
-        lines = (folder / name).read_text().splitlines() if (folder / name).exists() else []
+        lines = (folder / name).read_text().strip().splitlines() if (folder / name).exists() else []
         if lines:
             return lines[-1]
     return "it said nothing"

@@ -176,7 +176,6 @@ class Connection:
     @classmethod
     async def open(cls, options: ConnectOptions, name: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> "Connection":
         """Connect within `timeout_s`, then stay connected for ever. Raises `ServerUnusable`, `ConfigurationError`."""
-        _check_files(options)
         self = cls(options, name)
         client = await self._connect(timeout_s)
         self._inbox = client.new_inbox() + "."
@@ -325,7 +324,8 @@ class Connection:
             callback()
 
     async def _connect(self, timeout_s: float) -> Client:
-        """A connected nats-py client that never reconnects by itself, or `ServerUnusable`."""
+        """A connected nats-py client that never reconnects by itself; raises as `open`."""
+        _check_files(self.options)
         client, lost = _TolerantClient(), asyncio.Event()
         failed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
@@ -517,6 +517,10 @@ def _check_files(options: ConnectOptions) -> None:
             Path(path).read_bytes()
         except OSError as error:
             raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+    if options.credentials_file is not None:
+        content = Path(options.credentials_file).read_bytes()
+        if b"BEGIN NATS USER JWT" not in content or b"BEGIN USER NKEY SEED" not in content:  # nats-py would hang
+            raise ConfigurationError(f"{options.credentials_file} is no .creds file")
     try:
         _tls_context(options)
     except (ssl.SSLError, OSError) as error:
