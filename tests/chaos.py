@@ -342,9 +342,8 @@ async def _orphan_many(world: World, client: Client, number: int) -> float:
     while len(await client.list_sessions(metadata={"task": "wait"})) > max(owners.values()):
         await asyncio.sleep(0.1)
     took_s = time.monotonic() - killed
-    print(
-        f"{share - max(owners.values())} or more orphans: the last ended {took_s:.1f} s after the death of their managers"
-    )
+    orphans = share - max(owners.values())
+    print(f"{orphans} or more orphans: the last ended {took_s:.1f} s after their managers died")
     return took_s
 
 

@@ -46,9 +46,8 @@ async def fuzz_service(runs: int, seed: int) -> int:
             await client.close()
             alive = len(await manager.list_sessions())
     unexpected = {code: codes[code] for code in codes if code not in EXPECTED}
-    print(
-        f"seed {seed}: {codes.total()} requests in {time.monotonic() - started:.0f} s: {dict(codes)}; {alive} sessions live"
-    )
+    took_s = time.monotonic() - started
+    print(f"seed {seed}: {codes.total()} requests in {took_s:.0f} s: {dict(codes)}; {alive} sessions live")
     print(f"unexpected: {unexpected or 'none'}")
     return 1 if unexpected else 0
 

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import nats
@@ -25,6 +26,8 @@ from jido_nats import (
     Settings,
     Unavailable,
 )
+from jido_nats.broker.connection import Connection
+from jido_nats.errors import OutcomeUnknown
 from jido_nats.server import find_binary, project_config, variables
 from tests.programs import ROOT
 from tests.roles import PASSWORDS, SECRETS, Member, as_user, member_at
@@ -277,6 +280,28 @@ async def test_a_subject_that_may_not_be_heard_is_told(server: LocalServer) -> N
             pass
 
 
+async def test_an_inbox_that_may_not_be_heard_is_told(server: LocalServer) -> None:
+    async with Client.connect(replace(as_user(server, "client"), inbox_prefix="_INBOX.other")) as client:
+        for _ in range(2):
+            async with asyncio.timeout(1):
+                with pytest.raises(NotAllowed, match=r"may not hear replies under _INBOX\.other"):
+                    await client.list_sessions()
+
+
+async def test_of_two_subjects_that_differ_by_case_none_is_said_to_be_refused(server: LocalServer) -> None:
+    """nats-py tells the refused one in lower case; a wrong "surely not done" would be worse than a time-out."""
+    connection = await Connection.open(as_user(server, "session-example"), "test")
+    subjects = ("jido.session.get.Example", "jido.session.get.eXample")
+
+    asked = [connection.request(subject, timeout_s=0.5) for subject in subjects]
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    with pytest.raises(NotAllowed, match=r"get\.Example"):
+        await connection.request(subjects[0], timeout_s=0.5)
+
+    assert [type(error) for error in found] == [OutcomeUnknown, OutcomeUnknown]
+    await connection.close()
+
+
 async def test_a_manager_needs_a_user_that_may_answer(server: LocalServer) -> None:
     manager = SessionManager.connect(as_user(server, "manager"), worker=wait_for_ever)
     with pytest.raises(ServerUnusable, match="may not answer commands"):
@@ -393,6 +418,20 @@ async def test_the_trusted_tier_can_write_a_record_by_reply_subject(members: dic
     )
 
     await eventually(lambda: later_records(members["client"], before))
+
+
+@pytest.mark.parametrize("user", ["client", "observer"])
+async def test_a_push_consumer_cannot_command(members: dict[str, Member], user: str) -> None:
+    """It may have the server send stored messages to any subject, but with no inbox to answer: not executed."""
+    config = {"name": "push", "deliver_subject": "jido.session.terminate.example", "ack_policy": "none"}
+    request = json.dumps({"stream_name": "JIDO_CLIENT", "config": config}).encode()
+
+    created = await members[user].api("CONSUMER.CREATE.JIDO_CLIENT.push", request)
+
+    assert created is not None
+    assert b"error" not in created.data
+    await members[user].ask("jido.session.get.example")
+    assert (await members[user].ask("jido.session.get.example"))["status"] == "active"
 
 
 @pytest.mark.parametrize("target", [EXAMPLE_SUBJECT, "jido.client.events", "$KV.JIDO_SESSIONS.example", "_R_.x"])
