@@ -16,7 +16,7 @@ import msgspec
 from nats.aio.client import Client
 
 from jido_nats.broker.connection import Connection
-from jido_nats.errors import BrokerError, Conflict, NotSent, OutcomeUnknown
+from jido_nats.errors import BrokerError, Conflict, NotAllowed, NotSent, OutcomeUnknown
 
 EXPECTED_SEQUENCE: Final = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
@@ -73,8 +73,13 @@ async def store(
 
     Raises `Conflict` (not stored), `NotSent` (not stored), `OutcomeUnknown`.
     """
-    async with connection.gate:
-        reply = await connection.request(subject, payload, headers=headers, timeout_s=timeout_s)
+    try:
+        async with connection.gate:
+            reply = await connection.request(subject, payload, headers=headers, timeout_s=timeout_s)
+    except (
+        NotAllowed
+    ) as error:  # a manager whose rights were taken away waits for them: giving up would strand sessions
+        raise NotSent(str(error)) from error
     try:
         ack = _ACK.decode(reply.data)
     except msgspec.MsgspecError as error:

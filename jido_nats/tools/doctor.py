@@ -1,5 +1,6 @@
 """What is wrong with a deployment, in sentences: each check looks, changes nothing, and says what to do."""
 
+import asyncio
 import json
 import urllib.request
 from collections.abc import AsyncIterator, Callable
@@ -18,8 +19,9 @@ from jido_nats.broker.registry import Registry, entry_of
 from jido_nats.core import subjects
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.settings import Settings
-from jido_nats.errors import BrokerError, JidoError, NoResponders, ServerUnusable
+from jido_nats.errors import BrokerError, JidoError, NoResponders, NotAllowed, ServerUnusable
 
+CHECK_TIMEOUT_S: Final = 10.0
 CLOCK_DIFFERENCE_MAX_S: Final = 1.0
 SETTLED_AFTER_S: Final = 5.0
 STORAGE_SHARE_MAX: Final = 0.8
@@ -54,6 +56,7 @@ class Patient(NamedTuple):
     monitoring_url: str | None
     records: dict[str, SessionRecord]
     leases: Leases
+    seen: set[str]
 
 
 async def examine(options: ConnectOptions, settings: Settings, monitoring_url: str | None) -> Findings:
@@ -65,15 +68,29 @@ async def examine(options: ConnectOptions, settings: Settings, monitoring_url: s
         return
     try:
         leases = Leases(connection, settings.managers_bucket)
-        patient = Patient(connection, settings, monitoring_url, {}, leases)
+        patient = Patient(connection, settings, monitoring_url, {}, leases, set())
         for name, check in CHECKS.items():
-            try:
-                async for finding in check(patient):
-                    yield finding
-            except (JidoError, TimeoutError) as error:
-                yield Finding(Level.ERROR, name, f"could not be checked: {error}; may this user do it?")
+            for finding in await _findings(name, check, patient):
+                yield finding
     finally:
         await connection.close()
+
+
+async def _findings(name: str, check: "Check", patient: Patient) -> list[Finding]:
+    """What one check finds, in a bounded time."""
+    found: list[Finding] = []
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            found += [finding async for finding in check(patient)]
+    except NotAllowed as error:
+        found.append(Finding(Level.WARNING, name, f"not checked: {error}; examine it as the manager's user"))
+    except TimeoutError:
+        found.append(
+            Finding(Level.ERROR, name, f"no answer within {CHECK_TIMEOUT_S:g} s; is JetStream on for this account?")
+        )
+    except JidoError as error:
+        found.append(Finding(Level.ERROR, name, f"could not be checked: {error}"))
+    return found
 
 
 def exit_code(levels: set[Level]) -> int:
@@ -133,6 +150,9 @@ async def _topology(patient: Patient) -> Findings:
         name = wanted["name"]
         try:
             found = (await api(patient.connection, f"STREAM.INFO.{name}"))["config"]
+        except NotAllowed as error:
+            yield Finding(Level.WARNING, "storage", f"{name} was not checked: {error}")
+            continue
         except JetStreamError as error:
             if error.code != STREAM_NOT_FOUND:
                 raise
@@ -154,6 +174,7 @@ async def _managers(patient: Patient) -> Findings:
         async with patient.leases.follow() as consumer:
             while consumer.position < until:
                 patient.leases.apply(await consumer.next())
+    patient.seen.add("leases")
     if not patient.leases.managers:
         yield Finding(Level.WARNING, "managers", "no manager is alive; start one with 'jido-nats serve'")
     for info in patient.leases.managers.values():
@@ -176,12 +197,14 @@ async def _sessions(patient: Patient) -> Findings:
                 entry = entry_of(await consumer.next())
                 if entry.record is not None and not entry.record.sealed:
                     patient.records[entry.session_id] = entry.record
+    live = sum(record.status is not Status.TERMINATED for record in patient.records.values())
     orphans = [r.session_id for r in patient.records.values() if r.owner not in patient.leases.managers]
-    if orphans:
+    if "leases" not in patient.seen:
+        yield Finding(Level.WARNING, "sessions", f"{live} live sessions; whether their owners live was not checked")
+    elif orphans:
         text = f"{len(orphans)} sessions have no live owner ({_some(orphans)}): a manager that runs ends them"
         yield Finding(Level.ERROR, "sessions", text)
     else:
-        live = sum(record.status is not Status.TERMINATED for record in patient.records.values())
         yield Finding(Level.OK, "sessions", f"{live} live sessions, each with a live owner")
 
 
@@ -219,7 +242,9 @@ async def _durability(patient: Patient) -> Findings:
         yield Finding(Level.WARNING, "durability", text)
 
 
-CHECKS: Final[dict[str, Callable[[Patient], Findings]]] = {
+Check = Callable[[Patient], Findings]
+
+CHECKS: Final[dict[str, Check]] = {
     "server": _server,
     "jetstream": _jetstream,
     "user": _user,

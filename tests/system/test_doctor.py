@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from jido_nats import Client, JidoError, LocalServer
+from jido_nats import Client, JidoError, LocalServer, SessionManager
 from jido_nats.broker.connection import ConnectOptions
 from jido_nats.core.settings import Settings
 from jido_nats.tools.doctor import Finding, Level, examine, exit_code
+from tests.agents import waiting
 from tests.conftest import StartManager
 from tests.processes import manager_process
+from tests.roles import SECRETS, as_user
 from tests.support import Stranger, eventually
 
 
@@ -101,3 +103,15 @@ async def _trouble(server: LocalServer, check: str) -> str | None:
 async def _try_to_create(client: Client) -> None:
     with pytest.raises(JidoError):
         await client.create_session(session_id="s1")
+
+
+async def test_who_may_not_look_is_told_so_and_blames_nobody() -> None:
+    async with LocalServer(secrets=SECRETS) as server:
+        options = as_user(server, "manager")
+        api = as_user(server, "manager-api")
+        async with SessionManager.connect(options, worker=waiting, api=api) as manager:
+            await manager.create_session()
+            client = as_user(server, "client")
+            found = [finding async for finding in examine(client, Settings(), server.monitoring_url)]
+    assert {finding.level for finding in found} == {Level.OK, Level.WARNING}
+    assert "whether their owners live was not checked" in next(f.says for f in found if f.check == "sessions")
