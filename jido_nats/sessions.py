@@ -164,7 +164,9 @@ class Sessions:
         live = self._live.pop(session_id, None)
         if live is None or live.writer is None:
             return
-        log.warning("session taken by another manager", extra={"session_id": session_id})
+        log.warning(
+            "letting go of a session that another manager has, or that a defect broke", extra={"session_id": session_id}
+        )
         live.writer.lost = True
         if live.run is not None:
             live.run.cancel()
@@ -292,12 +294,17 @@ class Sessions:
         await writer.publish()
 
     async def _guarded(self, live: _Live, write: Coroutine[Any, Any, None]) -> None:
-        """Carry out a write; where another manager has the session, let go of it."""
+        """Carry out a write; where another manager has the session, let go of it.
+
+        After a defect of ours nobody knows how far it got: it is let go of as well, and the sweep ends it.
+        """
         try:
             await write
-        except Fenced as error:
+        except Exception as error:
             session_id = live.record.session_id
             self.lose(session_id)
+            if not isinstance(error, Fenced):
+                raise
             raise Unavailable("another manager has taken the session over; ask again", session_id=session_id) from error
 
     async def _stop_one(self, session_id: str, gate: asyncio.Semaphore) -> None:

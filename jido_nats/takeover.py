@@ -1,6 +1,7 @@
 """The sweep: sessions that a dead manager left are claimed, repaired and ended with `owner_lost`.
 
-An orphan is an unsealed record (a terminated one too) whose owner, or whose claimant, has no lease.
+An orphan is an unsealed record (a terminated one too) whose owner, or whose claimant, has no lease, or
+which this manager has let go of itself.
 Safe: the claim comes first, so whoever was wrongly thought dead can store nothing more, and what the look
 finds is all there is. Of several survivors the fence admits one. Its own death at any step leaves the same
 work for the next. Live: the sweep runs every third of a lease, and at once when a lease expires.
@@ -82,6 +83,7 @@ class Sweeper:
         gone = {owner for owner in self._index.owners() | claimants if not await self._is_alive(owner)}
         orphans = {session_id for owner in gone for session_id in self._index.unsealed(owner)}
         orphans |= {session_id for session_id, claimant in self._claims.items() if claimant in gone}
+        orphans.update(self._index.unsealed(self._path.manager_id))  # let go of here, after a defect
         return sorted(session_id for session_id in orphans if not self._runs_here(session_id))
 
     async def _is_alive(self, manager_id: str) -> bool:

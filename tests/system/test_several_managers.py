@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections import Counter
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 import pytest
@@ -183,3 +184,21 @@ async def created_at(client: Client, manager_id: str, number: int) -> bool:
         return {(await client.create_session()).owner for _ in range(number)} == {manager_id}
     except Overloaded:
         return False
+
+
+async def test_a_session_that_a_defect_broke_is_ended_all_the_same(
+    server: LocalServer, start_manager: StartManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = await start_manager(lease_s=1)
+    publish, failures = manager._event_log.publish, iter([ZeroDivisionError("a defect")])
+
+    async def fails_once(*arguments: Any) -> int:
+        for failure in failures:
+            raise failure
+        return await publish(*arguments)
+
+    monkeypatch.setattr(manager._event_log, "publish", fails_once)
+    with pytest.raises(ZeroDivisionError):
+        await manager.create_session(session_id="s1")
+    await eventually(lambda: all_sealed(manager))
+    assert await violations(server) == []
