@@ -37,6 +37,7 @@ from jido_nats.worker import Session, Worker
 
 DEFAULT_SERVER: Final = "nats://127.0.0.1:4222"
 EXIT_INTERRUPTED: Final = 130
+HURRY_AFTER_S: Final = 1.0
 
 TRY_THESE: Final = """\
 Try, in another terminal:
@@ -393,16 +394,20 @@ async def conform(common: Common, file: BinaryIO | None, partial: bool, stream: 
 
 
 async def _serve_until_signal(manager: SessionManager) -> None:
-    """Serve until the first SIGTERM or Ctrl-C; a second one ends the process at once."""
-    loop = asyncio.get_running_loop()
+    """Serve until the first SIGTERM or Ctrl-C. One that comes a second or more later hurries what is being ended.
+
+    (`timeout` and others send the same signal twice at once: that is one.)
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    hurry = task.cancel
 
     def on_signal() -> None:
         manager.stop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, lambda: os._exit(EXIT_INTERRUPTED))
+        _on_signals((signal.SIGTERM, signal.SIGINT), _ignore)
+        loop.call_later(HURRY_AFTER_S, lambda: _on_signals((signal.SIGTERM, signal.SIGINT), hurry))
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+    _on_signals((signal.SIGTERM, signal.SIGINT), on_signal)
     await manager.serve()
 
 
@@ -410,8 +415,22 @@ def _end_on_sigterm() -> None:
     """Let SIGTERM, and a terminal that is closed, unwind what is running, as Ctrl-C does."""
     task = asyncio.current_task()
     assert task is not None
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    numbers, cancel = (signal.SIGTERM, signal.SIGHUP), task.cancel
+
+    def on_signal() -> None:
+        _on_signals(numbers, _ignore)  # a second one must not interrupt the cleaning up
+        cancel()
+
+    _on_signals(numbers, on_signal)
+
+
+def _on_signals(numbers: tuple[signal.Signals, ...], handler: Callable[[], object]) -> None:
+    for number in numbers:
+        asyncio.get_running_loop().add_signal_handler(number, handler)
+
+
+def _ignore() -> None:
+    """One signal is enough."""
 
 
 def _load_worker(name: str | None) -> Worker:

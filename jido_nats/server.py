@@ -85,7 +85,12 @@ class LocalServer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._clean_up()
+        cleaning = asyncio.create_task(self._clean_up(), name="end nats-server")
+        try:
+            await asyncio.shield(cleaning)
+        except asyncio.CancelledError:
+            await cleaning  # nothing is left behind, also by who is in a hurry
+            raise
 
     async def start(self) -> None:
         """Start the process (again, on the same port and folder), and wait until it takes connections."""

@@ -51,6 +51,10 @@ class Program:
             await asyncio.gather(*self._readers)
             return Finished(await self.process.wait(), self.out, self.err)
 
+    def send(self, number: signal.Signals) -> None:
+        """Signal it."""
+        self.process.send_signal(number)
+
     async def end(self, number: signal.Signals) -> Finished:
         """How it ended after a signal."""
         self.process.send_signal(number)

@@ -383,6 +383,16 @@ async def test_serve_ends_its_sessions(server: LocalServer, stranger: Stranger, 
     assert {event.get("reason") for event in (await stranger.stored_events())[2:]} == {"manager_stopped"}
 
 
+async def test_the_same_signal_twice_at_once_is_one(server: LocalServer, stranger: Stranger) -> None:
+    async with serving(server.url) as program:
+        await stranger.create("s1")
+        program.send(signal.SIGTERM)  # as `timeout` does: to the process, then to its group
+        finished = await program.end(signal.SIGTERM)
+
+    assert finished.code == 0
+    assert await stranger.stored_brief() == ENDED
+
+
 @pytest.mark.parametrize(("worker", "reason"), [("completes", "completed"), ("crashes", "crashed")])
 async def test_serve_runs_the_worker(server: LocalServer, stranger: Stranger, worker: str, reason: str) -> None:
     async with serving(server.url, "--worker", f"tests.workers:{worker}"):
