@@ -50,7 +50,6 @@ class Sweeper:
         self._now = now
         self._claims = claims
         self._nudge = asyncio.Event()
-        self.taken_over = 0
 
     def nudge(self) -> None:
         """Sweep soon: a lease has expired."""
@@ -139,7 +138,6 @@ class Sweeper:
             extra = {"session_id": writer.record.session_id, "why": str(error)}
             log.info("another manager takes this session over", extra=extra)
             return
-        self.taken_over += 1
         ended.append(writer)
 
     async def _terminate(self, writer: SessionWriter) -> bool:

@@ -206,14 +206,9 @@ class OrderedConsumer:
             return
         batch = BATCH - self._outstanding
         self._outstanding += batch
-        request = {"batch": batch, "expires": PULL_EXPIRES_S * _NS, "idle_heartbeat": HEARTBEAT_S * _NS}
         assert self._inbox is not None
         try:
-            await self._connection.publish(
-                f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._name}",
-                msgspec.json.encode(request),
-                reply=self._inbox.subject,
-            )
+            await _pull(self._connection, self._stream, self._name, self._inbox.subject, batch)
         except NotSent:
             self._broken = True
 
@@ -254,8 +249,7 @@ class OrderedConsumer:
         self._name = next(self._names)
         self._queue.clear()
         self._expected, self._outstanding, self._broken = 1, 0, False
-        first, last = await stream_state(self._connection, self._stream)
-        self._check_position(first, last)
+        await self._check_position()
         self._inbox = await self._connection.subscribe(self._connection.new_inbox(), self._on_message)
         config = {
             "name": self._name,
@@ -270,13 +264,14 @@ class OrderedConsumer:
         created = await settled(
             self._connection, lambda: _create_consumer(self._connection, self._stream, config, self._filters)
         )
-        # The consumer may live on a replica that is behind: this is no proof that `last` was passed.
+        # The consumer may live on a replica that is behind: this proves nothing about the leader's last message.
         self.caught_up = self.caught_up or created["num_pending"] == 0
 
-    def _check_position(self, first: int, last: int) -> None:
+    async def _check_position(self) -> None:
         wanted = self._start.sequence
         if not self._strict or wanted is None:
             return
+        first, last = await stream_state(self._connection, self._stream)
         # One that had caught up lost nothing but what came and expired while it was away, other subjects' mostly.
         if wanted > last + 1 or (wanted < first and not self.caught_up):
             raise PositionTooOld(wanted, first)
@@ -398,13 +393,8 @@ class DurableConsumer:
 
     async def _ask(self) -> None:
         assert self._inbox is not None
-        request = {"batch": BATCH, "expires": PULL_EXPIRES_S * _NS, "idle_heartbeat": HEARTBEAT_S * _NS}
         try:
-            await self._connection.publish(
-                f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._durable}",
-                msgspec.json.encode(request),
-                reply=self._inbox.subject,
-            )
+            await _pull(self._connection, self._stream, self._durable, self._inbox.subject, BATCH)
             self._outstanding = BATCH
         except NotSent:
             await self._connection.wait_up()
@@ -475,6 +465,14 @@ def parse_ack_subject(reply: str) -> tuple[int, int, int, int]:
     offset = 0 if len(tokens) < 11 else 2
     sequence, consumer_sequence, time_ns, pending = (int(token) for token in tokens[offset + 5 : offset + 9])
     return sequence, consumer_sequence, time_ns, pending
+
+
+async def _pull(connection: Connection, stream: str, consumer: str, inbox: str, batch: int) -> None:
+    """Ask for the next `batch` messages, to be sent to `inbox`."""
+    request = {"batch": batch, "expires": PULL_EXPIRES_S * _NS, "idle_heartbeat": HEARTBEAT_S * _NS}
+    await connection.publish(
+        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", msgspec.json.encode(request), reply=inbox
+    )
 
 
 def _filter_config(filters: list[str]) -> dict[str, Any]:

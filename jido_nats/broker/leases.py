@@ -87,11 +87,6 @@ class Lease:
         """Whether the lease surely still stands, by this machine's clock."""
         return boottime() < self._deadline
 
-    @property
-    def remaining_s(self) -> float:
-        """Seconds until it lapses; negative when it has."""
-        return self._deadline - boottime()
-
     async def acquire(self, on_renewed: Callable[[], None]) -> None:
         """Make the entry and start renewing it; `on_renewed` is called in this loop when it was made anew."""
         self._home = asyncio.get_running_loop()

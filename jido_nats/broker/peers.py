@@ -8,12 +8,12 @@ import msgspec
 from nats.aio.msg import Msg
 
 from jido_nats.broker.connection import Connection
+from jido_nats.broker.endpoints import ERROR_CODE
 from jido_nats.core import codec, subjects
 from jido_nats.core.commands import ErrorReply
 from jido_nats.errors import BrokerError, CommandError, Unavailable, command_error
 
 DEADLINE: Final = "Jido-Deadline"
-ERROR_CODE: Final = "Nats-Service-Error-Code"
 
 
 class Peers:
