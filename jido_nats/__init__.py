@@ -1,8 +1,9 @@
 """jido_nats: sessions whose every status change is an event on NATS."""
 
 from jido_nats.broker.connection import ConnectOptions
-from jido_nats.client import Client, EventMessage, EventStream
+from jido_nats.client import Client
 from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated
+from jido_nats.core.output import ConversationAdded, Output, SessionOutput
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.errors import (
@@ -23,8 +24,11 @@ from jido_nats.errors import (
     TooLarge,
     Unavailable,
 )
+from jido_nats.inbox import Message
 from jido_nats.manager import SessionManager
+from jido_nats.processes.program import Program
 from jido_nats.server import LocalServer
+from jido_nats.streams import EventMessage, EventStream, OutputMessage, OutputStream
 from jido_nats.watch import SessionChanged, SessionWatch, SnapshotComplete, WatchedSession
 from jido_nats.worker import Session, Worker
 
@@ -35,6 +39,7 @@ __all__ = [
     "CommandError",
     "ConfigurationError",
     "ConnectOptions",
+    "ConversationAdded",
     "Event",
     "EventMessage",
     "EventStream",
@@ -42,16 +47,22 @@ __all__ = [
     "InvalidTransition",
     "JidoError",
     "LocalServer",
+    "Message",
     "NotAllowed",
     "NotFound",
+    "Output",
+    "OutputMessage",
+    "OutputStream",
     "Overloaded",
     "PositionTooOld",
+    "Program",
     "Reason",
     "ServerUnusable",
     "Session",
     "SessionChanged",
     "SessionCreated",
     "SessionManager",
+    "SessionOutput",
     "SessionRecord",
     "SessionStatus",
     "SessionTerminated",

@@ -1,8 +1,6 @@
 """The command line: parse, wire, run. What the commands do is decided elsewhere."""
 
 import asyncio
-import contextlib
-import importlib
 import logging
 import os
 import signal
@@ -28,6 +26,8 @@ from jido_nats.core.session import Status
 from jido_nats.core.settings import Settings
 from jido_nats.errors import ConfigurationError, JidoError
 from jido_nats.manager import VERSION, SessionManager
+from jido_nats.processes.load import load_worker
+from jido_nats.processes.program import Program, isolated
 from jido_nats.server import LocalServer
 from jido_nats.tools import asyncapi, schema
 from jido_nats.tools.conform import Checker, check_file, check_server
@@ -162,18 +162,52 @@ def demo(binary: Path | None, as_json: bool) -> None:
     _run(tell())
 
 
+def _worker_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What a session runs, and for how long."""
+    for option in reversed(_WORKER):
+        command = option(command)
+    return command
+
+
+_WORKER: Final[tuple[Callable[..., Callable[..., None]], ...]] = (
+    click.option("--worker", help="What a session runs, as package.module:callable; without one it only waits."),
+    click.option("--exec", "command", metavar="COMMAND", help="What a session runs: a program, in any language."),
+    click.option(
+        "--isolation",
+        type=click.Choice(["task", "process"]),
+        default="task",
+        show_default=True,
+        help="Run --worker in the manager's own process, or each session in a process of its own.",
+    ),
+    click.option("--wait-ready", is_flag=True, default=None, help="A session is active when its worker says so."),
+    click.option("--idle-after-s", type=float, help="active → idle after so long without message or output."),
+    click.option("--idle-timeout-s", type=float, help="End a session that has been idle for so long."),
+    click.option("--max-lifetime-s", type=float, help="End a session so long after its creation."),
+)
+
+
 @main.command()
 @click.option("--port", default=4222, show_default=True, help="Where the server listens, on loopback.")
 @click.option("--store-dir", type=click.Path(path_type=Path, file_okay=False), help="Keep what is stored here.")
 @click.option("--nats-server", "binary", type=click.Path(path_type=Path), help="A nats-server to use.")
-@click.option("--worker", help="What a session runs, as package.module:callable.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="Settings, as TOML.")
-def up(port: int, store_dir: Path | None, binary: Path | None, worker: str | None, config_file: Path | None) -> None:
+@_worker_options
+def up(
+    port: int,
+    store_dir: Path | None,
+    binary: Path | None,
+    config_file: Path | None,
+    worker: str | None,
+    command: str | None,
+    isolation: str,
+    **overrides: Any,
+) -> None:
     """Run a local server and a manager until Ctrl-C."""
 
     async def run() -> None:
         _end_on_sigterm()
-        run_worker, settings = _load_worker(worker), _load_settings(config_file)
+        settings = _load_settings(config_file, **overrides)
+        run_worker = _choose_worker(worker, command, isolation, settings)
         async with LocalServer(port=port, store_dir=store_dir, binary=binary) as server:
             async with SessionManager.connect(server.url, worker=run_worker, settings=settings) as manager:
                 await manager.start_serving()
@@ -192,8 +226,7 @@ def up(port: int, store_dir: Path | None, binary: Path | None, worker: str | Non
 
 
 @main.command()
-@click.option("--worker", help="What a session runs, as package.module:callable; without one it only waits.")
-@click.option("--wait-ready", is_flag=True, default=None, help="A session is active when its worker says so.")
+@_worker_options
 @click.option("--encoding", type=click.Choice([e.value for e in Encoding]), help="How events are written.")
 @click.option("--replicas", type=int, help="Copies of the stream and the buckets.")
 @click.option("--lease-s", type=int, help="Seconds after which a silent manager counts as dead.")
@@ -204,6 +237,8 @@ def up(port: int, store_dir: Path | None, binary: Path | None, worker: str | Non
 async def serve(
     common: Common,
     worker: str | None,
+    command: str | None,
+    isolation: str,
     config_file: Path | None,
     api_user: str | None,
     api_password: str | None,
@@ -213,9 +248,8 @@ async def serve(
     settings, api = _load_settings(config_file, **overrides), common.connection
     if api_user is not None:
         api = replace(api, **_IDENTITY | {"user": api_user, "password": api_password}, inbox_prefix=None)
-    async with SessionManager.connect(
-        common.connection, worker=_load_worker(worker), settings=settings, api=api
-    ) as manager:
+    run_worker = _choose_worker(worker, command, isolation, settings)
+    async with SessionManager.connect(common.connection, worker=run_worker, settings=settings, api=api) as manager:
         await manager.start_serving()
         click.echo(f"{manager.manager_id} serves on {common.connection.safe_servers()}; Ctrl-C ends it", err=True)
         await _serve_until_signal(manager)
@@ -225,12 +259,23 @@ async def serve(
 @click.option("--session-id", help="Choose the id; then the same command again gives the same session.")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Broadcast with the session; no secrets.")
 @click.option("--llm-config", metavar="JSON", help="A JSON object, stored with the session; no secrets.")
+@click.option("--idle-after-s", type=float, help="active → idle after so long without message or output; 0: never.")
+@click.option("--idle-timeout-s", type=float, help="End it when it has been idle for so long; 0: never.")
+@click.option("--max-lifetime-s", type=float, help="End it so long after its creation; 0: never.")
 @_common
-async def create(common: Common, session_id: str | None, metadata: tuple[str, ...], llm_config: str | None) -> None:
+async def create(
+    common: Common,
+    session_id: str | None,
+    metadata: tuple[str, ...],
+    llm_config: str | None,
+    **limits: float | None,
+) -> None:
     """Create a session; shows its record once it is active."""
     pairs, config = _pairs(metadata), _json_object("--llm-config", llm_config)
     async with Client.connect(common.connection) as client:
-        common.show.record(await client.create_session(session_id=session_id, metadata=pairs, llm_config=config))
+        common.show.record(
+            await client.create_session(session_id=session_id, metadata=pairs, llm_config=config, **limits)
+        )
 
 
 @main.command("list")
@@ -296,6 +341,34 @@ async def activate(common: Common, session_id: str) -> None:
     """Make an idle session active."""
     async with Client.connect(common.connection) as client:
         common.show.record(await client.activate_session(session_id))
+
+
+@main.command()
+@click.argument("session_id", metavar="ID")
+@click.argument("content")
+@click.option("--role", default="user", show_default=True, help="Who says it.")
+@click.option("--message-id", help="Choose the id; then the same command again sends nothing more.")
+@_common
+async def send(common: Common, session_id: str, content: str, role: str, message_id: str | None) -> None:
+    """Send a message to a session's worker; - as CONTENT reads it from standard input."""
+    text = sys.stdin.read() if content == "-" else content
+    async with Client.connect(common.connection) as client:
+        common.show.sent(await client.send_message(session_id, role, text, message_id=message_id))
+
+
+@main.command()
+@click.argument("session_id", metavar="[ID]", required=False)
+@click.option("--since", default="new", show_default=True, help="As of 'events'.")
+@click.option("--no-follow", is_flag=True, help="End when everything stored was shown.")
+@_common
+async def output(common: Common, session_id: str | None, since: str, no_follow: bool) -> None:
+    """Show what a session's worker says and is told (or all sessions'), live or replayed."""
+    async with (
+        Client.connect(common.connection) as client,
+        client.output(session_id=session_id, since=since) as stream,
+    ):
+        while not (no_follow and stream.caught_up):
+            common.show.output(await anext(stream))
 
 
 @main.command()
@@ -433,25 +506,16 @@ def _ignore() -> None:
     """One signal is enough."""
 
 
-def _load_worker(name: str | None) -> Worker:
-    if name is None:
+def _choose_worker(worker: str | None, command: str | None, isolation: str, settings: Settings) -> Worker:
+    """What each session runs: a coroutine of this process, one in a process of its own, or a program."""
+    if worker is not None and command is not None:
+        raise ConfigurationError("--worker and --exec are two ways to say what a session runs; give one")
+    if command is not None:
+        return Program(command, stop_timeout_s=settings.stop_timeout_s, wait_ready=settings.wait_ready)
+    if worker is None:
         return wait_for_ever
-    module_name, separator, attribute = name.partition(":")
-    if not (separator and module_name and attribute) or module_name.startswith("."):
-        raise ConfigurationError(f"--worker takes package.module:callable, not {name!r}")
-    with contextlib.suppress(ValueError):
-        sys.path.remove("")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        worker = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise ConfigurationError(f"--worker {name}: the module cannot be imported: {error}") from error
-    except AttributeError as error:
-        raise ConfigurationError(f"--worker {name}: {module_name} has no {attribute!r}") from error
-    if not callable(worker):
-        raise ConfigurationError(f"--worker {name}: {attribute!r} cannot be called")
-    chosen: Worker = worker
-    return chosen
+    loaded = load_worker(worker)  # also where it will run elsewhere: a wrong name is told at once
+    return isolated(worker, settings) if isolation == "process" else loaded
 
 
 def _load_settings(file: Path | None, **overrides: Any) -> Settings:

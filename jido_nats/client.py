@@ -3,17 +3,18 @@
 import asyncio
 import contextlib
 import random
-import re
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import msgspec
 
+from jido_nats import trace
 from jido_nats.broker.connection import Connection, ConnectOptions, Heard
-from jido_nats.broker.consumers import Delivered, DurableConsumer, OrderedConsumer, Start
+from jido_nats.broker.consumers import Delivered, DurableConsumer, OrderedConsumer
 from jido_nats.broker.event_log import event_in
+from jido_nats.broker.output_log import output_in
 from jido_nats.broker.peers import reply_error
 from jido_nats.core import codec, commands, subjects
 from jido_nats.core.commands import (
@@ -24,6 +25,8 @@ from jido_nats.core.commands import (
     HistoryRequest,
     ListReply,
     ListRequest,
+    SendReply,
+    SendRequest,
     TerminateRequest,
 )
 from jido_nats.core.events import Event, SessionStatus
@@ -37,7 +40,8 @@ from jido_nats.errors import (
     OutcomeUnknown,
     Unavailable,
 )
-from jido_nats.ids import new_session_id
+from jido_nats.ids import new_message_id, new_session_id
+from jido_nats.streams import EventMessage, EventStream, OutputMessage, OutputStream, parse_since
 from jido_nats.watch import SessionWatch
 
 TIMEOUT_S: Final = 10.0
@@ -49,22 +53,22 @@ NO_MANAGER_WAIT_S: Final = 3.0
 T = TypeVar("T")
 
 
-class EventMessage(NamedTuple):
-    """One event as it was stored: its sequence in the stream, its subject, and its bytes as they came."""
-
-    event: Event
-    sequence: int
-    subject: str
-    data: bytes
-
-
 class Client:
     """A caller of session managers; make one with `Client.connect` and use it as `async with`."""
 
-    def __init__(self, options: ConnectOptions, *, timeout_s: float, events_stream: str, sessions_bucket: str) -> None:
+    def __init__(
+        self,
+        options: ConnectOptions,
+        *,
+        timeout_s: float,
+        events_stream: str,
+        output_stream: str,
+        sessions_bucket: str,
+    ) -> None:
         self._options = options
         self._timeout_s = timeout_s
         self._events_stream = events_stream
+        self._output_stream = output_stream
         self._sessions_bucket = sessions_bucket
         self._opened: Connection | None = None
 
@@ -75,6 +79,7 @@ class Client:
         *,
         timeout_s: float = TIMEOUT_S,
         events_stream: str = subjects.EVENTS_STREAM,
+        output_stream: str = subjects.OUTPUT_STREAM,
         sessions_bucket: str = subjects.SESSIONS_BUCKET,
     ) -> "Client":
         """A client, to be entered with `async with` (raises `ServerUnusable` where nobody answers).
@@ -83,7 +88,13 @@ class Client:
         all; it is repeated, safely, while the managers are unavailable.
         """
         options = server if isinstance(server, ConnectOptions) else ConnectOptions(servers=tuple(server.split(",")))
-        return cls(options, timeout_s=timeout_s, events_stream=events_stream, sessions_bucket=sessions_bucket)
+        return cls(
+            options,
+            timeout_s=timeout_s,
+            events_stream=events_stream,
+            output_stream=output_stream,
+            sessions_bucket=sessions_bucket,
+        )
 
     async def __aenter__(self) -> Self:
         self._opened = await Connection.open(self._options, "jido-nats client")
@@ -100,14 +111,25 @@ class Client:
         session_id: str | None = None,
         metadata: dict[str, Any] | None = None,
         llm_config: dict[str, Any] | None = None,
+        idle_after_s: float | None = None,
+        idle_timeout_s: float | None = None,
+        max_lifetime_s: float | None = None,
     ) -> CreateReply:
         """Create a session and return its record once it is `active`.
 
         The id is chosen here where none is given, so that a lost reply never makes two sessions.
+        The time limits (seconds; 0: none, None: as the manager is set): see `CreateRequest`.
         Raises `StartFailed`, `AlreadyExists`, `Overloaded`, `BadRequest`, `TooLarge`, `Unavailable`.
         """
         chosen = subjects.check_session_id(session_id or new_session_id())
-        request = CreateRequest(session_id=chosen, metadata=metadata or {}, llm_config=llm_config)
+        request = CreateRequest(
+            session_id=chosen,
+            metadata=metadata or {},
+            llm_config=llm_config,
+            idle_after_s=idle_after_s,
+            idle_timeout_s=idle_timeout_s,
+            max_lifetime_s=max_lifetime_s,
+        )
         return await self._command(subjects.CREATE, request, CreateReply)
 
     async def get_session_info(self, session_id: str) -> SessionRecord:
@@ -150,6 +172,18 @@ class Client:
     async def activate_session(self, session_id: str) -> SessionRecord:
         """`idle` → `active`. Raises `NotFound`, `InvalidTransition`, `Unavailable`."""
         return await self._step("activate", session_id, Status.ACTIVE)
+
+    async def send_message(
+        self, session_id: str, role: str, content: Any, *, message_id: str | None = None
+    ) -> SendReply:
+        """Send a message to the session's worker; one that is `idle` becomes `active` first.
+
+        `content`: plain JSON. The message's id is chosen here where none is given, so that it is delivered once.
+        Raises `NotFound`, `InvalidTransition` where the session is neither `active` nor `idle`, `Overloaded` where
+        its inbox is full, `AlreadyExists` where that id was another message's, `BadRequest`, `Unavailable`.
+        """
+        request = SendRequest(role=role, content=content, message_id=message_id or new_message_id())
+        return await self._command(subjects.command("send", session_id), request, SendReply)
 
     async def wait(self, session_id: str, status: Status | str, *, timeout_s: float | None = None) -> SessionRecord:
         """The record once the session is in `status`; at once where it is already.
@@ -231,6 +265,16 @@ class Client:
             return EventStream(DurableConsumer(self._connection, self._events_stream, durable, [subject], start))
         return EventStream(OrderedConsumer(self._connection, self._events_stream, [subject], start, strict=True))
 
+    def output(self, *, session_id: str | None = None, since: str | int | datetime = "new") -> OutputStream:
+        """What workers say and are told, as it is kept: `async with` it, then `async for`.
+
+        `session_id`: None for all sessions. `since`, and what entering raises: as of `events`.
+        What is not kept (`ephemeral`) is heard with `listen_output` only.
+        """
+        subject = subjects.ALL_OUTPUT if session_id is None else subjects.output(session_id)
+        start = parse_since(since, datetime.now(UTC))
+        return OutputStream(OrderedConsumer(self._connection, self._output_stream, [subject], start, strict=True))
+
     @contextlib.asynccontextmanager
     async def listen(self, subject: str, on_event: Callable[[EventMessage], None]) -> AsyncIterator[None]:
         """Hear events on a subject as a plain NATS subscriber does: live only, at most once.
@@ -238,12 +282,34 @@ class Client:
         `on_event` is called in order and must not block; `sequence` is 0, since core NATS has none.
         """
 
-        def on_message(message: Heard) -> None:
-            delivered = Delivered(message.subject, 0, message.data, message.headers or {}, 0, 0)
-            if (event := event_in(delivered)) is not None:
+        def on_message(message: Delivered) -> None:
+            if (event := event_in(message)) is not None:
                 on_event(EventMessage(event, 0, message.subject, message.data))
 
-        subscription = await self._connection.subscribe(subject, on_message)
+        async with self._hearing(subject, on_message):
+            yield
+
+    @contextlib.asynccontextmanager
+    async def listen_output(
+        self, session_id: str | None, on_output: Callable[[OutputMessage], None]
+    ) -> AsyncIterator[None]:
+        """Hear what is said by and to one session, or (None) all, ephemeral output too; the rest as of `listen`."""
+
+        def on_message(message: Delivered) -> None:
+            if (output := output_in(message)) is not None:
+                on_output(OutputMessage(output, 0, message.subject, message.data))
+
+        async with self._hearing(
+            subjects.ALL_OUTPUT if session_id is None else subjects.output(session_id), on_message
+        ):
+            yield
+
+    @contextlib.asynccontextmanager
+    async def _hearing(self, subject: str, on_message: Callable[[Delivered], None]) -> AsyncIterator[None]:
+        def on_heard(message: Heard) -> None:
+            on_message(Delivered(message.subject, 0, message.data, message.headers or {}, 0, 0))
+
+        subscription = await self._connection.subscribe(subject, on_heard)
         try:
             await self._connection.flush()
             yield
@@ -279,7 +345,9 @@ class Client:
         tries = tries or _Tries(self._timeout_s)
         while True:
             try:
-                reply = await self._connection.request(subject, payload, timeout_s=tries.attempt_s())
+                reply = await self._connection.request(
+                    subject, payload, headers=trace.headers(trace.CURRENT.get()) or None, timeout_s=tries.attempt_s()
+                )
             except NoResponders as error:
                 await tries.wait(_no_manager(), error, within_s=NO_MANAGER_WAIT_S)
                 continue
@@ -293,67 +361,6 @@ class Client:
                 raise answer
             tries.in_doubt = True
             await tries.wait(answer, answer)
-
-
-class EventStream:
-    """Events of one subject; `caught_up` says that nothing more was there when the last one came."""
-
-    def __init__(self, consumer: OrderedConsumer | DurableConsumer) -> None:
-        self._consumer = consumer
-        self._until = 0
-
-    @property
-    def caught_up(self) -> bool:
-        """Whether everything that was stored when it was opened has been delivered."""
-        position = self._consumer.position
-        return self._consumer.caught_up and (position == 0 or position >= self._until)
-
-    async def acknowledge(self) -> None:
-        """Acknowledge a durable's last message without asking for the next."""
-        if isinstance(self._consumer, DurableConsumer):
-            await self._consumer.acknowledge()
-
-    async def __aenter__(self) -> Self:
-        await self._consumer.check()
-        self._until = await self._consumer.last_position()
-        await self._consumer.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._consumer.__aexit__(kind, error, trace)
-
-    def __aiter__(self) -> AsyncIterator[EventMessage]:
-        return self
-
-    async def __anext__(self) -> EventMessage:
-        while True:
-            message = await self._consumer.next()
-            event = event_in(message)
-            if event is not None:
-                return EventMessage(event, message.sequence, message.subject, message.data)
-
-
-def parse_since(since: str | int | datetime, now: datetime) -> Start:
-    """Where to begin to read: see `Client.events`. Raises `BadRequest`."""
-    if isinstance(since, datetime):
-        return Start("by_start_time", time=since)
-    if since in ("new", "all"):
-        return Start(str(since))
-    text = str(since)
-    if text.isdigit():
-        return Start.at(int(text))
-    try:
-        if age := _AGE.match(text):
-            return Start("by_start_time", time=now - timedelta(**{_UNITS[age[2]]: int(age[1])}))
-        moment = datetime.fromisoformat(text)
-    except (ValueError, OverflowError):
-        raise BadRequest(
-            f"{text!r} is no position: use new, all, an age such as 90s, 15m, 1h or 7d, a time such as "
-            "2025-01-24T10:30:00Z, or a sequence"
-        ) from None
-    return Start("by_start_time", time=moment if moment.tzinfo else moment.astimezone())
 
 
 class _Tries:
@@ -382,7 +389,3 @@ class _Tries:
 
 def _no_manager() -> Unavailable:
     return Unavailable("no session manager is running on this server: start one with 'jido-nats serve'")
-
-
-_AGE: Final = re.compile(r"\A(\d{1,9})([smhd])\Z")
-_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}

@@ -5,12 +5,13 @@ import contextlib
 from collections import Counter
 from pathlib import Path
 
-from jido_nats.client import Client, EventMessage
+from jido_nats.client import Client
 from jido_nats.core import subjects
 from jido_nats.core.session import Status
 from jido_nats.core.settings import Settings
 from jido_nats.manager import SessionManager
 from jido_nats.server import LocalServer
+from jido_nats.streams import EventMessage
 from jido_nats.ui.show import Shower
 from jido_nats.worker import Session
 

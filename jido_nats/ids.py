@@ -18,6 +18,11 @@ def new_session_id() -> str:
     return f"session_{uuid7()}"
 
 
+def new_message_id() -> str:
+    """`message_<uuid7>`."""
+    return f"message_{uuid7()}"
+
+
 def new_manager_id() -> str:
     """`manager_<uuid7>`: one incarnation of a manager, never used again."""
     return f"manager_{uuid7()}"

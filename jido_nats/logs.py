@@ -24,5 +24,6 @@ def configure(level: int) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("jido_nats.stderr").setLevel(min(level, logging.INFO))  # what programs of sessions say
     # nats-py reports what it recovers from with tracebacks; our connection says the same in a line.
     logging.getLogger("nats").setLevel(logging.CRITICAL)

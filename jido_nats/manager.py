@@ -14,12 +14,14 @@ from typing import Any, Final, Self, TypeVar
 
 import msgspec
 
+from jido_nats.blocked import LoopWatch
 from jido_nats.broker import topology
 from jido_nats.broker.clock import boottime
 from jido_nats.broker.connection import Connection, ConnectOptions
 from jido_nats.broker.endpoints import Endpoints
 from jido_nats.broker.event_log import EventLog, claimant
 from jido_nats.broker.leases import Lease, Leases, ManagerInfo, describe
+from jido_nats.broker.output_log import OutputLog
 from jido_nats.broker.peers import Peers
 from jido_nats.broker.registry import Registry, entry_of
 from jido_nats.core import codec, commands, lifecycle, subjects
@@ -31,6 +33,8 @@ from jido_nats.core.commands import (
     HistoryRequest,
     ListReply,
     ListRequest,
+    SendReply,
+    SendRequest,
     TerminateRequest,
 )
 from jido_nats.core.events import Event
@@ -46,16 +50,19 @@ from jido_nats.errors import (
     StartFailed,
     Unavailable,
 )
-from jido_nats.ids import new_manager_id, new_session_id
+from jido_nats.ids import new_manager_id, new_message_id, new_session_id
 from jido_nats.index import ClaimIndex, SessionIndex
+from jido_nats.outbox import Outbox
 from jido_nats.service import SERVICE_NAME, Service, Verb, overloaded
 from jido_nats.sessions import NotHere, Sessions, Taken
 from jido_nats.takeover import Sweeper
+from jido_nats.talk import Talk
 from jido_nats.worker import Worker
 from jido_nats.write_path import WritePath
 
 RESTART_WAIT_S: Final = 1.0
 CLOSE_GRACE_S: Final = 10.0
+OUTPUT_GRACE_S: Final = 5.0
 QUEUE_WATCH_S: Final = 0.25
 VERSION: Final = importlib.metadata.version("jido_nats")
 
@@ -125,14 +132,25 @@ class SessionManager:
         session_id: str | None = None,
         metadata: dict[str, Any] | None = None,
         llm_config: dict[str, Any] | None = None,
+        idle_after_s: float | None = None,
+        idle_timeout_s: float | None = None,
+        max_lifetime_s: float | None = None,
     ) -> SessionRecord:
         """Create a session and return its record once it is `active`.
 
         With a chosen `session_id` it is safe to repeat: the same request gives the same session.
         `metadata` is broadcast, `llm_config` is stored; both are plain JSON objects.
+        The time limits (seconds; 0: none, None: as the manager is set): see `CreateRequest`.
         Raises `StartFailed`, `AlreadyExists`, `Overloaded`, `BadRequest`, `TooLarge`, `Unavailable`.
         """
-        request = CreateRequest(session_id=session_id, metadata=metadata or {}, llm_config=llm_config)
+        request = CreateRequest(
+            session_id=session_id,
+            metadata=metadata or {},
+            llm_config=llm_config,
+            idle_after_s=idle_after_s,
+            idle_timeout_s=idle_timeout_s,
+            max_lifetime_s=max_lifetime_s,
+        )
         return await self._create("", request)
 
     async def get_session_info(self, session_id: str) -> SessionRecord:
@@ -186,6 +204,17 @@ class SessionManager:
     async def activate_session(self, session_id: str) -> SessionRecord:
         """`idle` → `active`. Raises `NotFound`, `InvalidTransition`, `Unavailable`."""
         return await self._change("activate", Status.ACTIVE, session_id)
+
+    async def send_message(
+        self, session_id: str, role: str, content: Any, *, message_id: str | None = None
+    ) -> SendReply:
+        """Send a message to the session's worker; one that is `idle` becomes `active` first.
+
+        `content`: plain JSON. With a `message_id` it is safe to repeat.
+        Raises `NotFound`, `InvalidTransition` where the session is neither `active` nor `idle`, `Overloaded` where
+        its inbox is full, `AlreadyExists` where that id was another message's, `BadRequest`, `Unavailable`.
+        """
+        return await self._send(session_id, SendRequest(role=role, content=content, message_id=message_id))
 
     # Life
 
@@ -251,7 +280,9 @@ class SessionManager:
         self._leases = Leases(connection, settings.managers_bucket)
         self._peers = Peers(connection)
         path = WritePath(self.manager_id, self._registry, self._event_log, self._may_write, self._leases.is_alive)
-        self._sessions = Sessions(path, self._worker, settings, now=_now, new_id=new_session_id)
+        self._sessions = Sessions(
+            path, self._worker, settings, await self._open_talk(), now=_now, new_id=new_session_id
+        )
         self._sweeper = Sweeper(
             path,
             self._index,
@@ -276,9 +307,29 @@ class SessionManager:
             ("leases", self._follow_leases),
             ("claims", self._follow_claims),
             ("sweep", self._sweeper.run),
+            ("limits", self._sessions.deadlines.run),
+            ("loop watch", lambda: LoopWatch(self._sessions.__contains__).run()),
         ):
             self._spawn(name, work)
         self._exit.push_async_callback(self._end_sessions)
+
+    async def _open_talk(self) -> Talk:
+        """Output goes over a connection of its own: thousands of messages a second must not stand before a record."""
+        connection = await Connection.open(self._options, f"jido-nats output {self.manager_id}")
+        self._exit.push_async_callback(connection.close)
+        outbox = Outbox(OutputLog(connection, self._settings.encoding), self._settings.output_message_bytes_max)
+        self._exit.push_async_callback(self._end_output, outbox)
+        return Talk(
+            outbox,
+            inbox_messages_max=self._settings.inbox_messages_max,
+            now=_now,
+            new_message_id=new_message_id,
+        )
+
+    async def _end_output(self, outbox: Outbox) -> None:
+        left = await outbox.close(OUTPUT_GRACE_S)
+        if left:
+            log.error("output of sessions could not be stored any more", extra={"sessions": left})
 
     async def _end_sessions(self) -> None:
         left = await self._sessions.close(self._settings.stop_timeout_s + CLOSE_GRACE_S)
@@ -367,6 +418,7 @@ class SessionManager:
             "list": self._list,
             "history": self._history,
             "terminate": self._terminate,
+            "send": self._send,
             "idle": lambda session_id, _, **passed: self._change("idle", Status.IDLE, session_id, **passed),
             "activate": lambda session_id, _, **passed: self._change("activate", Status.ACTIVE, session_id, **passed),
         }
@@ -421,6 +473,18 @@ class SessionManager:
                     f"a session that is {record.status} cannot become {status}", session_id=session_id
                 ) from None
             return codec.decode(await self._pass_on(verb, record, Empty(), passed_on=passed_on), SessionRecord)
+
+    async def _send(self, session_id: str, request: SendRequest, *, passed_on: bool = False) -> SendReply:
+        commands.check_send(request)
+        try:
+            return await self._carry_out(self._sessions.send(session_id, request), self._settings.command_timeout_s)
+        except NotHere:
+            record = await self._get(session_id, Empty())
+            if record.sealed:
+                raise InvalidTransition(
+                    f"a session that is {record.status} takes no messages", session_id=session_id
+                ) from None
+            return codec.decode(await self._pass_on("send", record, request, passed_on=passed_on), SendReply)
 
     async def _carry_out(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
         """The result of a change. `Unavailable`: it takes too long (and goes on), or this manager may not answer."""

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from jido_nats import trace
 from jido_nats.broker.endpoints import Endpoint, Endpoints, Reply, Request
 from jido_nats.broker.peers import is_late
 from jido_nats.core import codec, subjects
@@ -23,6 +24,7 @@ from jido_nats.core.commands import (
     ErrorReply,
     HistoryRequest,
     ListRequest,
+    SendRequest,
     TerminateRequest,
 )
 from jido_nats.core.settings import Settings
@@ -50,6 +52,7 @@ API: Final[dict[str, _Api]] = {
     "history": _Api(subjects.all_commands("history"), HistoryRequest),
     "idle": _Api(subjects.all_commands("idle"), Empty),
     "activate": _Api(subjects.all_commands("activate"), Empty),
+    "send": _Api(subjects.all_commands("send"), SendRequest),
 }
 
 
@@ -88,6 +91,7 @@ class Service:
         return await self._handle(verb, request, passed_on=True)
 
     async def _handle(self, verb: str, request: Request, *, passed_on: bool = False) -> Reply:
+        trace.CURRENT.set(trace.traceparent_in(request.headers))  # of this request's task
         encoding = Encoding.JSON
         about_one = passed_on or verb not in ("create", "list")
         session_id = subjects.session_of(request.subject) if about_one else ""
@@ -108,9 +112,9 @@ class Service:
         if size > self._settings.request_bytes_max:
             raise TooLarge(f"the request is {size} bytes, at most {self._settings.request_bytes_max} are taken")
         kind = API[verb].request
-        if not request.data:
-            return kind()
         try:
+            if not request.data:
+                return codec.decode(b"{}", kind)
             return codec.decode(request.data, kind, encoding)
         except DecodeError as error:
             raise BadRequest(f"the request is not a valid {verb} command in {encoding}: {error}") from error

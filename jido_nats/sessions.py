@@ -12,15 +12,30 @@ from datetime import datetime
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from jido_nats import trace
+from jido_nats.broker.clock import boottime
 from jido_nats.core import lifecycle
-from jido_nats.core.commands import CreateRequest
+from jido_nats.core.commands import CreateRequest, SendReply, SendRequest, limits_of
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
-from jido_nats.errors import AlreadyExists, Fenced, JidoError, Overloaded, StartFailed, StopTimeout, Unavailable
+from jido_nats.deadlines import Deadlines
+from jido_nats.errors import (
+    AlreadyExists,
+    Fenced,
+    InvalidTransition,
+    JidoError,
+    Overloaded,
+    StartFailed,
+    StopTimeout,
+    Unavailable,
+)
+from jido_nats.talk import Talk
 from jido_nats.worker import Outcome, Session, Worker, WorkerRun, error_text
 from jido_nats.write_path import SessionWriter, WritePath
 
 STOPS_AT_ONCE: Final = 256
+# A manager that ends gives a worker that is being killed this long to be gone, before the record says `forced`.
+KILL_GRACE_S: Final = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +57,10 @@ class NotHere(Exception):
 class _Live:
     """One session that this manager runs: from before its first commit until it is sealed."""
 
-    __slots__ = ("_ended", "lock", "run", "session", "writer")
+    __slots__ = ("_ended", "began_at", "lock", "run", "session", "writer")
 
     def __init__(self) -> None:
+        self.began_at = boottime()
         self.lock = asyncio.Lock()
         self.writer: SessionWriter | None = None
         self.session: Session | None = None
@@ -69,13 +85,14 @@ class _Live:
 
 
 class Sessions:
-    """This manager's own sessions."""
+    """This manager's own sessions, and the host of their workers."""
 
     def __init__(
         self,
         path: WritePath,
         worker: Worker,
         settings: Settings,
+        talk: Talk,
         *,
         now: Callable[[], datetime],
         new_id: Callable[[], str],
@@ -83,6 +100,10 @@ class Sessions:
         self._path = path
         self._worker = worker
         self._settings = settings
+        self._talk = talk
+        self._defaults = {name: limit for name, limit in limits_of(settings).items() if limit}
+        self.deadlines = Deadlines(self._due_at, self._on_due)
+        self._limit_gate = asyncio.Semaphore(STOPS_AT_ONCE)
         self._now = now
         self._new_id = new_id
         self._live: dict[str, _Live] = {}
@@ -139,6 +160,25 @@ class Sessions:
             _check_here(session_id, live)
             await self._advance(live, status)
             return live.record
+
+    async def send(self, session_id: str, request: SendRequest) -> SendReply:
+        """Put a message into the session's inbox, waking one that is `idle`; returns when it is told and stored.
+
+        Raises `NotHere`, `InvalidTransition`, `Overloaded`, `AlreadyExists`, `TooLarge`.
+        """
+        live = self._find(session_id)
+        async with live.lock:
+            _check_here(session_id, live)
+            if live.session is None or live.record.status not in (Status.ACTIVE, Status.IDLE):
+                raise InvalidTransition(
+                    f"a session that is {live.record.status} takes no messages", session_id=session_id
+                )
+            known = self._talk.check_room(live.session, request)
+            if not known and live.record.status is Status.IDLE:
+                await self._advance(live, Status.ACTIVE)
+            reply = self._talk.deliver(live.session, request)
+        await self._talk.stored(live.session, reply.number)
+        return reply
 
     async def terminate(self, session_id: str, reason: Reason, detail: str | None = None) -> SessionRecord:
         """The record, `terminated`; at once where it is already. Raises `NotHere`, `StopTimeout`."""
@@ -218,6 +258,10 @@ class Sessions:
             metadata=request.metadata,
             llm_config=request.llm_config,
             after=self._path.event_log.acknowledged,
+            traceparent=trace.CURRENT.get(),
+            idle_after_s=request.idle_after_s,
+            idle_timeout_s=request.idle_timeout_s,
+            max_lifetime_s=request.max_lifetime_s,
         )
         writer = SessionWriter(self._path, record, revision)
         try:
@@ -232,7 +276,7 @@ class Sessions:
 
     async def _start(self, live: _Live) -> None:
         wait_ready = self._settings.wait_ready
-        live.session = Session(live.record, partial(self._step, live), wait_ready=wait_ready)
+        live.session = Session(live.record, self, wait_ready=wait_ready)
         error: str | None = None
         try:
             live.run = WorkerRun(self._worker, live.session, partial(self._on_worker_end, live))
@@ -251,11 +295,77 @@ class Sessions:
         while live.run is not None and not live.run.ended:
             live.run.cancel()
             await live.run.wait_ended(self._settings.stop_timeout_s)
-        await self._end(live, reason=Reason.START_FAILED, error=error)
+        forced = live.run is not None and live.run.forced
+        await self._end(live, reason=Reason.START_FAILED, error=error, forced=forced)
 
-    async def _step(self, live: _Live, status: Status) -> SessionRecord:
+    # What workers ask for.
+
+    async def make_ready(self, session: Session) -> None:
+        """Whoever waits for it was told by the session itself."""
+
+    async def step(self, session: Session, status: Status) -> None:
         """A step that the worker itself asks for."""
-        return await self.in_own_task(self.change(live.record.session_id, status), None)
+        await self.in_own_task(self.change(session.session_id, status), None)
+
+    async def emit(self, session: Session, name: str, data: Any, *, ephemeral: bool) -> int:
+        """See `Session.emit`."""
+        return await self._talk.emit(session, name, data, ephemeral=ephemeral)
+
+    async def say(self, session: Session, role: str, content: Any) -> int:
+        """See `Session.say`."""
+        return await self._talk.say(session, role, content)
+
+    async def flush(self, session: Session) -> None:
+        """See `Session.flush`."""
+        await self._talk.flush(session)
+
+    async def touched(self, session: Session) -> None:
+        """The session has noted when."""
+
+    # Time limits: found due by `deadlines`, and once more under the session's lock.
+
+    def _due_at(self, session_id: str) -> float | None:
+        live = self._live.get(session_id)
+        if live is None or live.session is None:
+            return None
+        moments = [moment for moment, _, _ in self._limits(live)]
+        return min(moments, default=None)
+
+    def _limits(self, live: _Live) -> list[tuple[float, str, float]]:
+        """(when, which, seconds) of the limits that count in the session's status."""
+        assert live.session is not None
+        given = {name: limit for name, limit in limits_of(live.record).items() if limit is not None}
+        seconds = self._defaults | given
+        since = {"max_lifetime_s": live.began_at}
+        match live.record.status:
+            case Status.ACTIVE:
+                since["idle_after_s"] = live.session.active_at
+            case Status.IDLE:
+                since["idle_timeout_s"] = live.session.active_at
+            case _:
+                return []
+        return [(since[name] + seconds[name], name, seconds[name]) for name in since if seconds.get(name)]
+
+    def _on_due(self, session_id: str) -> None:
+        live = self._live.get(session_id)
+        if live is not None:
+            self._keep(asyncio.create_task(self._apply_limits(live), name=f"limit of {session_id}"))
+
+    async def _apply_limits(self, live: _Live) -> None:
+        async with self._limit_gate, live.lock:
+            session_id = live.record.session_id
+            if session_id not in self._live or not (limits := self._limits(live)):
+                return
+            moment, name, seconds = min(limits)
+            if moment > boottime():
+                self.deadlines.watch(session_id)
+            elif name == "idle_after_s":
+                await self._advance(live, Status.IDLE)
+            else:
+                detail = f"{name} of {seconds:g} s is over"
+                await self._advance(live, Status.TERMINATING, reason=Reason.TIMED_OUT, detail=detail)
+        if live.record.status is Status.TERMINATING and live.run is not None:
+            live.run.cancel()
 
     def _on_worker_end(self, live: _Live, outcome: Outcome) -> None:
         self._keep(asyncio.create_task(self._finish(live, outcome), name=f"finish {live.record.session_id}"))
@@ -265,9 +375,10 @@ class Sessions:
             if live.record.status is Status.TERMINATED or live.record.session_id not in self._live:
                 return
             if live.record.status is Status.TERMINATING:
-                await self._end(live, error=outcome.error)
+                await self._end(live, error=outcome.error, forced=outcome.forced)
             elif outcome.error is not None or outcome.cancelled:
-                await self._end(live, reason=Reason.CRASHED, error=outcome.error or "CancelledError")
+                error = outcome.error or "CancelledError"
+                await self._end(live, reason=Reason.CRASHED, error=error, forced=outcome.forced)
             else:
                 await self._end(live, reason=Reason.COMPLETED)
 
@@ -282,12 +393,19 @@ class Sessions:
     async def _advance(self, live: _Live, status: Status, **why: Any) -> None:
         """Decide, commit, publish. The lock is held."""
         changed, _ = lifecycle.transition(
-            live.record, status, at=self._now(), after=self._path.event_log.acknowledged, **why
+            live.record,
+            status,
+            at=self._now(),
+            after=self._path.event_log.acknowledged,
+            traceparent=trace.CURRENT.get(),
+            **why,
         )
         assert live.writer is not None
         await self._guarded(live, self._write(live.writer, changed))
         if live.session is not None:
-            live.session.record = changed
+            live.session.changed(changed)
+            if self._defaults or changed.has_limits:
+                self.deadlines.watch(changed.session_id)
 
     async def _write(self, writer: SessionWriter, changed: SessionRecord) -> None:
         await writer.commit(changed)
@@ -317,6 +435,7 @@ class Sessions:
             try:
                 await self.terminate(session_id, Reason.MANAGER_STOPPED)
             except StopTimeout:
+                await live.wait_ended(KILL_GRACE_S)
                 async with live.lock:
                     if live.record.status is Status.TERMINATING:
                         await self._end(live, forced=True)

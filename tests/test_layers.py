@@ -10,15 +10,17 @@ import jido_nats
 ROOT = Path(jido_nats.__file__).parent
 # Each layer may import those above it in this list, and itself; a folder stands for all that is in it.
 LAYERS: list[set[str]] = [
-    {"errors", "failpoints", "ids", "logs"},
+    {"errors", "failpoints", "ids", "logs", "trace"},
     {"core"},
     {"broker"},
-    {"worker", "position"},
-    {"write_path"},
+    {"inbox", "outbox", "deadlines", "position", "blocked"},
+    {"worker"},
+    {"write_path", "talk", "processes"},
     {"sessions", "index"},
     {"takeover", "service"},
     {"manager"},
-    {"watch", "client"},
+    {"watch", "streams"},
+    {"client"},
     {"server"},
     {"ui", "tools"},
     {"demo"},

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from jido_nats import trace
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumers import Delivered, OrderedConsumer, Start, last_position, stream_state
 from jido_nats.broker.jetstream import (
@@ -67,6 +68,8 @@ class EventLog:
             MESSAGE_ID: publication.message_id,
             CONTENT_TYPE: self._encoding.content_type,
         }
+        if publication.traceparent is not None:
+            headers[trace.HEADER] = publication.traceparent
         data = codec.encode(publication.event, self._encoding)
         sequence = await store(self._connection, publication.subject, data, headers)
         self.acknowledged = max(self.acknowledged, sequence)

@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 from nats.aio.msg import Msg
 
+from jido_nats import trace
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.endpoints import ERROR_CODE
 from jido_nats.core import codec, subjects
@@ -31,7 +32,7 @@ class Peers:
             reply = await self._connection.request(
                 subjects.forwarded(manager_id, verb, session_id),
                 codec.encode(request),
-                headers={DEADLINE: deadline.isoformat()},
+                headers={DEADLINE: deadline.isoformat()} | trace.headers(trace.CURRENT.get()),
                 timeout_s=timeout_s,
             )
         except BrokerError as error:

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 
 from jido_nats.core.events import Event
+from jido_nats.core.output import Output
 
 T = TypeVar("T")
 
@@ -69,13 +70,22 @@ def decode(data: bytes, kind: type[T], encoding: Encoding = Encoding.JSON) -> T:
 
 def decode_event(data: bytes, encoding: Encoding = Encoding.JSON) -> Event | None:
     """The event, or None for an event of a type that is not known here (readers ignore those)."""
+    return _decode_tagged(data, cast(type[Event], Event), encoding)
+
+
+def decode_output(data: bytes, encoding: Encoding = Encoding.JSON) -> Output | None:
+    """What a worker said or was told, or None for a type that is not known here."""
+    return _decode_tagged(data, cast(type[Output], Output), encoding)
+
+
+def _decode_tagged(data: bytes, union: type[T], encoding: Encoding) -> T | None:
     try:
-        return cast(Event, _decoder(Event, encoding).decode(data))
+        return cast(T, _decoder(cast(Hashable, union), encoding).decode(data))
     except Exception:
-        tag = decode(data, _AnyEvent, encoding).type
-        if tag not in _KNOWN_TYPES:
+        tag = decode(data, _AnyTagged, encoding).type
+        if tag not in _KNOWN_TYPES[union]:
             return None
-    return decode(data, cast(type[Event], Event), encoding)
+    return decode(data, union, encoding)
 
 
 def check_plain(value: Any, name: str) -> None:
@@ -121,11 +131,13 @@ def _check_scalar(value: Any, name: str) -> None:
             raise DecodeError(f"{name} holds a {type(value).__name__}, which JSON cannot carry")
 
 
-class _AnyEvent(msgspec.Struct):
+class _AnyTagged(msgspec.Struct):
     type: str
 
 
-_KNOWN_TYPES: Final = frozenset(str(kind.__struct_config__.tag) for kind in Event.__args__)
+_KNOWN_TYPES: Final[dict[Any, frozenset[str]]] = {
+    union: frozenset(str(kind.__struct_config__.tag) for kind in union.__args__) for union in (Event, Output)
+}
 _JSON_ENCODER: Final = msgspec.json.Encoder()
 _MSGPACK_ENCODER: Final = msgspec.msgpack.Encoder()
 

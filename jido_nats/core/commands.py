@@ -7,6 +7,7 @@ import msgspec
 from jido_nats.core.codec import DecodeError, check_plain, encode
 from jido_nats.core.events import Event
 from jido_nats.core.session import SessionRecord, Status
+from jido_nats.core.settings import Settings
 from jido_nats.core.subjects import check_session_id
 from jido_nats.errors import BadRequest, TooLarge
 
@@ -16,6 +17,10 @@ LIST_BYTES_MAX: Final = 512 * 1024
 HISTORY_LIMIT: Final = 100
 HISTORY_LIMIT_MAX: Final = 1000
 DETAIL_LENGTH_MAX: Final = 1000
+ROLE_LENGTH_MAX: Final = 64
+MESSAGE_ID_LENGTH_MAX: Final = 128
+LIMITS: Final = ("idle_after_s", "idle_timeout_s", "max_lifetime_s")
+LIMIT_MAX_S: Final = 10 * 365 * 24 * 3600
 
 
 class Empty(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -23,11 +28,19 @@ class Empty(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CreateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """`jido.session.create`: all of it is optional."""
+    """`jido.session.create`: all of it is optional.
+
+    Seconds: an `active` session becomes `idle` after `idle_after_s` without a message, output or `touch()`; one that
+    is `idle` ends after `idle_timeout_s`, and any one `max_lifetime_s` after its creation. 0: never; None: as the
+    manager is set.
+    """
 
     session_id: str | None = None
     metadata: dict[str, Any] = {}
     llm_config: dict[str, Any] | None = None
+    idle_after_s: float | None = None
+    idle_timeout_s: float | None = None
+    max_lifetime_s: float | None = None
 
 
 class ListRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -44,6 +57,26 @@ class TerminateRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_u
     """`jido.session.terminate.<id>`: `detail` is kept in the record and told in the events."""
 
     detail: str | None = None
+
+
+class SendRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """`jido.session.send.<id>`: a message for the worker; `content` is any JSON value but null.
+
+    With a `message_id` it is safe to repeat: the worker gets it once.
+    """
+
+    role: str
+    content: Any
+    message_id: str | None = None
+
+
+class SendReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The message is in the worker's inbox, and stored as `conversation_added` under `number`."""
+
+    session_id: str
+    message_id: str
+    number: int
+    replayed: bool = False
 
 
 class CreateReply(SessionRecord, frozen=True, kw_only=True, omit_defaults=True):
@@ -111,6 +144,44 @@ def check_create(request: CreateRequest, size_max: int) -> None:
             f"metadata and llm_config are {size} bytes, at most {size_max} are taken: keep references to large data",
             session_id=request.session_id,
         )
+    for name in LIMITS:
+        limit = getattr(request, name)
+        if limit is not None and not (isinstance(limit, int | float) and 0 <= limit <= LIMIT_MAX_S):
+            raise BadRequest(f"{name} is seconds, from 0 (none) to {LIMIT_MAX_S}", session_id=request.session_id)
+
+
+def limits_of(asked: "CreateRequest | SessionRecord | Settings") -> dict[str, float | None]:
+    """The time limits of a request, a record or the settings, by name."""
+    limits = {name: getattr(asked, name) for name in LIMITS}
+    return {name: None if limit is None else float(limit) for name, limit in limits.items()}
+
+
+def check_send(request: SendRequest) -> None:
+    """`BadRequest` unless the message can be delivered and told."""
+    check_said(request.role, request.content)
+    if request.message_id is not None:
+        check_text("message_id", request.message_id, MESSAGE_ID_LENGTH_MAX)
+
+
+def check_said(role: str, content: Any) -> None:
+    """`BadRequest` unless this can be a message of a conversation."""
+    check_text("role", role, ROLE_LENGTH_MAX)
+    if content is None:
+        raise BadRequest("content is null: say something")
+    try:
+        check_plain(content, "content")
+    except DecodeError as error:
+        raise BadRequest(str(error)) from error
+
+
+def check_text(name: str, text: str, length_max: int) -> None:
+    """`BadRequest` unless it is text of that length at most, and not empty."""
+    if not isinstance(text, str) or not 1 <= len(text) <= length_max:
+        raise BadRequest(f"{name} is 1 to {length_max} characters")
+    try:
+        check_plain(text, name)
+    except DecodeError as error:
+        raise BadRequest(str(error)) from error
 
 
 def check_list(request: ListRequest) -> None:
@@ -143,7 +214,7 @@ def check_terminate(request: TerminateRequest) -> None:
 
 def same_content(request: CreateRequest, record: SessionRecord) -> bool:
     """Whether the record was made by this request, or one that asks for the same."""
-    asked, made = [request.metadata, request.llm_config], [record.metadata, record.llm_config]
+    asked, made = [[r.metadata, r.llm_config, limits_of(r)] for r in (request, record)]
     return asked == made and _sorted(asked) == _sorted(made)  # Python's 1 equals True and 1.0, JSON's does not
 
 

@@ -36,6 +36,10 @@ def create(
     metadata: dict[str, Any] | None = None,
     llm_config: dict[str, Any] | None = None,
     after: int = 0,
+    traceparent: str | None = None,
+    idle_after_s: float | None = None,
+    idle_timeout_s: float | None = None,
+    max_lifetime_s: float | None = None,
 ) -> tuple[SessionRecord, tuple[Event, ...]]:
     """Version 1 of a session, `initializing`, and its `session_created`."""
     record = SessionRecord(
@@ -48,6 +52,10 @@ def create(
         metadata=metadata or {},
         llm_config=llm_config,
         after=after,
+        traceparent=traceparent,
+        idle_after_s=idle_after_s,
+        idle_timeout_s=idle_timeout_s,
+        max_lifetime_s=max_lifetime_s,
     )
     return record, events_of(record)
 
@@ -63,6 +71,7 @@ def transition(
     forced: bool = False,
     owner: str | None = None,
     after: int = 0,
+    traceparent: str | None = None,
 ) -> tuple[SessionRecord, tuple[Event, ...]]:
     """The record's next version, in `status`, and its events.
 
@@ -82,6 +91,7 @@ def transition(
         detail=record.detail or detail,
         forced=forced,
         after=max(after, record.after),
+        traceparent=traceparent,
     )
     return changed, events_of(changed)
 

@@ -36,6 +36,8 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     runs the session. `after` is a sequence of the event stream that was acknowledged before this version
     was committed, so every event of this version lies behind it. `sealed` says that all events are stored
     and nothing will change any more. Times are UTC.
+    The time limits are those that the session was created with (seconds, 0: none), None where the manager's hold.
+    `traceparent` (W3C Trace Context) is that of the command which caused this version, None where it had none.
     """
 
     session_id: str
@@ -53,3 +55,12 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     forced: bool = False
     after: int = 0
     sealed: bool = False
+    idle_after_s: float | None = None
+    idle_timeout_s: float | None = None
+    max_lifetime_s: float | None = None
+    traceparent: str | None = None
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether it was created with time limits of its own."""
+        return not (self.idle_after_s is None and self.idle_timeout_s is None and self.max_lifetime_s is None)

@@ -42,6 +42,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     commands_max: int = 4096
     request_bytes_max: int = 64 * 1024
     metadata_bytes_max: int = 32 * 1024
+    idle_after_s: float | None = None
+    idle_timeout_s: float | None = None
+    max_lifetime_s: float | None = None
+    inbox_messages_max: int = 100
+    output_message_bytes_max: int = 256 * 1024
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "encoding", Encoding(self.encoding))  # "msgpack" from Python will do
@@ -51,6 +56,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for name in _POSITIVE:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} has to be greater than 0, and finite")
+        for name in _LIMITS:
+            if (limit := getattr(self, name)) is not None and not 0 <= limit < math.inf:
+                raise ValueError(f"{name} cannot be less than 0, and has to be finite")
         if self.duplicate_window_s > self.retention_s:
             raise ValueError("duplicate_window_s cannot be longer than retention_s")
         if not 1 <= self.replicas <= 5:
@@ -72,7 +80,10 @@ _POSITIVE = (
     "commands_max",
     "request_bytes_max",
     "metadata_bytes_max",
+    "inbox_messages_max",
+    "output_message_bytes_max",
 )
+_LIMITS = ("idle_after_s", "idle_timeout_s", "max_lifetime_s")
 
 
 def load(toml: bytes, **overrides: Any) -> Settings:

@@ -33,6 +33,7 @@ class Publication(NamedTuple):
     subject: str
     event: Event
     message_id: str
+    traceparent: str | None = None
 
 
 def check_session_id(session_id: str) -> str:
@@ -114,9 +115,9 @@ def publications(record: SessionRecord) -> Iterator[Publication]:
     """
     events = events_of(record)
     for event in events:
-        yield Publication(EVENTS, event, _message_id(record, event))
+        yield Publication(EVENTS, event, _message_id(record, event), record.traceparent)
     if record.version > 1:
-        yield Publication(session(record.session_id), events[0], last_message_id(record))
+        yield Publication(session(record.session_id), events[0], last_message_id(record), record.traceparent)
 
 
 def last_message_id(record: SessionRecord) -> str:

@@ -5,6 +5,7 @@ It describes a session manager: it sends events and receives commands.
 
 from typing import Any, Final, NamedTuple
 
+from jido_nats import trace
 from jido_nats.broker import endpoints, jetstream, topology
 from jido_nats.core import commands, subjects
 from jido_nats.core.codec import Encoding
@@ -62,6 +63,13 @@ COMMANDS: Final = {
         ("not_found", "invalid_transition"),
         "Make an idle session active.",
     ),
+    "send": Command(
+        subjects.all_commands("send"),
+        commands.SendRequest,
+        commands.SendReply,
+        ("not_found", "invalid_transition", "already_exists"),
+        "Send a message to the worker of an active or idle session (which wakes it); safe to repeat with a message_id.",
+    ),
     "history": Command(
         subjects.all_commands("history"),
         commands.HistoryRequest,
@@ -106,9 +114,9 @@ def _event_channels() -> Document:
         },
         "output": {
             "address": _address(subjects.ALL_OUTPUT),
-            "description": "What the session's worker says; not transitions.",
+            "description": "What the session's worker says and is told; not transitions.",
             "parameters": _SESSION_PARAMETER,
-            "messages": _references(["Output"]),
+            "messages": _references(kind.__name__ for kind in schema.OUTPUTS),
         },
     }
 
@@ -152,11 +160,11 @@ def _command_operations() -> Document:
 def _messages() -> Document:
     messages = {kind.__name__: _event_message(kind, "") for kind in schema.EVENTS}
     messages[f"{SessionStatus.__name__}Copy"] = _event_message(SessionStatus, COPY_SUFFIX)
-    messages["Output"] = {"summary": "What a worker says, as it says it."}
+    messages |= {kind.__name__: _output_message(kind) for kind in schema.OUTPUTS}
     for verb, command in COMMANDS.items():
         messages[_request_name(verb)] = {
             "summary": f"{command.summary} An empty payload is the request with every default.",
-            "headers": _object({"Content-Type": _CONTENT_TYPE}),
+            "headers": _object({"Content-Type": _CONTENT_TYPE, trace.HEADER: _TRACEPARENT}),
             "payload": _schema(command.request),
         }
         messages[_reply_name(verb)] = {
@@ -176,9 +184,24 @@ def _event_message(kind: type[Any], suffix: str) -> Document:
         ),
         jetstream.EXPECTED_SUBJECT: _text("the session's fence", pattern=r"^jido\.fence\.[A-Za-z0-9_-]{1,64}$"),
     }
+    required = list(headers)
+    headers[trace.HEADER] = _TRACEPARENT
     return {
         "name": kind.__struct_config__.tag,
-        "headers": _object(headers, *headers),
+        "headers": _object(headers, *required),
+        "payload": _schema(kind),
+    }
+
+
+def _output_message(kind: type[Any]) -> Document:
+    headers = {
+        jetstream.MESSAGE_ID: _text("session id and number", pattern=r"^[A-Za-z0-9_-]{1,64}\.[0-9]+\.output$"),
+        jetstream.CONTENT_TYPE: _CONTENT_TYPE,
+        trace.HEADER: _TRACEPARENT,
+    }
+    return {
+        "name": kind.__struct_config__.tag,
+        "headers": _object(headers, jetstream.CONTENT_TYPE),
         "payload": _schema(kind),
     }
 
@@ -252,5 +275,6 @@ def _text(description: str, **rules: Any) -> Document:
 
 
 _INT: Final = "^[0-9]+$"
+_TRACEPARENT: Final = {"type": "string", "description": "W3C Trace Context, of the command that caused it"}
 _CONTENT_TYPE: Final = {"type": "string", "enum": [encoding.content_type for encoding in Encoding]}
 _SESSION_PARAMETER: Final = {"session_id": {"description": "1 to 64 letters, digits, '_' or '-'"}}

@@ -9,12 +9,14 @@ from jido_nats.broker.leases import ManagerInfo
 from jido_nats.core import commands, subjects
 from jido_nats.core.events import Event
 from jido_nats.core.lifecycle import TRANSITIONS
+from jido_nats.core.output import Output
 from jido_nats.core.session import SessionRecord
 from jido_nats.errors import CommandError
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 CONTRACT_VERSION: Final = "1.0.0"
 EVENTS: Final = Event.__args__
+OUTPUTS: Final = Output.__args__
 _ERROR_KINDS: Final[list[type[CommandError]]] = [CommandError, *CommandError.__subclasses__()]
 ERRORS: Final = {kind.code: kind.status for kind in _ERROR_KINDS}
 DESCRIPTION: Final = (
@@ -23,6 +25,7 @@ DESCRIPTION: Final = (
 )
 KINDS: Final = (
     *EVENTS,
+    *OUTPUTS,
     SessionRecord,
     ManagerInfo,
     commands.Empty,
@@ -30,15 +33,18 @@ KINDS: Final = (
     commands.ListRequest,
     commands.TerminateRequest,
     commands.HistoryRequest,
+    commands.SendRequest,
     commands.CreateReply,
     commands.ListReply,
     commands.HistoryReply,
+    commands.SendReply,
     commands.ErrorReply,
 )
 
 _SESSION_ID: Final = {"pattern": "^[A-Za-z0-9_-]{1,64}$"}
 _TIME: Final = {"format": "date-time", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)$"}
 _COUNT: Final = {"minimum": 0}
+_LIMIT: Final = {"minimum": 0, "maximum": commands.LIMIT_MAX_S}
 # What the code checks, or promises, beyond the types: by field and type.
 _FIELDS: Final[dict[tuple[str, str], dict[str, Any]]] = {
     ("session_id", "string"): _SESSION_ID,
@@ -48,6 +54,12 @@ _FIELDS: Final[dict[tuple[str, str], dict[str, Any]]] = {
     ("updated_at", "string"): _TIME,
     ("started_at", "string"): _TIME,
     ("version", "integer"): {"minimum": 1},
+    ("number", "integer"): {"minimum": 1},
+    ("role", "string"): {"minLength": 1, "maxLength": commands.ROLE_LENGTH_MAX},
+    ("message_id", "string"): {"minLength": 1, "maxLength": commands.MESSAGE_ID_LENGTH_MAX},
+    ("idle_after_s", "number"): _LIMIT,
+    ("idle_timeout_s", "number"): _LIMIT,
+    ("max_lifetime_s", "number"): _LIMIT,
     ("next", "integer"): {"minimum": 1},
     ("after", "integer"): _COUNT,
     ("position", "integer"): _COUNT,
@@ -82,7 +94,7 @@ def definitions(prefix: str) -> dict[str, Any]:
     _, components = msgspec.json.schema_components(KINDS, ref_template=prefix + "{name}")
     for name, component in components.items():
         _complete(name, component)
-    mine = {"Event": _event(prefix)} | components
+    mine = {"Event": _event(prefix), "Output": _output(prefix)} | components
     mine["HistoryReply"]["properties"]["events"]["items"] = {"$ref": f"{prefix}Event"}
     mine["Status"]["x-may-become"] = {status: sorted(targets) for status, targets in TRANSITIONS.items()}
     return {name: mine[name] for name in sorted(mine)}
@@ -93,6 +105,14 @@ def _event(prefix: str) -> dict[str, Any]:
         "title": "Event",
         "description": "One event; `type` says which. Ignore a `type` that is not here.",
         "oneOf": [{"$ref": f"{prefix}{kind.__name__}"} for kind in EVENTS],
+    }
+
+
+def _output(prefix: str) -> dict[str, Any]:
+    return {
+        "title": "Output",
+        "description": "What a worker says or is told; `type` says which. Ignore a `type` that is not here.",
+        "oneOf": [{"$ref": f"{prefix}{kind.__name__}"} for kind in OUTPUTS],
     }
 
 

@@ -9,10 +9,12 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from jido_nats.client import EventMessage
 from jido_nats.core import codec
+from jido_nats.core.commands import SendReply
 from jido_nats.core.events import Event, SessionCreated, SessionStatus
+from jido_nats.core.output import ConversationAdded
 from jido_nats.core.session import SessionRecord, Status
+from jido_nats.streams import EventMessage, OutputMessage
 from jido_nats.tools.rules import Finding
 from jido_nats.watch import SessionChanged, SnapshotComplete, Watched, WatchedSession
 
@@ -71,6 +73,29 @@ class Shower:
             return
         line = Text(f"{message.sequence:>6} ", "dim") if message.sequence else Text()
         self.console.print(line + event_text(message.event, message.subject if subject else None))
+
+    def output(self, message: OutputMessage) -> None:
+        """One output or message of a conversation, in a line."""
+        if self._as_json:
+            data = msgspec.Raw(message.data) if message.data.startswith(b"{") else message.output
+            _print_json({"sequence": message.sequence, "subject": message.subject, "output": data})
+            return
+        said = message.output
+        line = Text(f"{message.sequence:>6} ", "dim") if message.sequence else Text()
+        line.append(f"{_clock(said.created_at)}", "dim").append(f" {_brief(said.session_id)} ")
+        if isinstance(said, ConversationAdded):
+            line.append(f"{said.role}: ", "bold").append(_text(said.content))
+        else:
+            line.append(f"{said.name} ", "cyan").append(_text(said.data))
+        self.console.print(line)
+
+    def sent(self, reply: SendReply) -> None:
+        """What a send was answered."""
+        if self._as_json:
+            _print_json(reply)
+        else:
+            again = " (it had been before)" if reply.replayed else ""
+            self.console.print(Text(f"{reply.message_id} is in the inbox of {reply.session_id}{again}"))
 
     def past_event(self, event: Event) -> None:
         """One event of a history, in a line."""
@@ -148,6 +173,10 @@ def event_text(event: Event, subject: str | None = None) -> Text:
 
 def _why(reason: str | None, error: str | None) -> str:
     return "".join([f" ({reason})" if reason else "", f" {error}" if error else ""])
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else codec.encode(value).decode()
 
 
 def _value(name: str, value: Any) -> Text:

@@ -1,13 +1,14 @@
 """The published contract: it is up to date, valid by the official schemas, and says what the code does."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 import jsonschema
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from jsonschema import Draft7Validator, Draft202012Validator
 
 from jido_nats.core import subjects
@@ -27,9 +28,15 @@ REQUESTS: Final = {api.request.__name__ for api in API.values()}
 EACH: Final = pytest.mark.parametrize("line", LINES, ids=[f"{n}-{line.kind}" for n, line in enumerate(LINES, start=1)])
 
 
+@cache
+def validator(name: str) -> Draft202012Validator:
+    """Of what the contract calls by that name."""
+    return Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": schema.document()["$defs"]})
+
+
 def check(name: str, value: object) -> None:
     """`jsonschema.ValidationError` unless the contract allows the value under that name."""
-    Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": schema.document()["$defs"]}).validate(value)
+    validator(name).validate(value)
 
 
 def references(node: Any) -> list[str]:
@@ -143,6 +150,7 @@ def test_a_required_field_is_missed(line: Golden) -> None:
                 check(kind.__name__, message)
 
 
+@settings(deadline=None)  # the schema's validator is slow, and other tests run beside
 @given(walks())
 def test_every_life_keeps_the_contract(walk: list[tuple[SessionRecord, tuple[Event, ...]]]) -> None:
     for record, events in walk:

@@ -14,6 +14,7 @@ from jido_nats.broker.leases import ManagerInfo
 from jido_nats.core import codec, commands
 from jido_nats.core.codec import Encoding
 from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated
+from jido_nats.core.output import ConversationAdded, Output, SessionOutput
 from jido_nats.core.session import Reason, SessionRecord, Status
 
 GOLDEN: Final = Path(__file__).parent.parent / "golden" / "v1.jsonl"
@@ -28,6 +29,10 @@ KINDS: Final[dict[str, type[Any]]] = {
     "list_request": commands.ListRequest,
     "terminate_request": commands.TerminateRequest,
     "history_request": commands.HistoryRequest,
+    "send_request": commands.SendRequest,
+    "send_reply": commands.SendReply,
+    "session_output": SessionOutput,
+    "conversation_added": ConversationAdded,
     "create_reply": commands.CreateReply,
     "list_reply": commands.ListReply,
     "history_reply": commands.HistoryReply,
@@ -58,9 +63,17 @@ EACH: Final = pytest.mark.parametrize("line", LINES, ids=[f"{n}-{line.kind}" for
 
 
 @EACH
-@pytest.mark.parametrize("encoding", Encoding)
-def test_a_message_is_written_as_it_always_was(line: Golden, encoding: Encoding) -> None:
-    assert codec.encode(line.value(encoding), encoding) == line.bytes_in(encoding)
+def test_a_message_is_written_as_it_always_was(line: Golden) -> None:
+    assert codec.encode(line.value()) == line.bytes_in(Encoding.JSON)
+
+
+@EACH
+def test_a_message_in_messagepack_says_what_it_always_did(line: Golden) -> None:
+    # The bytes may differ: a type that has more than 15 fields by now has a longer header, however few are written.
+    written = codec.encode(line.value(Encoding.MSGPACK), Encoding.MSGPACK)
+
+    was, now = (msgspec.msgpack.decode(data) for data in (line.bytes_in(Encoding.MSGPACK), written))
+    assert (now, list(now)) == (was, list(was))
 
 
 @EACH
@@ -73,6 +86,13 @@ def test_an_event_is_known_by_its_type(encoding: Encoding) -> None:
     for line in LINES:
         if KINDS[line.kind] in Event.__args__:
             assert codec.decode_event(line.bytes_in(encoding), encoding) == line.value(encoding)
+
+
+@pytest.mark.parametrize("encoding", Encoding)
+def test_an_output_is_known_by_its_type(encoding: Encoding) -> None:
+    for line in LINES:
+        if KINDS[line.kind] in Output.__args__:
+            assert codec.decode_output(line.bytes_in(encoding), encoding) == line.value(encoding)
 
 
 @pytest.mark.parametrize("kind", KINDS)

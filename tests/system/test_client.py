@@ -25,7 +25,7 @@ from jido_nats import (
     TooLarge,
     Unavailable,
 )
-from jido_nats.client import parse_since
+from jido_nats.streams import parse_since
 from tests.conftest import StartManager
 from tests.core.samples import record_in
 from tests.support import Puppet, Stranger, Stubborn, eventually

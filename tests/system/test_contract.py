@@ -87,7 +87,8 @@ async def test_replies_keep_the_contract(stranger: Stranger, manager: SessionMan
     if verb == "activate":
         await stranger.ask("jido.session.idle.s1")
 
-    reply = await stranger.request(command.subject.replace("*", "s1"))
+    payload = {"role": "user", "content": "hello"} if verb == "send" else b""
+    reply = await stranger.request(command.subject.replace("*", "s1"), payload)
 
     check(command.reply.__name__, msgspec.json.decode(reply.data))
     check_headers(f"{verb}_reply", dict(reply.headers or {}))

@@ -1,0 +1,104 @@
+"""What was sent to a session and its worker has not taken yet: in order, each message once, and bounded."""
+
+import asyncio
+import hashlib
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Generator
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from jido_nats.core import codec
+from jido_nats.core.commands import SendRequest
+from jido_nats.errors import AlreadyExists, Overloaded
+
+# How many message ids a session remembers, so that a repeated send is known.
+SEEN_MAX: Final = 1000
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="message"):
+    """A message to a worker. `number` is that of its `conversation_added`; `traceparent` that of the send."""
+
+    role: str
+    content: Any
+    message_id: str
+    number: int
+    created_at: datetime
+    traceparent: str | None = None
+
+
+class Inbox:
+    """The messages of one session."""
+
+    __slots__ = ("_arrived", "_seen", "_waiting")
+
+    def __init__(self) -> None:
+        self._waiting: deque[Message] = deque()
+        self._seen: OrderedDict[str, tuple[int, bytes]] = OrderedDict()
+        self._arrived = asyncio.Event()
+
+    def number_of(self, request: SendRequest) -> int | None:
+        """The number under which the same request was taken before, or None. `AlreadyExists`: it said another thing."""
+        if request.message_id is None or request.message_id not in self._seen:
+            return None
+        number, digest = self._seen[request.message_id]
+        if digest != _digest(request):
+            raise AlreadyExists("that message_id was used for another message; choose another")
+        return number
+
+    def check_room(self, messages_max: int) -> None:
+        """`Overloaded` where as many messages wait."""
+        if len(self._waiting) >= messages_max:
+            raise Overloaded(f"{messages_max} messages wait for the session's worker; send again later")
+
+    def put(self, message: Message, request: SendRequest) -> None:
+        """Take in a message."""
+        self._waiting.append(message)
+        self._seen[message.message_id] = (message.number, _digest(request))
+        if len(self._seen) > SEEN_MAX:
+            self._seen.popitem(last=False)
+        self._arrived.set()
+
+    def add(self, message: Message) -> None:
+        """Take in a message that nobody can repeat."""
+        self._waiting.append(message)
+        self._arrived.set()
+
+    async def take(self) -> Message:
+        """The next message, as soon as there is one."""
+        await self._some()
+        return self._waiting.popleft()
+
+    async def take_all(self) -> list[Message]:
+        """All that wait, as soon as there is one."""
+        await self._some()
+        taken = list(self._waiting)
+        self._waiting.clear()
+        return taken
+
+    async def _some(self) -> None:
+        while not self._waiting:
+            self._arrived.clear()
+            await self._arrived.wait()
+
+
+class Messages:
+    """See `Session.messages`: awaited, all that wait (at least one); iterated with `async for`, one after the other."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+
+    def __await__(self) -> Generator[Any, None, list[Message]]:
+        return self._inbox.take_all().__await__()
+
+    def __aiter__(self) -> AsyncIterator[Message]:
+        return self
+
+    async def __anext__(self) -> Message:
+        return await self._inbox.take()
+
+
+def _digest(request: SendRequest) -> bytes:
+    content = codec.encode([request.role, msgspec.json.encode(request.content, order="deterministic")])
+    return hashlib.sha256(content).digest()

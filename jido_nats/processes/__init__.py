@@ -1,0 +1,1 @@
+"""Programs as workers: one process group for each session."""

@@ -1,0 +1,329 @@
+"""A program, in any language, as a worker: each session is one process group that talks in lines of JSON."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import shlex
+import shutil
+import signal
+import sys
+from collections import deque
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from jido_nats.core import codec
+from jido_nats.core.codec import DecodeError
+from jido_nats.core.session import SessionRecord, Status
+from jido_nats.core.settings import Settings
+from jido_nats.errors import CommandError, ConfigurationError
+from jido_nats.processes.group import ProcessGroup
+from jido_nats.processes.keeper import Keeper
+from jido_nats.processes.lines import (
+    LINE_BYTES_MAX,
+    Activate,
+    Done,
+    Failed,
+    Flush,
+    FromProgram,
+    Idle,
+    Next,
+    OutputLine,
+    Ready,
+    Refused,
+    Say,
+    SessionLine,
+    StatusLine,
+    Touch,
+    lines_of,
+)
+from jido_nats.worker import Session, WorkerFailed, WorkerKilled
+
+STOP_TIMEOUT_S: Final = 3.0
+# How long what the program has written last may take to be read, once it is gone.
+DRAIN_S: Final = 2.0
+ERROR_LINES_MAX: Final = 20
+ERROR_LINE_BYTES_MAX: Final = 2000
+ERROR_LINES_LOGGED_PER_S: Final = 100
+NONSENSE_LOGGED_MAX: Final = 10
+ENV_VALUE_BYTES_MAX: Final = 100 * 1024
+# What a program does not inherit: credentials of the manager, and settings of its own.
+_NOT_INHERITED: Final = ("NATS_", "JIDO_")
+
+log = logging.getLogger(__name__)
+stderr_log = logging.getLogger("jido_nats.stderr")
+
+
+class Program:
+    """A worker that runs a program for each session.
+
+    The program gets its session as the first line on standard input and in `JIDO_SESSION_ID`, `JIDO_METADATA` and
+    `JIDO_LLM_CONFIG`, then messages as lines, and says what it wants in lines (`jido_nats.processes.lines`).
+    Exit code 0 is `completed`, anything else `crashed`. A session that ends takes the whole process group with it:
+    SIGTERM, and SIGKILL after `stop_timeout_s` (seconds).
+    """
+
+    def __init__(
+        self,
+        command: str | Sequence[str],
+        *,
+        stop_timeout_s: float = STOP_TIMEOUT_S,
+        wait_ready: bool = False,
+        pull: bool = False,
+    ) -> None:
+        """`command`: a command line (no shell reads it) or its words. Raises `ConfigurationError` where it is none.
+
+        `wait_ready`: as the manager is set. `pull`: the program asks for each message with a line `next`.
+        """
+        try:
+            self._argv = shlex.split(command) if isinstance(command, str) else list(command)
+        except ValueError as error:
+            raise ConfigurationError(f"the command {command!r} cannot be read: {error}") from error
+        if not self._argv or shutil.which(self._argv[0]) is None:
+            raise ConfigurationError(f"there is no program {self._argv[0] if self._argv else ''!r} that can be run")
+        self._stop_timeout_s = stop_timeout_s
+        self._wait_ready = wait_ready
+        self._pull = pull
+        self._keeper = Keeper()
+
+    async def __call__(self, session: Session) -> None:
+        """Run the program for this session, to its end."""
+        try:
+            group = ProcessGroup(self._argv, environment(session.record, os.environ))
+        except OSError as error:
+            raise WorkerFailed(f"{self._argv[0]} cannot be started: {error.strerror or error}") from error
+        self._keeper.add(group.id)
+        try:
+            await self._run(session, group)
+        finally:
+            self._keeper.remove(group.id)
+            group.close()
+
+    async def _run(self, session: Session, group: ProcessGroup) -> None:
+        talk = _Talk(session, group, pull=self._pull)
+        cancelled = False
+        try:
+            await group.connect()
+            talk.start(self._wait_ready)
+            await group.wait_exited()
+        except asyncio.CancelledError:
+            cancelled = True
+        forced = await _uninterrupted(self._end(group, talk, stop=cancelled))
+        if forced and cancelled:
+            raise WorkerKilled
+        if cancelled:
+            raise asyncio.CancelledError
+        if group.returncode:
+            raise WorkerFailed(talk.failure or _how_it_ended(group.returncode, talk.last_errors()))
+
+    async def _end(self, group: ProcessGroup, talk: "_Talk", *, stop: bool) -> bool:
+        """Return when nothing of the group is left, and all that it said is read; whether it had to be killed."""
+        gone = asyncio.create_task(group.wait_gone())
+        if stop or not await _done_within(gone, 0.0):
+            group.signal(signal.SIGTERM)
+        forced = not await _done_within(gone, self._stop_timeout_s)
+        if forced:
+            group.signal(signal.SIGKILL)
+            await gone
+        await talk.end()
+        return forced
+
+
+def isolated(name: str, settings: Settings) -> Program:
+    """The Python worker of that name (`package.module:callable`), each session in a process of its own."""
+    return Program(
+        [sys.executable, "-m", "jido_nats.processes.child", name],
+        stop_timeout_s=settings.stop_timeout_s,
+        wait_ready=settings.wait_ready,
+        pull=True,
+    )
+
+
+class _Talk:
+    """What goes back and forth between one session and its program."""
+
+    def __init__(self, session: Session, group: ProcessGroup, *, pull: bool) -> None:
+        self._session = session
+        self._group = group
+        self._asked = asyncio.Semaphore(0) if pull else None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._errors: deque[str] = deque(maxlen=ERROR_LINES_MAX)
+        self._nonsense = 0
+        self._saying = False
+        self.failure: str | None = None
+
+    def start(self, wait_ready: bool) -> None:
+        """Begin with the session's line, and relay from now on."""
+        session = self._session
+        self._write(SessionLine(**msgspec.structs.asdict(session.record), wait_ready=wait_ready))
+        session.on_change = self._tell_status
+        self._tasks = [
+            asyncio.create_task(work, name=f"{name} of {session.session_id}")
+            for name, work in (
+                ("stdout", self._hear()),
+                ("stderr", self._hear_errors()),
+                ("stdin", self._deliver()),
+            )
+        ]
+
+    def last_errors(self) -> str:
+        """The last lines of standard error."""
+        return "\n".join(self._errors)
+
+    async def end(self) -> None:
+        """The program is gone: take in what it said last. (Who has escaped its group may hold the pipes open.)"""
+        self._session.on_change = None
+        if not self._tasks:
+            return
+        *hearing, delivering = self._tasks
+        delivering.cancel()
+        await asyncio.wait(hearing, timeout=DRAIN_S)
+        while self._saying and not hearing[0].done():  # NATS is slow: what was said is not lost for that
+            await asyncio.wait(hearing[:1], timeout=DRAIN_S)
+        for task in hearing:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _deliver(self) -> None:
+        async for message in self._session.messages():
+            if self._asked is not None:
+                await self._asked.acquire()
+            self._write(message)
+            try:
+                await self._group.stdin.drain()
+            except OSError:
+                log.info("the program takes no more messages", extra={"session_id": self._session.session_id})
+                return
+
+    async def _hear(self) -> None:
+        async for line, whole in lines_of(self._group.stdout, LINE_BYTES_MAX):
+            if not line.strip():
+                continue
+            try:
+                if not whole:
+                    raise DecodeError(f"a line of more than {LINE_BYTES_MAX} bytes")
+                said: FromProgram = codec.decode(line, FromProgram)  # type: ignore[arg-type]
+            except DecodeError as error:
+                self._note_nonsense(line, str(error))
+                continue
+            await self._obey(said)
+
+    async def _obey(self, said: FromProgram) -> None:
+        try:
+            number = await self._carry_out(said)
+        except CommandError as error:
+            if said.id is None:
+                refused = {"session_id": self._session.session_id, "error": str(error)}
+                log.warning("what a program asked for was refused", extra=refused)
+            else:
+                await self._answer(Refused(said.id, error.code, str(error)))
+        else:
+            if said.id is not None:
+                await self._answer(Done(said.id, number))
+
+    async def _carry_out(self, said: FromProgram) -> int | None:
+        session = self._session
+        match said:
+            case Ready():
+                await session.ready()
+            case Idle():
+                await session.idle()
+            case Activate():
+                await session.activate()
+            case Touch():
+                await session.touch()
+            case Flush():
+                await session.flush()
+            case Next():
+                if self._asked is not None:
+                    self._asked.release()
+            case Failed(error=error):
+                self.failure = error
+            case OutputLine() | Say():
+                return await self._speak(said)
+        return None
+
+    async def _speak(self, said: OutputLine | Say) -> int:
+        self._saying = True
+        try:
+            if isinstance(said, Say):
+                return await self._session.say(said.content, role=said.role)
+            return await self._session.emit(said.name, said.data, ephemeral=said.ephemeral)
+        finally:
+            self._saying = False
+
+    async def _hear_errors(self) -> None:
+        loop = asyncio.get_running_loop()
+        second, logged = loop.time(), 0
+        data = {"session_id": self._session.session_id}
+        async for line, _ in lines_of(self._group.stderr, ERROR_LINE_BYTES_MAX):
+            text = line.decode("utf-8", "replace").rstrip()
+            self._errors.append(text)
+            if loop.time() - second >= 1:
+                if logged > ERROR_LINES_LOGGED_PER_S:
+                    left_out = logged - ERROR_LINES_LOGGED_PER_S
+                    stderr_log.warning("lines of standard error were left out", extra=data | {"lines": left_out})
+                second, logged = loop.time(), 0
+            logged += 1
+            if logged <= ERROR_LINES_LOGGED_PER_S:
+                stderr_log.info(text, extra=data)
+
+    async def _answer(self, answer: Done | Refused) -> None:
+        self._write(answer)
+        with contextlib.suppress(OSError):
+            await self._group.stdin.drain()
+
+    def _tell_status(self, record: SessionRecord) -> None:
+        if record.status in (Status.ACTIVE, Status.IDLE):
+            self._write(StatusLine(record.status, record.version))
+
+    def _write(self, line: msgspec.Struct) -> None:
+        if not self._group.stdin.is_closing():
+            self._group.stdin.write(codec.encode(line) + b"\n")
+
+    def _note_nonsense(self, line: bytes, error: str) -> None:
+        self._nonsense += 1
+        if self._nonsense <= NONSENSE_LOGGED_MAX:
+            data = {"session_id": self._session.session_id, "line": repr(line[:100]), "error": error}
+            log.warning("a program printed what is no line of its protocol, passing it over", extra=data)
+
+
+def environment(record: SessionRecord, inherited: Mapping[str, str]) -> dict[str, str]:
+    """What a session's program finds in its environment: the manager's, without its credentials, and the session."""
+    env = {name: value for name, value in inherited.items() if not name.startswith(_NOT_INHERITED)}
+    env["JIDO_SESSION_ID"] = record.session_id
+    for name, value in (("JIDO_METADATA", record.metadata), ("JIDO_LLM_CONFIG", record.llm_config)):
+        text = codec.encode(value).decode()
+        if value is not None and len(text) <= ENV_VALUE_BYTES_MAX:  # the kernel takes no longer ones
+            env[name] = text
+    if record.traceparent is not None:
+        env["TRACEPARENT"] = record.traceparent
+    return env
+
+
+def _how_it_ended(returncode: int, errors: str) -> str:
+    """Such as `exit code 3: no such model`."""
+    if returncode > 0:
+        how = f"exit code {returncode}"
+    else:
+        try:
+            how = f"killed by {signal.Signals(-returncode).name}"
+        except ValueError:
+            how = f"killed by signal {-returncode}"
+    return f"{how}: {errors}" if errors else how
+
+
+async def _done_within(task: "asyncio.Task[None]", timeout_s: float) -> bool:
+    await asyncio.wait({task}, timeout=timeout_s)
+    return task.done()
+
+
+async def _uninterrupted(work: Coroutine[Any, Any, bool]) -> bool:
+    """The result of `work`, which has to come to its end whoever cancels meanwhile."""
+    task = asyncio.create_task(work)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({task})
+    return task.result()

@@ -1,0 +1,133 @@
+"""What is said to sessions and by them: messages into inboxes, output and conversation onto the output subject."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final
+
+from jido_nats import trace
+from jido_nats.broker.clock import boottime
+from jido_nats.core import codec
+from jido_nats.core.commands import SendReply, SendRequest, check_said, check_text
+from jido_nats.core.output import ConversationAdded, SessionOutput
+from jido_nats.errors import BadRequest
+from jido_nats.inbox import Inbox, Message
+from jido_nats.outbox import Lane, Outbox
+from jido_nats.worker import Session
+
+NAME_LENGTH_MAX: Final = 64
+
+
+class Talk:
+    """The inboxes and outboxes of one manager's sessions."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        *,
+        inbox_messages_max: int,
+        now: Callable[[], datetime],
+        new_message_id: Callable[[], str],
+    ) -> None:
+        self._outbox = outbox
+        self._inbox_messages_max = inbox_messages_max
+        self._now = now
+        self._new_message_id = new_message_id
+
+    async def emit(self, session: Session, name: str, data: Any, *, ephemeral: bool) -> int:
+        """Tell of a worker's output; its number. Raises `BadRequest`, `TooLarge`."""
+        check_text("the output's name", name, NAME_LENGTH_MAX)
+        _check_plain(data)
+        session.active_at = boottime()
+        lane = self._lane(session)
+        if not ephemeral:
+            await lane.room()
+        output = SessionOutput(
+            session_id=session.session_id,
+            number=(lane.ephemeral if ephemeral else lane.kept) + 1,
+            name=name,
+            data=data,
+            created_at=self._now(),
+            ephemeral=ephemeral,
+        )
+        if not ephemeral:
+            lane.push(output)
+            return output.number
+        lane.ephemeral += 1
+        await self._outbox.tell(output)
+        return output.number
+
+    async def say(self, session: Session, role: str, content: Any) -> int:
+        """Add what a worker says to the conversation; its number. Raises `BadRequest`, `TooLarge`."""
+        check_said(role, content)
+        session.active_at = boottime()
+        lane = self._lane(session)
+        await lane.room()
+        return self._add(session, role, content, self._new_message_id()).number
+
+    async def flush(self, session: Session) -> None:
+        """Return when all that was pushed before is stored."""
+        if session.lane is not None:
+            await session.lane.stored(session.lane.kept)
+
+    def check_room(self, session: Session, request: SendRequest) -> bool:
+        """Whether the same message was delivered before. Raises `AlreadyExists`; `Overloaded`: one too many."""
+        inbox = self._inbox(session)
+        if inbox.number_of(request) is not None:
+            return True
+        inbox.check_room(self._inbox_messages_max)
+        return False
+
+    def deliver(self, session: Session, request: SendRequest) -> SendReply:
+        """Put a message into the inbox and tell of it, in one step; or know that both were done before."""
+        inbox = self._inbox(session)
+        number = inbox.number_of(request)
+        if number is not None:
+            return SendReply(
+                session_id=session.session_id, message_id=request.message_id or "", number=number, replayed=True
+            )
+        told = self._add(session, request.role, request.content, request.message_id or self._new_message_id())
+        message = Message(
+            role=told.role,
+            content=told.content,
+            message_id=told.message_id,
+            number=told.number,
+            created_at=told.created_at,
+            traceparent=trace.CURRENT.get(),
+        )
+        inbox.put(message, request)
+        session.active_at = boottime()
+        return SendReply(session_id=session.session_id, message_id=told.message_id, number=told.number)
+
+    async def stored(self, session: Session, number: int) -> None:
+        """Return when the output up to `number` is stored."""
+        await self._lane(session).stored(number)
+
+    def _add(self, session: Session, role: str, content: Any, message_id: str) -> ConversationAdded:
+        lane = self._lane(session)
+        added = ConversationAdded(
+            session_id=session.session_id,
+            number=lane.kept + 1,
+            role=role,
+            content=content,
+            created_at=self._now(),
+            message_id=message_id,
+        )
+        lane.push(added)
+        return added
+
+    def _inbox(self, session: Session) -> Inbox:
+        if session.inbox is None:
+            session.inbox = Inbox()
+        return session.inbox
+
+    def _lane(self, session: Session) -> Lane:
+        if session.lane is None:
+            session.lane = self._outbox.lane()
+        return session.lane
+
+
+def _check_plain(data: Any) -> None:
+    try:
+        codec.check_plain(data, "the output's data")
+    except codec.DecodeError as error:
+        raise BadRequest(str(error)) from error
