@@ -1,4 +1,4 @@
-"""The whole story in a few seconds: a server, a manager, three sessions, every event heard and replayed."""
+"""The whole story in a few seconds: a server, a manager, four sessions, everything heard and replayed."""
 
 import asyncio
 import contextlib
@@ -10,6 +10,7 @@ from jido_nats.core import subjects
 from jido_nats.core.session import Status
 from jido_nats.core.settings import Settings
 from jido_nats.manager import SessionManager
+from jido_nats.processes.program import Program
 from jido_nats.server import LocalServer
 from jido_nats.streams import EventMessage
 from jido_nats.ui.show import Shower
@@ -18,6 +19,16 @@ from jido_nats.worker import Session
 LEASE_S = 2
 HEAR_TIMEOUT_S = 5.0
 STEP_S = 0.3
+
+# A program, as `serve --exec` runs it: it reads its session and one message, answers, and is done.
+SCRIPT = """
+read -r session
+read -r message
+echo '{"type":"output","name":"progress","data":{"percent":50}}'
+echo '{"type":"say","content":"a shell script answers"}'
+"""
+OUTPUTS = 3
+PROGRAM = Program(["sh", "-c", SCRIPT])
 
 
 async def agent(session: Session) -> None:
@@ -32,6 +43,8 @@ async def agent(session: Session) -> None:
         case "divide by zero":
             await asyncio.sleep(STEP_S)
             raise ZeroDivisionError("division by zero")
+        case "run a shell script":
+            await PROGRAM(session)
 
 
 async def run(show: Shower, binary: Path | None) -> bool:
@@ -47,7 +60,7 @@ async def run(show: Shower, binary: Path | None) -> bool:
             heard = await _play(show, client)
             show.say("\nA durable consumer replays all of it from the stream:", "bold")
             replayed = await _replay(client, heard)
-            return _compare(show, heard, replayed)
+            return _compare(show, heard, replayed) and await _replay_output(show, client)
 
 
 async def _play(show: Shower, client: Client) -> list[EventMessage]:
@@ -58,13 +71,20 @@ async def _play(show: Shower, client: Client) -> list[EventMessage]:
         heard.append(message)
         show.event(message, subject=True)
 
-    tasks = {"completes": "write a haiku", "told-to-stop": "wait for work", "crashes": "divide by zero"}
+    tasks = {
+        "completes": "write a haiku",
+        "told-to-stop": "wait for work",
+        "crashes": "divide by zero",
+        "a-program": "run a shell script",
+    }
     async with contextlib.AsyncExitStack() as stack:
         for subject in (subjects.EVENTS, *(subjects.session(name) for name in tasks)):
             await stack.enter_async_context(client.listen(subject, on_event))
-        show.say("A manager runs three sessions; every event as plain subscribers hear it:", "bold")
+        await stack.enter_async_context(client.listen_output(None, show.output))
+        show.say("A manager runs four sessions; every event as plain subscribers hear it:", "bold")
         for session_id, task in tasks.items():
             await client.create_session(session_id=session_id, metadata={"task": task})
+        await client.send_message("a-program", "user", "are you there?")
         await client.wait("told-to-stop", Status.IDLE, timeout_s=HEAR_TIMEOUT_S)
         await client.terminate_session("told-to-stop", detail="the demo is over")
         for session_id in tasks:
@@ -93,6 +113,17 @@ async def _replay(client: Client, heard: list[EventMessage]) -> list[EventMessag
                 replayed.append(await anext(events))
             await events.acknowledge()
     return replayed
+
+
+async def _replay_output(show: Shower, client: Client) -> bool:
+    """Whether what the program said, and was told, is kept."""
+    async with client.output(session_id="a-program", since="all") as output:
+        kept = 0
+        while not output.caught_up:
+            await anext(output)
+            kept += 1
+    show.say(f"  {subjects.output('a-program')}: {kept} kept")
+    return kept == OUTPUTS
 
 
 def _compare(show: Shower, heard: list[EventMessage], replayed: list[EventMessage]) -> bool:

@@ -4,12 +4,14 @@ import asyncio
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from jido_nats import Client, JidoError, LocalServer, Settings
+from jido_nats import Client, JidoError, LocalServer, Reason, SessionOutput, Settings, Status
 from jido_nats.core import lifecycle
 from jido_nats.core.settings import load
+from tests.programs import running
 from tests.support import eventually
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -49,6 +51,68 @@ async def test_the_manager_s_example_completes_a_session(server: LocalServer, tm
     finally:
         process.kill()
         await process.communicate()
+
+
+def written(language: str, first: str, file: Path) -> Path:
+    """The README's code that begins so, as a file."""
+    file.write_text(next(block for block in blocks(language) if block.startswith(first)))
+    return file
+
+
+async def converse(server: LocalServer, *arguments: str, cwd: Path) -> list[Any]:
+    """What a worker of the README says to `hello` and `bye`, and the record of its end."""
+    async with running("serve", "--server", server.url, *arguments, cwd=cwd) as manager:
+        await manager.said(" serves on ")
+        async with Client.connect(server.url) as client:
+            await client.create_session(session_id="s1")
+            await client.send_message("s1", "user", "hello")
+            await client.send_message("s1", "user", "bye")
+            record = await client.wait("s1", Status.TERMINATED, timeout_s=10)
+            assert record.reason is Reason.COMPLETED
+            said: list[Any] = []
+            async with client.output(session_id="s1", since="all") as output:
+                while not output.caught_up:
+                    heard = (await anext(output)).output
+                    said.append(heard.data if isinstance(heard, SessionOutput) else (heard.role, heard.content))
+            return said
+
+
+@pytest.mark.parametrize("isolation", ["task", "process"])
+async def test_the_coroutine_answers(server: LocalServer, tmp_path: Path, isolation: str) -> None:
+    written("python", "from jido_nats import Session\n\n\nasync def agent", tmp_path / "echo.py")
+
+    said = await converse(server, "--worker", "echo:agent", "--isolation", isolation, cwd=tmp_path)
+
+    assert set(map(repr, said)) == {
+        repr(one)
+        for one in [
+            ("user", "hello"),
+            {"about": "hello"},
+            ("assistant", "you said hello"),
+            ("user", "bye"),
+            {"about": "bye"},
+            ("assistant", "you said bye"),
+        ]
+    }
+
+
+async def test_the_shell_script_answers(server: LocalServer, tmp_path: Path) -> None:
+    written("sh", "#!/bin/sh", tmp_path / "agent.sh")
+
+    said = await converse(server, "--exec", "sh agent.sh", cwd=tmp_path)
+
+    assert [one for one in said if isinstance(one, str)] == ["working on it", "working on it"]
+
+
+async def test_the_node_program_answers(server: LocalServer, tmp_path: Path) -> None:
+    written("js", "#!/usr/bin/env node", tmp_path / "agent.mjs")
+
+    said = await converse(server, "--exec", "node agent.mjs", "--wait-ready", cwd=tmp_path)
+
+    assert [one for one in said if isinstance(one, dict)] == [
+        {"tool": "echo", "input": "hello"},
+        {"tool": "echo", "input": "bye"},
+    ]
 
 
 async def completed(client: Client) -> bool:

@@ -1,7 +1,8 @@
 """The lines between a manager and a program: JSON objects, told apart by `type`.
 
-To the program: first `session` (the whole record), then `message`, `status` when the session's status changed, and
-for a line that had an `id` either `done` or `refused`. From the program: see `FromProgram`.
+To the program: first `session` (the whole record), then `message`, and for a line that had an `id` either `done` or
+`refused`; a program that was started to speak the whole protocol also gets `status` when its status changed.
+From the program: see `FromProgram`.
 """
 
 from collections.abc import AsyncIterator

@@ -71,11 +71,12 @@ class Program:
         *,
         stop_timeout_s: float = STOP_TIMEOUT_S,
         wait_ready: bool = False,
-        pull: bool = False,
+        whole_protocol: bool = False,
     ) -> None:
         """`command`: a command line (no shell reads it) or its words. Raises `ConfigurationError` where it is none.
 
-        `wait_ready`: as the manager is set. `pull`: the program asks for each message with a line `next`.
+        `wait_ready`: as the manager is set. `whole_protocol`: the program asks for each message with a line `next`,
+        and is told of every change of its status.
         """
         try:
             self._argv = shlex.split(command) if isinstance(command, str) else list(command)
@@ -85,7 +86,7 @@ class Program:
             raise ConfigurationError(f"there is no program {self._argv[0] if self._argv else ''!r} that can be run")
         self._stop_timeout_s = stop_timeout_s
         self._wait_ready = wait_ready
-        self._pull = pull
+        self._whole_protocol = whole_protocol
         self._keeper = Keeper()
 
     async def __call__(self, session: Session) -> None:
@@ -102,7 +103,7 @@ class Program:
             group.close()
 
     async def _run(self, session: Session, group: ProcessGroup) -> None:
-        talk = _Talk(session, group, pull=self._pull)
+        talk = _Talk(session, group, whole_protocol=self._whole_protocol)
         cancelled = False
         try:
             await group.connect()
@@ -137,17 +138,17 @@ def isolated(name: str, settings: Settings) -> Program:
         [sys.executable, "-m", "jido_nats.processes.child", name],
         stop_timeout_s=settings.stop_timeout_s,
         wait_ready=settings.wait_ready,
-        pull=True,
+        whole_protocol=True,
     )
 
 
 class _Talk:
     """What goes back and forth between one session and its program."""
 
-    def __init__(self, session: Session, group: ProcessGroup, *, pull: bool) -> None:
+    def __init__(self, session: Session, group: ProcessGroup, *, whole_protocol: bool) -> None:
         self._session = session
         self._group = group
-        self._asked = asyncio.Semaphore(0) if pull else None
+        self._asked = asyncio.Semaphore(0) if whole_protocol else None
         self._tasks: list[asyncio.Task[None]] = []
         self._errors: deque[str] = deque(maxlen=ERROR_LINES_MAX)
         self._nonsense = 0
@@ -158,7 +159,8 @@ class _Talk:
         """Begin with the session's line, and relay from now on."""
         session = self._session
         self._write(SessionLine(**msgspec.structs.asdict(session.record), wait_ready=wait_ready))
-        session.on_change = self._tell_status
+        if self._asked is not None:
+            session.on_change = self._tell_status
         self._tasks = [
             asyncio.create_task(work, name=f"{name} of {session.session_id}")
             for name, work in (
