@@ -1,11 +1,12 @@
 """The command line: parse, wire, run. What the commands do is decided elsewhere."""
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -15,7 +16,7 @@ import click
 import msgspec
 
 from jido_nats import demo as story
-from jido_nats import logs
+from jido_nats import logs, systemd
 from jido_nats.broker.connection import ConnectOptions
 from jido_nats.broker.context import read_context
 from jido_nats.client import Client
@@ -26,6 +27,7 @@ from jido_nats.core.session import Status
 from jido_nats.core.settings import Settings
 from jido_nats.errors import ConfigurationError, JidoError
 from jido_nats.manager import VERSION, SessionManager
+from jido_nats.monitoring import Monitoring
 from jido_nats.processes.load import load_worker
 from jido_nats.processes.program import Program, isolated
 from jido_nats.server import LocalServer
@@ -230,6 +232,13 @@ def up(
 @click.option("--encoding", type=click.Choice([e.value for e in Encoding]), help="How events are written.")
 @click.option("--replicas", type=int, help="Copies of the stream and the buckets.")
 @click.option("--lease-s", type=int, help="Seconds after which a silent manager counts as dead.")
+@click.option("--stop-timeout-s", type=float, help="Seconds that a session has to stop before it is killed.")
+@click.option(
+    "--drain-timeout", "drain_timeout_s", type=float, help="Seconds that sessions may still run when it is stopped."
+)
+@click.option("--metrics-port", type=int, help="Serve /metrics, /livez and /readyz there.")
+@click.option("--metrics-host", default="127.0.0.1", show_default=True, help="The address for them.")
+@click.option("--log-format", type=click.Choice(["line", "json"]), default="line", show_default=True)
 @click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="Settings, as TOML.")
 @click.option("--api-user", envvar="NATS_API_USER", help="The user that answers commands.  [default: the same]")
 @click.option("--api-password", envvar="NATS_API_PASSWORD", help="Its password; better in NATS_API_PASSWORD.")
@@ -242,16 +251,25 @@ async def serve(
     config_file: Path | None,
     api_user: str | None,
     api_password: str | None,
+    metrics_port: int | None,
+    metrics_host: str,
+    log_format: str,
     **overrides: Any,
 ) -> None:
     """Run a manager against an existing server until SIGTERM or Ctrl-C."""
+    logs.use_format(log_format)
     settings, api = _load_settings(config_file, **overrides), common.connection
     if api_user is not None:
         api = replace(api, **_IDENTITY | {"user": api_user, "password": api_password}, inbox_prefix=None)
     run_worker = _choose_worker(worker, command, isolation, settings)
-    async with SessionManager.connect(common.connection, worker=run_worker, settings=settings, api=api) as manager:
+    async with (
+        systemd.served(),
+        SessionManager.connect(common.connection, worker=run_worker, settings=settings, api=api) as manager,
+        _monitored(manager, metrics_host, metrics_port),
+    ):
         await manager.start_serving()
-        click.echo(f"{manager.manager_id} serves on {common.connection.safe_servers()}; Ctrl-C ends it", err=True)
+        systemd.notify("READY=1")
+        logs.announce(f"{manager.manager_id} serves on {common.connection.safe_servers()}; Ctrl-C ends it")
         await _serve_until_signal(manager)
 
 
@@ -466,6 +484,18 @@ async def conform(common: Common, file: BinaryIO | None, partial: bool, stream: 
     return 1 if checker.violations else 0
 
 
+@contextlib.asynccontextmanager
+async def _monitored(manager: SessionManager, host: str, port: int | None) -> AsyncIterator[None]:
+    """Until the manager is closed, its draining included, it can be asked how it is."""
+    if port is None:
+        yield
+        return
+    with Monitoring(manager.snapshot, host=host, port=port) as monitoring:
+        logs.announce(f"metrics and health on http://{host}:{monitoring.port}")
+        yield
+        await manager.close()
+
+
 async def _serve_until_signal(manager: SessionManager) -> None:
     """Serve until the first SIGTERM or Ctrl-C. One that comes a second or more later hurries what is being ended.
 
@@ -476,6 +506,7 @@ async def _serve_until_signal(manager: SessionManager) -> None:
     hurry = task.cancel
 
     def on_signal() -> None:
+        systemd.notify("STOPPING=1")
         manager.stop()
         _on_signals((signal.SIGTERM, signal.SIGINT), _ignore)
         loop.call_later(HURRY_AFTER_S, lambda: _on_signals((signal.SIGTERM, signal.SIGINT), hurry))

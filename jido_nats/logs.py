@@ -2,7 +2,10 @@
 
 import logging
 import sys
-from typing import Final
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
 
 # Attributes that every log record has; the others are the data of `extra`.
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -17,6 +20,38 @@ class LineFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         data = "".join(f" {name}={value}" for name, value in vars(record).items() if name not in _STANDARD)
         return super().formatMessage(record) + data
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: `time` (RFC 3339), `level`, `logger`, `message`, its data, and an `exception`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line, enc_hook=repr).decode()
+
+
+def use_format(name: str) -> None:
+    """`line`, for people, or `json`, for machines."""
+    formatter = JsonFormatter() if name == "json" else LineFormatter()
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(formatter)
+
+
+def announce(text: str) -> None:
+    """Tell on stderr what is no trouble and is told in any case: as it is, or, among JSON, as a line of its own."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, JsonFormatter):
+            handler.handle(logging.LogRecord("jido_nats", logging.INFO, "", 0, text, (), None))
+        else:
+            sys.stderr.write(f"{text}\n")
 
 
 def configure(level: int) -> None:

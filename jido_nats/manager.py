@@ -52,9 +52,11 @@ from jido_nats.errors import (
 )
 from jido_nats.ids import new_manager_id, new_message_id, new_session_id
 from jido_nats.index import ClaimIndex, SessionIndex
+from jido_nats.monitoring import Snapshot
 from jido_nats.outbox import Outbox
 from jido_nats.service import SERVICE_NAME, Service, Verb, overloaded
 from jido_nats.sessions import NotHere, Sessions, Taken
+from jido_nats.stats import Stats
 from jido_nats.takeover import Sweeper
 from jido_nats.talk import Talk
 from jido_nats.worker import Worker
@@ -92,6 +94,8 @@ class SessionManager:
         self._tasks: list[asyncio.Task[None]] = []
         self._exit = contextlib.AsyncExitStack()
         self._serving = False
+        self.stats = Stats()
+        self._connections: list[Connection] = []
 
     @classmethod
     def connect(
@@ -228,8 +232,7 @@ class SessionManager:
         if self._serving:
             return
         self._serving = True
-        connection = await Connection.open(self._api, f"jido-nats api {self.manager_id}")
-        self._exit.push_async_callback(connection.close)
+        connection = await self._connect(self._api, "api ")
         endpoints = Endpoints(
             connection,
             name=SERVICE_NAME,
@@ -239,7 +242,7 @@ class SessionManager:
             in_flight_max=self._settings.commands_max,
             overloaded=overloaded,
         )
-        service = Service(endpoints, self._settings, self.manager_id, self._verbs())
+        service = Service(endpoints, self._settings, self.manager_id, self._verbs(), self.stats)
         await service.start()
         try:
             await connection.flush()  # from now on a request finds somebody
@@ -255,18 +258,40 @@ class SessionManager:
         self._stop_serving.set()
 
     async def close(self) -> None:
-        """No new commands; end every session with `manager_stopped`, publish it, release the lease, disconnect."""
+        """No new commands; end every session with `manager_stopped`, publish it, release the lease, disconnect.
+
+        Before that, for `drain_timeout_s`: no new sessions, while those that run may end by themselves.
+        """
         self.stop()
-        await self._exit.aclose()
+        try:
+            left = await self._sessions.drain(self._settings.drain_timeout_s)
+            if left:
+                log.info("ending the sessions that still run", extra={"sessions": left})
+        finally:
+            await self._exit.aclose()
+
+    def snapshot(self) -> Snapshot:
+        """What the manager can say of itself: its counters, and what keeps it from being ready."""
+        troubles = [f"no connection to NATS: {c.name}" for c in self._connections if not c.connected]
+        troubles += [] if self._lease_stands() else ["the lease does not stand"]
+        troubles += [] if self._serving else ["commands are not answered yet"]
+        troubles += ["stopping"] if self._stop_serving.is_set() else []
+        return Snapshot(
+            manager_id=self.manager_id,
+            version=VERSION,
+            sessions=dict(self._sessions.by_status()),
+            stats=self.stats,
+            lease_age_s=self._lease.age_s,
+            reconnects=sum(connection.reconnects for connection in self._connections),
+            troubles=troubles,
+        )
 
     def __repr__(self) -> str:
         return f"<SessionManager {self.manager_id} with {len(self._sessions)} sessions>"
 
     async def _start(self) -> None:
         settings = self._settings
-        connection = await Connection.open(self._options, f"jido-nats {self.manager_id}")
-        self._connection = connection
-        self._exit.push_async_callback(connection.close)
+        self._connection = connection = await self._connect(self._options, "")
         await topology.check_server(connection)
         await topology.declare(connection, settings)
         self._registry = Registry(
@@ -279,7 +304,9 @@ class SessionManager:
         self._event_log.acknowledged = await self._event_log.last_sequence()
         self._leases = Leases(connection, settings.managers_bucket)
         self._peers = Peers(connection)
-        path = WritePath(self.manager_id, self._registry, self._event_log, self._may_write, self._leases.is_alive)
+        path = WritePath(
+            self.manager_id, self._registry, self._event_log, self.stats, self._may_write, self._leases.is_alive
+        )
         self._sessions = Sessions(
             path, self._worker, settings, await self._open_talk(), now=_now, new_id=new_session_id
         )
@@ -313,10 +340,15 @@ class SessionManager:
             self._spawn(name, work)
         self._exit.push_async_callback(self._end_sessions)
 
+    async def _connect(self, options: ConnectOptions, use: str) -> Connection:
+        connection = await Connection.open(options, f"jido-nats {use}{self.manager_id}")
+        self._exit.push_async_callback(connection.close)
+        self._connections.append(connection)
+        return connection
+
     async def _open_talk(self) -> Talk:
         """Output goes over a connection of its own: thousands of messages a second must not stand before a record."""
-        connection = await Connection.open(self._options, f"jido-nats output {self.manager_id}")
-        self._exit.push_async_callback(connection.close)
+        connection = await self._connect(self._options, "output ")
         outbox = Outbox(OutputLog(connection, self._settings.encoding), self._settings.output_message_bytes_max)
         self._exit.push_async_callback(self._end_output, outbox)
         return Talk(

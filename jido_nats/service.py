@@ -6,6 +6,7 @@ it came in.
 
 import logging
 import secrets
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -29,6 +30,7 @@ from jido_nats.core.commands import (
 )
 from jido_nats.core.settings import Settings
 from jido_nats.errors import BadRequest, CommandError, InternalError, JidoError, Overloaded, TooLarge, Unavailable
+from jido_nats.stats import Stats
 
 SERVICE_NAME: Final = "jido-session-manager"
 ERROR_TEXT_MAX: Final = 300
@@ -59,11 +61,14 @@ API: Final[dict[str, _Api]] = {
 class Service:
     """The API over a manager's verbs, as a NATS micro service; commands that other managers pass on as well."""
 
-    def __init__(self, endpoints: Endpoints, settings: Settings, manager_id: str, verbs: dict[str, Verb]) -> None:
+    def __init__(
+        self, endpoints: Endpoints, settings: Settings, manager_id: str, verbs: dict[str, Verb], stats: Stats
+    ) -> None:
         self._endpoints = endpoints
         self._settings = settings
         self._manager_id = manager_id
         self._verbs = verbs
+        self._stats = stats
 
     async def start(self) -> None:
         """Take requests."""
@@ -91,6 +96,13 @@ class Service:
         return await self._handle(verb, request, passed_on=True)
 
     async def _handle(self, verb: str, request: Request, *, passed_on: bool = False) -> Reply:
+        started = time.perf_counter()
+        try:
+            return await self._answer(verb, request, passed_on=passed_on)
+        finally:
+            self._stats.commands[verb].add(time.perf_counter() - started)
+
+    async def _answer(self, verb: str, request: Request, *, passed_on: bool) -> Reply:
         trace.CURRENT.set(trace.traceparent_in(request.headers))  # of this request's task
         encoding = Encoding.JSON
         about_one = passed_on or verb not in ("create", "list")
@@ -103,9 +115,11 @@ class Service:
             answer = await self._verbs[verb](session_id, command, passed_on=passed_on)
             return Reply(codec.encode(answer, encoding), encoding.content_type)
         except CommandError as error:
-            return error_reply(error, encoding, session_id)
+            answered = error
         except Exception as error:
-            return error_reply(_hide(error, request), encoding, session_id)
+            answered = _hide(error, request)
+        self._stats.command_errors[verb, answered.code] += 1
+        return error_reply(answered, encoding, session_id)
 
     def _decode(self, verb: str, request: Request, encoding: Encoding) -> Any:
         size = len(request.data)

@@ -7,6 +7,7 @@ manager's own, whether or not its caller still waits.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from datetime import datetime
 from functools import partial
@@ -109,6 +110,7 @@ class Sessions:
         self._live: dict[str, _Live] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
+        self._drained: asyncio.Future[None] | None = None
 
     def __len__(self) -> int:
         return len(self._live)
@@ -120,6 +122,10 @@ class Sessions:
     def full(self) -> bool:
         """Whether no more sessions are taken."""
         return self._closing or len(self._live) >= self._settings.sessions_max
+
+    def by_status(self) -> Counter[Status]:
+        """How many sessions run here, by status."""
+        return Counter(live.record.status for live in self._live.values() if live.writer is not None)
 
     def writers(self) -> Iterable[SessionWriter]:
         """The writer of every session that has begun."""
@@ -201,7 +207,7 @@ class Sessions:
 
     def lose(self, session_id: str) -> None:
         """Another manager has this session now: stop its worker, write nothing more."""
-        live = self._live.pop(session_id, None)
+        live = self._drop(session_id)
         if live is None or live.writer is None:
             return
         log.warning(
@@ -211,6 +217,14 @@ class Sessions:
         if live.run is not None:
             live.run.cancel()
         live.tell_ended()
+
+    async def drain(self, timeout_s: float) -> int:
+        """Take no new sessions, and let those that run end by themselves within `timeout_s`; how many still run."""
+        self._closing = True
+        if self._live and timeout_s > 0:
+            self._drained = asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._drained}, timeout=timeout_s)
+        return len(self._live)
 
     async def close(self, timeout_s: float) -> int:
         """End every session with `manager_stopped`; how many could not be ended within `timeout_s`."""
@@ -234,7 +248,7 @@ class Sessions:
             try:
                 await self._begin(live, session_id, request)
             except BaseException:
-                self._live.pop(session_id, None)
+                self._drop(session_id)
                 raise
             await self._start(live)
         return live.record
@@ -388,7 +402,7 @@ class Sessions:
         live.tell_ended()
         assert live.writer is not None
         await self._guarded(live, live.writer.seal())
-        self._live.pop(live.record.session_id, None)
+        self._drop(live.record.session_id)
 
     async def _advance(self, live: _Live, status: Status, **why: Any) -> None:
         """Decide, commit, publish. The lock is held."""
@@ -441,6 +455,12 @@ class Sessions:
                         await self._end(live, forced=True)
             except NotHere:
                 pass
+
+    def _drop(self, session_id: str) -> _Live | None:
+        live = self._live.pop(session_id, None)
+        if not self._live and self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        return live
 
     def _find(self, session_id: str) -> _Live:
         live = self._live.get(session_id)

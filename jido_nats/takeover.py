@@ -114,6 +114,7 @@ class Sweeper:
             log.info("another manager takes this session over", extra={"session_id": session_id, "why": str(error)})
             return
         if await writer.reload():
+            self._path.stats.takeovers += 1
             claimed.append(_Claimed(writer, await self._path.event_log.is_complete(writer.record)))
 
     async def _look(self, writers: list[SessionWriter]) -> Collection[str]:

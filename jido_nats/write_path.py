@@ -20,10 +20,11 @@ import msgspec
 from jido_nats.broker.event_log import UNCLAIMED, EventLog
 from jido_nats.broker.registry import Registry
 from jido_nats.core import subjects
-from jido_nats.core.session import SessionRecord
+from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.subjects import Publication
 from jido_nats.errors import Conflict, Fenced, NotSent, OutcomeUnknown
 from jido_nats.failpoints import reach
+from jido_nats.stats import Stats
 
 RETRY_WAIT_S: Final = 0.05
 RETRY_WAIT_MAX_S: Final = 2.0
@@ -36,6 +37,7 @@ class WritePath:
     manager_id: str
     registry: Registry
     event_log: EventLog
+    stats: Stats
     # Returns when this manager may write: its lease stands, and after a lapse its sessions were looked at again.
     may_write: Callable[[], Awaitable[None]]
     # Whether a manager has a lease, read at the leader.
@@ -45,7 +47,7 @@ class WritePath:
 class SessionWriter:
     """One session's record and events, written by one manager, one version at a time."""
 
-    __slots__ = ("_path", "fence", "lost", "record", "revision", "survivor")
+    __slots__ = ("_path", "_unpublished", "fence", "lost", "record", "revision", "survivor")
 
     def __init__(self, path: WritePath, record: SessionRecord, revision: int, *, survivor: bool = False) -> None:
         self._path = path
@@ -54,6 +56,7 @@ class SessionWriter:
         self.fence = 0
         self.survivor = survivor
         self.lost = False
+        self._unpublished = False
 
     async def commit(self, changed: SessionRecord) -> None:
         """Make `changed` the truth; `Fenced` where another manager has written meanwhile."""
@@ -67,6 +70,9 @@ class SessionWriter:
                 raise Fenced(f"the session {changed.session_id} was written by another manager") from None
             self.revision = entry.revision
         self.record = changed
+        if not changed.sealed:
+            self._unpublished = True
+            self._path.stats.versions_unpublished += 1
         reach("sealed" if changed.sealed else "committed")
 
     async def look_and_publish(self) -> None:
@@ -78,18 +84,13 @@ class SessionWriter:
 
         `stored`: the message ids that a look found.
         """
-        wait_s = RETRY_WAIT_S
-        while True:
-            try:
-                await self._publish_missing(stored)
-                reach("published")
-                return
-            except (Conflict, OutcomeUnknown):
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, RETRY_WAIT_MAX_S)
-            await self.claim()
-            await self._check_unchanged()
-            stored = await self._look()
+        try:
+            await self._publish_all(stored)
+        finally:
+            if self._unpublished:
+                self._unpublished = False
+                self._path.stats.versions_unpublished -= 1
+        self._count()
 
     async def seal(self) -> None:
         """Say that nothing will change any more, and let the record expire."""
@@ -124,6 +125,25 @@ class SessionWriter:
             return False
         self.record, self.revision = entry.record, entry.revision
         return True
+
+    async def _publish_all(self, stored: Collection[str]) -> None:
+        wait_s = RETRY_WAIT_S
+        while True:
+            try:
+                await self._publish_missing(stored)
+                reach("published")
+                return
+            except (Conflict, OutcomeUnknown):
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, RETRY_WAIT_MAX_S)
+            await self.claim()
+            await self._check_unchanged()
+            stored = await self._look()
+
+    def _count(self) -> None:
+        record, stats = self.record, self._path.stats
+        stats.transitions[record.previous_status or "", record.status, record.reason or ""] += 1
+        stats.events_published += 2 if record.status is Status.TERMINATED else 1
 
     async def _check_unchanged(self) -> None:
         entry = await self._path.registry.get(self.record.session_id)

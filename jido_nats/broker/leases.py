@@ -83,6 +83,11 @@ class Lease:
         self._on_renewed: Callable[[], None] = lambda: None
 
     @property
+    def age_s(self) -> float:
+        """Seconds since the sending of the last renewal that was acknowledged."""
+        return boottime() - (self._deadline - self._lease_s)
+
+    @property
     def valid(self) -> bool:
         """Whether the lease surely still stands, by this machine's clock."""
         return boottime() < self._deadline

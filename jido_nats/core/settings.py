@@ -37,6 +37,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     wait_ready: bool = False
     start_timeout_s: float = 30.0
     stop_timeout_s: float = 3.0
+    drain_timeout_s: float = 0.0
     command_timeout_s: float = 4.5
     sessions_max: int = 100_000
     commands_max: int = 4096
@@ -83,7 +84,7 @@ _POSITIVE = (
     "inbox_messages_max",
     "output_message_bytes_max",
 )
-_LIMITS = ("idle_after_s", "idle_timeout_s", "max_lifetime_s")
+_LIMITS = ("drain_timeout_s", "idle_after_s", "idle_timeout_s", "max_lifetime_s")
 
 
 def load(toml: bytes, **overrides: Any) -> Settings:

@@ -1,0 +1,35 @@
+"""What a manager has counted since it started: plain numbers, read by whoever shows them."""
+
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from typing import Final
+
+# Upper bounds in seconds: from one quiet transition to the longest that a command may take.
+BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Durations:
+    """A histogram: how many took at most each of `BOUNDS_S` (and longer), and their sum in seconds."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BOUNDS_S) + 1)
+        self.sum_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one."""
+        self.counts[bisect_left(BOUNDS_S, seconds)] += 1
+        self.sum_s += seconds
+
+
+class Stats:
+    """The counters of one manager."""
+
+    def __init__(self) -> None:
+        # (from, to, reason), "" where there is none.
+        self.transitions: Counter[tuple[str, str, str]] = Counter()
+        self.events_published = 0
+        self.versions_unpublished = 0
+        self.takeovers = 0
+        self.commands: defaultdict[str, Durations] = defaultdict(Durations)
+        # (verb, error code)
+        self.command_errors: Counter[tuple[str, str]] = Counter()
