@@ -37,6 +37,7 @@ from jido_nats.write_path import SessionWriter, WritePath
 STOPS_AT_ONCE: Final = 256
 # A manager that ends gives a worker that is being killed this long to be gone, before the record says `forced`.
 KILL_GRACE_S: Final = 1.0
+FIRST_COMMITS_MAX: Final = 3
 
 log = logging.getLogger(__name__)
 
@@ -245,26 +246,17 @@ class Sessions:
     async def _create(self, session_id: str, request: CreateRequest) -> SessionRecord:
         live = self._live[session_id] = _Live()
         async with live.lock:
-            try:
-                await self._begin(live, session_id, request)
-            except BaseException:
-                self._drop(session_id)
-                raise
-            await self._start(live)
+            first = self._first_record(session_id, request)
+            error = self._call_worker(live, first)
+            if error is None and not self._settings.wait_ready:
+                opened, _ = lifecycle.opened(first)
+                await self._begin(live, opened, request)
+            else:
+                await self._begin(live, first, request)
+                await self._start(live, error)
         return live.record
 
-    async def _begin(self, live: _Live, session_id: str, request: CreateRequest) -> None:
-        revision = 0
-        if request.session_id is not None:
-            entry = await self._path.registry.get(session_id)
-            if entry.record is not None:
-                raise Taken(entry.record)
-            if await self._path.event_log.remembers(session_id):
-                raise AlreadyExists(
-                    "a session of that id has been before, its record has expired; choose another",
-                    session_id=session_id,
-                )
-            revision = entry.revision
+    def _first_record(self, session_id: str, request: CreateRequest) -> SessionRecord:
         record, _ = lifecycle.create(
             session_id,
             owner=self._path.manager_id,
@@ -277,26 +269,65 @@ class Sessions:
             idle_timeout_s=request.idle_timeout_s,
             max_lifetime_s=request.max_lifetime_s,
         )
-        writer = SessionWriter(self._path, record, revision)
-        try:
-            await writer.commit(record)
-        except Fenced:
-            entry = await self._path.registry.get(session_id)
-            if entry.record is not None:
-                raise Taken(entry.record) from None
-            raise Unavailable("the session id is just being expired; ask again", session_id=session_id) from None
-        live.writer = writer
-        await self._guarded(live, writer.publish())
+        return record
 
-    async def _start(self, live: _Live) -> None:
-        wait_ready = self._settings.wait_ready
-        live.session = Session(live.record, self, wait_ready=wait_ready)
-        error: str | None = None
+    def _call_worker(self, live: _Live, record: SessionRecord) -> str | None:
+        """Make the worker's coroutine, which does not run yet; what went wrong, or None."""
+        live.session = Session(record, self, wait_ready=self._settings.wait_ready)
         try:
-            live.run = WorkerRun(self._worker, live.session, partial(self._on_worker_end, live))
-        except Exception as failure:
-            error = error_text(failure)
-        if error is None and wait_ready:
+            live.run = WorkerRun(self._worker, live.session)
+        except Exception as error:
+            return error_text(error)
+        return None
+
+    async def _begin(self, live: _Live, record: SessionRecord, request: CreateRequest) -> None:
+        """Commit the session's first record, start its worker, publish. A session that is opened is active with that.
+
+        Raises `Taken`, `AlreadyExists`: nothing has run, and nothing was written.
+        """
+        try:
+            live.writer = await self._commit_first(record, chosen=request.session_id is not None)
+        except BaseException:
+            if live.run is not None:
+                live.run.discard()
+            self._drop(record.session_id)
+            raise
+        assert live.session is not None
+        live.session.changed(record)
+        if live.run is not None:
+            live.run.start(partial(self._on_worker_end, live))
+        await self._guarded(live, live.writer.publish())
+        self._watch_limits(live)
+
+    async def _commit_first(self, record: SessionRecord, *, chosen: bool) -> SessionWriter:
+        """The writer that has written the record. `chosen`: the id may have been used before.
+
+        The key is taken to be new, which the commit finds out: only where it is not, it is read.
+        """
+        path, revision = self._path, 0
+        for _ in range(FIRST_COMMITS_MAX):
+            used = chosen and await path.event_log.remembers(record.session_id)
+            if not used:
+                writer = SessionWriter(path, record, revision)
+                try:
+                    await writer.commit(record)
+                    return writer
+                except Fenced:
+                    pass
+            entry = await path.registry.get(record.session_id)
+            if entry.record is not None:
+                raise Taken(entry.record)
+            if used:
+                raise AlreadyExists(
+                    "a session of that id has been before, its record has expired; choose another",
+                    session_id=record.session_id,
+                )
+            revision = entry.revision  # an expiry's marker: what the stream remembers is read again
+        raise Unavailable("the session id is just being expired; ask again", session_id=record.session_id)
+
+    async def _start(self, live: _Live, error: str | None) -> None:
+        """From `initializing` to `active`, once the worker is ready; raises `StartFailed` where it is not."""
+        if error is None:
             assert live.run is not None
             error = await live.run.wait_ready(self._settings.start_timeout_s)
         if error is None:
@@ -418,8 +449,11 @@ class Sessions:
         await self._guarded(live, self._write(live.writer, changed))
         if live.session is not None:
             live.session.changed(changed)
-            if self._defaults or changed.has_limits:
-                self.deadlines.watch(changed.session_id)
+            self._watch_limits(live)
+
+    def _watch_limits(self, live: _Live) -> None:
+        if self._defaults or live.record.has_limits:
+            self.deadlines.watch(live.record.session_id)
 
     async def _write(self, writer: SessionWriter, changed: SessionRecord) -> None:
         await writer.commit(changed)

@@ -176,17 +176,29 @@ class WorkerKilled(Exception):
 class WorkerRun:
     """One run of a worker, as a task."""
 
-    __slots__ = ("_cancels", "_session", "_task")
+    __slots__ = ("_awaitable", "_cancels", "_session", "_task")
 
-    def __init__(self, worker: Worker, session: Session, on_end: Callable[[Outcome], None]) -> None:
-        """Start it. Raises what `worker(session)` itself raises, `TypeError` where that gives nothing to await."""
+    def __init__(self, worker: Worker, session: Session) -> None:
+        """Call it; it runs once it is started. Raises what `worker(session)` raises, `TypeError` where that gives
+        nothing to await."""
         self._session = session
         self._cancels = 0
         work = worker(session)
         if not inspect.isawaitable(work):
             raise TypeError(f"the worker has to be a coroutine function, and returned {type(work).__name__}")
-        self._task = asyncio.create_task(self._work(work), name=session.session_id)
+        self._awaitable: Awaitable[None] | None = work
+
+    def start(self, on_end: Callable[[Outcome], None]) -> None:
+        """Run it; `on_end` is told how it ended."""
+        assert self._awaitable is not None, "started once"
+        work, self._awaitable = self._awaitable, None
+        self._task = asyncio.create_task(self._work(work), name=self._session.session_id)
         self._task.add_done_callback(partial(_tell_end, work, on_end))
+
+    def discard(self) -> None:
+        """It will not be started."""
+        if inspect.iscoroutine(self._awaitable):
+            self._awaitable.close()
 
     @property
     def ended(self) -> bool:

@@ -143,7 +143,9 @@ class SessionWriter:
     def _count(self) -> None:
         record, stats = self.record, self._path.stats
         stats.transitions[record.previous_status or "", record.status, record.reason or ""] += 1
-        stats.events_published += 2 if record.status is Status.TERMINATED else 1
+        stats.events_published += 2 if record.opening or record.status is Status.TERMINATED else 1
+        if record.opening:
+            stats.transitions["", Status.INITIALIZING, ""] += 1
 
     async def _check_unchanged(self) -> None:
         entry = await self._path.registry.get(self.record.session_id)

@@ -60,6 +60,15 @@ def create(
     return record, events_of(record)
 
 
+def opened(record: SessionRecord) -> tuple[SessionRecord, tuple[Event, ...]]:
+    """Version 2, `active`, of a session whose version 1 is not written by itself: its events are those of both."""
+    assert record.version == 1, "just created"
+    changed = msgspec.structs.replace(
+        record, status=Status.ACTIVE, previous_status=Status.INITIALIZING, version=2, opening=True
+    )
+    return changed, events_of(changed)
+
+
 def transition(
     record: SessionRecord,
     status: Status,
@@ -90,6 +99,7 @@ def transition(
         error=error or record.error,
         detail=record.detail or detail,
         forced=forced,
+        opening=False,
         after=max(after, record.after),
         traceparent=traceparent,
     )
@@ -111,6 +121,8 @@ def events_of(record: SessionRecord) -> tuple[Event, ...]:
         detail=record.detail,
         forced=record.forced,
     )
+    if record.opening:
+        return (created_event(record), changed)
     if record.status is not Status.TERMINATED:
         return (changed,)
     return (changed, ended_event(changed))
@@ -130,6 +142,7 @@ def after_event(record: SessionRecord, event: Event) -> SessionRecord:
             detail=None,
             forced=False,
             sealed=False,
+            opening=False,
         )
     changes = (
         {"status": Status.TERMINATED}
@@ -148,6 +161,7 @@ def after_event(record: SessionRecord, event: Event) -> SessionRecord:
         detail=event.detail,
         forced=event.forced,
         sealed=False,
+        opening=False,
         **changes,
     )
 

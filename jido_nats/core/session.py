@@ -36,6 +36,7 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     runs the session. `after` is a sequence of the event stream that was acknowledged before this version
     was committed, so every event of this version lies behind it. `sealed` says that all events are stored
     and nothing will change any more. Times are UTC.
+    `opening` says that this version is the first that was written, so that `session_created` is among its events.
     The time limits are those that the session was created with (seconds, 0: none), None where the manager's hold.
     `traceparent` (W3C Trace Context) is that of the command which caused this version, None where it had none.
     """
@@ -55,6 +56,7 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     forced: bool = False
     after: int = 0
     sealed: bool = False
+    opening: bool = False
     idle_after_s: float | None = None
     idle_timeout_s: float | None = None
     max_lifetime_s: float | None = None

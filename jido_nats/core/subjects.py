@@ -113,19 +113,17 @@ def publications(record: SessionRecord) -> Iterator[Publication]:
 
     The copy on the session's own subject comes last, so that a stored one proves the version complete.
     """
-    events = events_of(record)
-    for event in events:
-        yield Publication(EVENTS, event, _message_id(record, event), record.traceparent)
-    if record.version > 1:
-        yield Publication(session(record.session_id), events[0], last_message_id(record), record.traceparent)
+    copy: Publication | None = None
+    for event in events_of(record):
+        message_id = f"{record.session_id}.{event.version}.{event_type(event)}"
+        yield Publication(EVENTS, event, message_id, record.traceparent)
+        if isinstance(event, SessionStatus):
+            copy = Publication(session(record.session_id), event, f"{message_id}.session", record.traceparent)
+    if copy is not None:
+        yield copy
 
 
 def last_message_id(record: SessionRecord) -> str:
     """The `Nats-Msg-Id` of the last message that the record's version owes."""
-    first = events_of(record)[0]
-    suffix = ".session" if isinstance(first, SessionStatus) else ""
-    return _message_id(record, first) + suffix
-
-
-def _message_id(record: SessionRecord, event: Event) -> str:
-    return f"{record.session_id}.{record.version}.{event_type(event)}"
+    *_, last = publications(record)
+    return last.message_id

@@ -124,7 +124,8 @@ async def run(name: str, pipe: IO[bytes]) -> int:
     session = Session(line, parent, wait_ready=line.wait_ready)
     session.inbox = _AskingInbox(parent)
     ended: asyncio.Future[Outcome] = loop.create_future()
-    work = WorkerRun(load_worker(name), session, ended.set_result)
+    work = WorkerRun(load_worker(name), session)
+    work.start(ended.set_result)
     loop.add_signal_handler(signal.SIGTERM, work.cancel)
     listening = asyncio.create_task(_listen(incoming, session, parent, work))
     outcome = await ended

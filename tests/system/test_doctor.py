@@ -77,7 +77,7 @@ async def test_committed_events_that_are_not_published_are_told(
     server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jido_nats.tools.doctor.SETTLED_AFTER_S", 0.0)
-    async with manager_process(server.url, failpoints="before message 1:freeze:2", lease_s=30) as frozen:
+    async with manager_process(server.url, failpoints="before message 1:freeze:1", lease_s=30) as frozen:
         creating = asyncio.create_task(_try_to_create(client))
         await eventually(lambda: frozen.frozen)
         assert "s1" in (await troubles(server))["events"]

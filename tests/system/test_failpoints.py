@@ -12,29 +12,42 @@ from tests.agents import waiting
 from tests.processes import LEASE_S, ManagerProcess, manager_process
 from tests.support import eventually
 
-# Each place at the version where it differs most: created, active, terminating, terminated, sealed.
+# Each place at the version where it differs most: opened as active, terminating, terminated, sealed.
 OWNER_PLACES = [
+    "committed:1",
+    "before message 1:1",
+    "before message 2:1",
+    "before message 3:1",
+    "published:1",
+    "before commit:2",
+    "committed:2",
+    "before message 1:2",
+    "before message 2:2",
+    "committed:3",
+    "before message 2:3",
+    "before message 3:2",
+    "published:3",
+    "before seal:1",
+    "sealed:1",
+]
+# The same where a session is `initializing` first, since its worker has to say that it is ready.
+WAIT_READY_PLACES = [
     "committed:1",
     "before message 1:1",
     "published:1",
     "before commit:2",
     "committed:2",
-    "before message 2:2",
-    "before message 1:3",
-    "committed:4",
-    "before message 2:3",
-    "before message 3:1",
-    "published:4",
-    "before seal:1",
-    "sealed:1",
+    "published:2",
 ]
 # Where something is about to be sent that has to be refused when the process wakes.
 FREEZE_PLACES = [
     "before commit:2",
     "before message 1:1",
-    "before message 2:2",
-    "committed:4",
+    "before message 2:1",
     "before message 3:1",
+    "before message 2:2",
+    "committed:3",
+    "before message 3:2",
     "before seal:1",
 ]
 SURVIVOR_PLACES = ["before claim", "claimed", "looked", "before commit", "committed", "before message 2", "before seal"]
@@ -69,10 +82,17 @@ async def settled(manager: SessionManager) -> bool:
     return all(record.sealed for record in await manager.list_sessions(include_terminated=True))
 
 
-@pytest.mark.parametrize("place", OWNER_PLACES)
-async def test_what_a_dead_owner_had_begun_is_finished_once(server: LocalServer, client: Client, place: str) -> None:
+@pytest.mark.parametrize(
+    ("place", "worker", "extra"),
+    [(place, "tests.agents:waiting", ()) for place in OWNER_PLACES]
+    + [(place, "tests.workers:gets_ready", ("--wait-ready",)) for place in WAIT_READY_PLACES],
+)
+async def test_what_a_dead_owner_had_begun_is_finished_once(
+    server: LocalServer, client: Client, place: str, worker: str, extra: tuple[str, ...]
+) -> None:
     name, _, time = place.partition(":")
-    async with manager_process(server.url, failpoints=f"{name}:die:{time}") as victim:
+    failpoints = f"{name}:die:{time}"
+    async with manager_process(server.url, failpoints=failpoints, worker=worker, extra=extra) as victim:
         asking = asyncio.create_task(create_and_end(client))
         await eventually(lambda: victim.gone)
     async with survivor(server) as manager:
