@@ -113,12 +113,12 @@ def check_commands(lines: list[Line], python: Ear) -> str:
     assert list(replies) == ["create", "list", "get", "error", "terminate", "stopped"]
     session_id: str = json.loads(replies["create"]["data"])["session_id"]
     written = heard_on(python, RECORDS + session_id)
-    assert replies["create"]["data"].encode() == replies["get"]["data"].encode() == written[1]
-    assert replies["terminate"]["data"].encode() == written[3]
-    assert json.loads(written[3])["status"] == "terminated"
+    assert replies["create"]["data"].encode() == replies["get"]["data"].encode() == written[0]
+    assert replies["terminate"]["data"].encode() == written[2]
+    assert json.loads(written[2])["status"] == "terminated"
     for live in (heard_on(python, f"{RECORDS}{live}")[-1] for live in ("waiting", "resting")):
         assert live in replies["list"]["data"].encode()
-    assert written[1] in replies["list"]["data"].encode()
+    assert written[0] in replies["list"]["data"].encode()
     error = json.loads(replies["error"]["data"])["error"]
     assert (replies["error"]["code"], error["code"], error["session_id"]) == ("404", "not_found", "nobody")
     assert replies["error"]["text"] == error["message"]
