@@ -2,20 +2,27 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, TypeVar
 
 from jido_nats.tools.bench.samples import Samples
+
+FINISH_TIMEOUT_S: Final = 10.0
 
 T = TypeVar("T")
 
 
 async def drive(
-    items: Sequence[T], call: Callable[[T], Awaitable[object]], *, at_once: int, into: Samples, step: Callable[[], None]
+    items: Iterable[T], call: Callable[[T], Awaitable[object]], *, at_once: int, into: Samples, step: Callable[[], None]
 ) -> None:
-    """Call for every item, `at_once` at a time, as fast as they are answered; `step` is called after each."""
-    waiting = iter(items)
+    """Call for every item, `at_once` at a time, as fast as they are answered; `step` is called after each.
+
+    The first error ends it, or cancellation; what is under way then is waited for, so that nothing is done later.
+    """
     seconds: list[float] = []
+    begun = time.perf_counter()
+    waiting = iter(items)
+    stopped = False
 
     async def work_off() -> None:
         for item in waiting:
@@ -23,16 +30,19 @@ async def drive(
             await call(item)
             seconds.append(time.perf_counter() - started)
             step()
+            if stopped:
+                return
 
-    started = time.perf_counter()
-    workers = [asyncio.create_task(work_off()) for _ in range(min(at_once, len(items)))]
+    workers = [asyncio.create_task(work_off()) for _ in range(at_once)]
     try:
-        await asyncio.gather(*workers)  # the first error is the one to tell
+        await asyncio.gather(*map(asyncio.shield, workers))
     finally:
+        stopped = True
+        await asyncio.wait(workers, timeout=FINISH_TIMEOUT_S)
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
-    into.add(seconds, time.perf_counter() - started)
+    into.add(seconds, time.perf_counter() - begun)
 
 
 def rounds(items: Sequence[T], at_once: int, count: int) -> list[Sequence[T]]:

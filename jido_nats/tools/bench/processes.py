@@ -38,14 +38,12 @@ class ManagerProcess:
         await self._end(signal.SIGTERM)
 
     async def _end(self, number: signal.Signals) -> None:
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
+        _send(self._process, number)
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
                 await self._process.wait()
         except TimeoutError:
-            self._process.kill()
+            _send(self._process, signal.SIGKILL)
             await self._process.wait()
         await self._reader
 
@@ -66,8 +64,7 @@ async def managing(url: str, *, lease_s: int, config_file: Path | None) -> Async
     try:
         manager_id = await _wait_serving(process)
     except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        _send(process, signal.SIGKILL)
         await process.wait()
         raise
     manager = ManagerProcess(process, manager_id, asyncio.create_task(_drain(process)))
@@ -88,6 +85,13 @@ async def _wait_serving(process: asyncio.subprocess.Process) -> str:
                     return line.split(SERVES)[0].decode().strip()
                 last = line
     raise ServerUnusable(f"a manager did not start: {last.decode(errors='replace').strip()}")
+
+
+def _send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """Signal it. Not by `send_signal`, which may reap a process that has just ended, and asyncio then complains."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
 
 
 async def _drain(process: asyncio.subprocess.Process) -> None:
