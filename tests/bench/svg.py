@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-WIDTH, HEIGHT = 880, 400
+WIDTH, HEIGHT = 880, 410
 PANEL_WIDTH, PANEL_HEIGHT = 340, 250
-TOP, LEFT, GAP = 70, 70, 90
+TOP, LEFT, GAP = 82, 70, 90
 
 STYLE = """
   text { font: 12px system-ui, sans-serif; fill: #1f2328; }

@@ -41,6 +41,14 @@ async def connect(options: ConnectOptions) -> Client:
         raise ServerUnusable(f"the floor cannot connect to {options.safe_servers()}: {error}") from error
 
 
+async def settle(client: Client) -> None:
+    """Return when the server knows every subscription: nats-py's own `flush` lets its PING overtake them."""
+    inbox = await client.subscribe(client.new_inbox())
+    await client.publish(inbox.subject)
+    await inbox.next_msg(timeout=CONNECT_TIMEOUT_S)
+    await inbox.unsubscribe()
+
+
 def _tls(options: ConnectOptions) -> ssl.SSLContext | None:
     if not (options.tls_ca or options.tls_cert or options.tls_hostname):
         return None

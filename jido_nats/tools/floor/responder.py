@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from jido_nats.broker.connection import ConnectOptions
-from jido_nats.tools.floor.connect import PENDING_MAX, connect
+from jido_nats.tools.floor.connect import PENDING_MAX, connect, settle
 from jido_nats.tools.floor.session import OWNER, FloorSession, FloorWriter
 from jido_nats.tools.floor.storage import Names
 
@@ -43,7 +43,7 @@ class Responder:
             await self._client.subscribe(
                 f"{self._prefix}.session.{verb}", queue="q", cb=self._taking(handler), pending_bytes_limit=PENDING_MAX
             )
-        await self._client.flush()
+        await settle(self._client)
 
     async def finish(self) -> None:
         """Wait for what is under way: seals come after their answers."""

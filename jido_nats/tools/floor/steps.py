@@ -6,6 +6,7 @@ import time
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from jido_nats.tools.floor.connect import settle
 from jido_nats.tools.floor.reader import FloorReader
 from jido_nats.tools.floor.session import FloorSession, FloorWriter
 from jido_nats.tools.floor.storage import Names
@@ -39,7 +40,7 @@ class FloorEar:
     async def open(self) -> None:
         """Listen."""
         self._subscription = await self._client.subscribe(self._subject, cb=self._on_message)
-        await self._client.flush()
+        await settle(self._client)
 
     async def expect(self) -> None:
         """What comes from now on is meant."""
