@@ -38,10 +38,13 @@ class Responder:
 
     async def start(self) -> None:
         """Take requests."""
-        verbs = {"create": self._create, "terminate.*": self._terminate, "recover": self._recover}
-        for verb, handler in verbs.items():
+        for verb, queue, handler in (
+            ("create", "q", self._create),
+            ("terminate.*", "", self._terminate),  # all hear it, the one that has the session answers
+            ("recover", "q", self._recover),
+        ):
             await self._client.subscribe(
-                f"{self._prefix}.session.{verb}", queue="q", cb=self._taking(handler), pending_bytes_limit=PENDING_MAX
+                f"{self._prefix}.session.{verb}", queue=queue, cb=self._taking(handler), pending_bytes_limit=PENDING_MAX
             )
         await settle(self._client)
 
@@ -70,7 +73,9 @@ class Responder:
         await self._reply(message, await self._writer.create(session))
 
     async def _terminate(self, message: Msg) -> None:
-        session = self._sessions.pop(message.subject.rpartition(".")[2])
+        session = self._sessions.pop(message.subject.rpartition(".")[2], None)
+        if session is None:
+            return
         await self._writer.step(session, "terminating", REQUESTED)
         await self._reply(message, await self._writer.step(session, "terminated", REQUESTED))
         await self._writer.seal(session, REQUESTED)
