@@ -34,7 +34,7 @@ from tests.bench.audited import audited
 
 LISTS = 500
 IDLE_S = 10.0
-SETTLE_S = 3.0
+LEASE_EXPIRES_WITHIN_S = 0.5
 FILL_TIMEOUT_S = 1800.0
 END_TIMEOUT_S = 1800.0
 SHOWN = {
@@ -50,31 +50,31 @@ SHOWN = {
 }
 
 
-async def measure(size: int, sync: str, lease_s: int) -> dict[str, Any]:
+async def measure(size: int, sync: str, lease_s: int, idle_s: float) -> dict[str, Any]:
     """Every figure at one size, on a server of its own."""
     async with LocalServer(sync_interval=SYNC_INTERVALS[sync]) as server:
         async with _manager(server.url, size, lease_s) as (process, lines):
             filled = await _next(lines, FILL_TIMEOUT_S)
-            await asyncio.sleep(SETTLE_S)
+            await asyncio.sleep(idle_s / 3)  # what is on its way arrives
             found = {
                 "sessions": size,
                 "creates_per_s": size / filled["seconds"],
                 "session_bytes": (filled["after"] - filled["before"]) / size,
-                **await _idle(process.pid, server.pid),
+                **await _idle(process.pid, server.pid, idle_s),
                 **await _list(server.url),
             }
-        await asyncio.sleep(lease_s + 1)  # it was killed; its lease expires
+        await asyncio.sleep(lease_s + LEASE_EXPIRES_WITHIN_S)  # it was killed; its lease expires
         found |= await _take_over(server.url, lease_s)
         evidence = await audit.read(server.url)
         found["violations"] = len(audit.audit(*evidence, all_ended=False))
         return found
 
 
-async def _idle(pid: int, server_pid: int) -> dict[str, float]:
+async def _idle(pid: int, server_pid: int, idle_s: float) -> dict[str, float]:
     """The CPU that a manager, and its server, need when nothing happens."""
     before = [_cpu_s(process) for process in (pid, server_pid)]
-    await asyncio.sleep(IDLE_S)
-    used = [100 * (_cpu_s(process) - was) / IDLE_S for process, was in zip((pid, server_pid), before, strict=True)]
+    await asyncio.sleep(idle_s)
+    used = [100 * (_cpu_s(process) - was) / idle_s for process, was in zip((pid, server_pid), before, strict=True)]
     return {"idle_cpu_percent": used[0], "idle_server_cpu_percent": used[1]}
 
 
@@ -196,11 +196,12 @@ def main() -> None:
     parser.add_argument("--sync", choices=list(SYNC_INTERVALS), default="default")
     parser.add_argument("--lease-s", type=int, default=LEASE_S)
     parser.add_argument("--sessions", type=int, default=3000, help="for two managers against one; 0 leaves it out")
+    parser.add_argument("--idle-s", type=float, default=IDLE_S, help="how long an idle manager is looked at")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     rows = []
     for size in map(int, filter(None, arguments.sizes.split(","))):
-        rows.append(asyncio.run(measure(size, arguments.sync, arguments.lease_s)))
+        rows.append(asyncio.run(measure(size, arguments.sync, arguments.lease_s, arguments.idle_s)))
         print(json.dumps(rows[-1]), file=sys.stdout if arguments.json else sys.stderr, flush=True)
     if rows and not arguments.json:
         show(rows, arguments.sync)
