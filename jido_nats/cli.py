@@ -507,7 +507,9 @@ async def _monitored(manager: SessionManager, host: str, port: int | None) -> As
     "--only", type=click.Choice([p.value for p in Part]), multiple=True, help="Measure this; may be repeated."
 )
 @click.option(
-    "--managers", type=click.IntRange(1), help="Start a server and so many managers.  [default: 1, no --server]"
+    "--managers",
+    type=click.IntRange(1),
+    help="Start a server and so many managers.  [default: 1 where no server is named]",
 )
 @click.option("--sync", type=click.Choice(list(deployment.SYNC_INTERVALS)), help="Of that server.  [default: always]")
 @click.option("--lease-s", type=int, help="As the managers have it; of managers that are started, theirs.")

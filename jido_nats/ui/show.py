@@ -76,7 +76,7 @@ class Shower:
 
     def output(self, message: OutputMessage) -> None:
         """One output or message of a conversation, in a line."""
-        if self._as_json:
+        if self.as_json:
             data = msgspec.Raw(message.data) if message.data.startswith(b"{") else message.output
             _print_json({"sequence": message.sequence, "subject": message.subject, "output": data})
             return
@@ -91,7 +91,7 @@ class Shower:
 
     def sent(self, reply: SendReply) -> None:
         """What a send was answered."""
-        if self._as_json:
+        if self.as_json:
             _print_json(reply)
         else:
             again = " (it had been before)" if reply.replayed else ""

@@ -5,8 +5,9 @@ import time
 from contextlib import AsyncExitStack
 from typing import Protocol
 
-from jido_nats.client import Client, EventMessage, EventStream
+from jido_nats.client import Client
 from jido_nats.core import subjects
+from jido_nats.streams import EventMessage, EventStream
 
 
 class Ear(Protocol):
