@@ -32,8 +32,12 @@ from jido_nats.processes.load import load_worker
 from jido_nats.processes.program import Program, isolated
 from jido_nats.server import LocalServer
 from jido_nats.tools import asyncapi, schema
+from jido_nats.tools.bench import deployment
+from jido_nats.tools.bench import run as benchmark
+from jido_nats.tools.bench.plan import CONCURRENCY, SESSIONS, Part, Plan
 from jido_nats.tools.conform import Checker, check_file, check_server
 from jido_nats.tools.doctor import examine, exit_code
+from jido_nats.ui import bench as bench_ui
 from jido_nats.ui.show import Shower
 from jido_nats.worker import Session, Worker
 
@@ -494,6 +498,63 @@ async def _monitored(manager: SessionManager, host: str, port: int | None) -> As
         logs.announce(f"metrics and health on http://{host}:{monitoring.port}")
         yield
         await manager.close()
+
+
+@main.command()
+@click.option("--sessions", type=click.IntRange(1), default=SESSIONS, show_default=True, help="How many sessions.")
+@click.option("--concurrency", type=click.IntRange(1), default=CONCURRENCY, show_default=True, help="Commands at once.")
+@click.option(
+    "--only", type=click.Choice([p.value for p in Part]), multiple=True, help="Measure this; may be repeated."
+)
+@click.option(
+    "--managers",
+    type=click.IntRange(1),
+    help="Start a server and so many managers.  [default: 1 where no server is named]",
+)
+@click.option("--sync", type=click.Choice(list(deployment.SYNC_INTERVALS)), help="Of that server.  [default: always]")
+@click.option("--lease-s", type=int, help="As the managers have it; of managers that are started, theirs.")
+@click.option("--replicas", type=int, help="Copies of the stream and the buckets, as the managers have it.")
+@click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="Settings, as TOML.")
+@_common
+async def bench(
+    common: Common,
+    sessions: int,
+    concurrency: int,
+    only: tuple[str, ...],
+    managers: int | None,
+    sync: str | None,
+    config_file: Path | None,
+    **overrides: Any,
+) -> None:
+    """Measure a deployment, or a server and managers of its own, beside the same writes in bare nats-py."""
+    _end_on_sigterm()
+    settings, named = _load_settings(config_file, **overrides), _server_is_named()
+    if named and (managers or sync):
+        raise ConfigurationError("--managers and --sync are for a server of the bench's own: leave out --server")
+    plan = Plan(sessions, concurrency, frozenset(map(Part, only)) or frozenset(Part))
+    plan = benchmark.check(plan, own_managers=not named)
+    found = (
+        deployment.existing(common.connection, settings)
+        if named
+        else deployment.local(settings, config_file, managers=managers or 1, sync=sync or "always")
+    )
+    results = []
+    async with found as where:
+        with bench_ui.progress() as tell:
+            async with contextlib.aclosing(benchmark.run(where, plan, tell)) as measured:
+                async for result in measured:
+                    results.append(result)
+                    if common.show.as_json:
+                        bench_ui.line(result)
+    if not common.show.as_json:
+        common.show.console.print(bench_ui.table(results))
+
+
+def _server_is_named() -> bool:
+    """Whether the user has said where the server is, and not only the default."""
+    context = click.get_current_context()
+    sources = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
+    return any(context.get_parameter_source(name) in sources for name in ("server", "context"))
 
 
 async def _serve_until_signal(manager: SessionManager) -> None:

@@ -27,6 +27,7 @@ LAYERS: list[set[str]] = [
     {"cli"},
 ]
 PURE_NOT = {"asyncio", "nats", "random", "time", "logging", "secrets", "uuid", "os", "socket", "threading"}
+FLOOR = sorted((ROOT / "tools" / "floor").glob("*.py"))
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
 
@@ -74,8 +75,16 @@ def test_a_module_stands_on_what_is_below_it(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_nats_is_imported_by_the_broker_layer_alone(path: Path) -> None:
-    if name_of(path).split(".")[0] != "broker":
+    if name_of(path).split(".")[0] != "broker" and path not in FLOOR:
         assert not {module for module in imports(path) if module.split(".")[0] == "nats"}
+
+
+@pytest.mark.parametrize("path", FLOOR, ids=name_of)
+def test_the_floor_has_nothing_of_ours_but_where_to_connect(path: Path) -> None:
+    ours = {module for module in imports(path) if module.startswith("jido_nats.")}
+    allowed = ("jido_nats.tools.floor", "jido_nats.errors", "jido_nats.broker.connection.ConnectOptions")
+
+    assert not {module for module in ours - {"jido_nats.broker.connection"} if not module.startswith(allowed)}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "core").glob("*.py")), ids=name_of)

@@ -34,12 +34,12 @@ class Shower:
     """Prints data: one JSON object a line, or for people (80 columns, no colour in a pipe)."""
 
     def __init__(self, *, as_json: bool) -> None:
-        self._as_json = as_json
+        self.as_json = as_json
         self.console = Console(highlight=False, soft_wrap=True)
 
     def record(self, record: SessionRecord) -> None:
         """One session, with all that is known of it."""
-        if self._as_json:
+        if self.as_json:
             _print_json(record)
             return
         for name, value in msgspec.to_builtins(record, builtin_types=(datetime,)).items():
@@ -48,7 +48,7 @@ class Shower:
     def records(self, records: Iterable[SessionRecord]) -> None:
         """Sessions, a line each."""
         rows = list(records)
-        if self._as_json:
+        if self.as_json:
             for record in rows:
                 _print_json(record)
             return
@@ -68,7 +68,7 @@ class Shower:
 
     def event(self, message: EventMessage, *, subject: bool = False) -> None:
         """One event in a line, with its sequence; `subject`: and where it was heard."""
-        if self._as_json:
+        if self.as_json:
             _print_json_text({"sequence": message.sequence, "subject": message.subject}, message)
             return
         line = Text(f"{message.sequence:>6} ", "dim") if message.sequence else Text()
@@ -76,7 +76,7 @@ class Shower:
 
     def output(self, message: OutputMessage) -> None:
         """One output or message of a conversation, in a line."""
-        if self._as_json:
+        if self.as_json:
             data = msgspec.Raw(message.data) if message.data.startswith(b"{") else message.output
             _print_json({"sequence": message.sequence, "subject": message.subject, "output": data})
             return
@@ -91,7 +91,7 @@ class Shower:
 
     def sent(self, reply: SendReply) -> None:
         """What a send was answered."""
-        if self._as_json:
+        if self.as_json:
             _print_json(reply)
         else:
             again = " (it had been before)" if reply.replayed else ""
@@ -99,7 +99,7 @@ class Shower:
 
     def past_event(self, event: Event) -> None:
         """One event of a history, in a line."""
-        if self._as_json:
+        if self.as_json:
             _print_json(event)
         else:
             self.console.print(event_text(event))
@@ -108,24 +108,24 @@ class Shower:
         """A session of the snapshot, its end, or a change."""
         match message:
             case WatchedSession(record):
-                if self._as_json:
+                if self.as_json:
                     _print_json({"kind": "session", "record": record})
                 else:
                     self.records([record])
             case SnapshotComplete(position):
-                if self._as_json:
+                if self.as_json:
                     _print_json({"kind": "snapshot_complete", "position": position})
                 else:
                     self.console.print(f"those are all, at position {position}; changes follow", style="dim")
             case SessionChanged(event, record, position):
-                if self._as_json:
+                if self.as_json:
                     _print_json({"kind": "changed", "position": position, "event": event, "record": record})
                 else:
                     self.console.print(Text(f"{position:>6} ", "dim") + event_text(event))
 
     def finding(self, level: str, check: str, says: str) -> None:
         """One line of the doctor's."""
-        if self._as_json:
+        if self.as_json:
             _print_json({"level": level, "check": check, "says": says})
         else:
             self.console.print(Text.assemble((f"{level:<8}", LEVEL_STYLES[level]), (f"{check:<11}", "bold"), says))
@@ -134,14 +134,14 @@ class Shower:
         """One line of the conformance check's; what is only noted goes to stderr."""
         if finding.note:
             sys.stderr.write(f"{finding}\n")
-        elif self._as_json:
+        elif self.as_json:
             _print_json(finding)
         else:
             self.console.print(Text(str(finding)))
 
     def say(self, text: str, style: str = "") -> None:
         """A sentence for people; not printed among JSON."""
-        if not self._as_json:
+        if not self.as_json:
             self.console.print(text, style=style)
 
 

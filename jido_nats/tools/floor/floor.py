@@ -1,0 +1,66 @@
+"""Everything of the floor's that is there during a bench: its storage, its responders, its connections."""
+
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator
+
+from nats.aio.client import Client
+
+from jido_nats.broker.connection import ConnectOptions
+from jido_nats.tools.floor.asker import FloorAsker, responders
+from jido_nats.tools.floor.connect import connect
+from jido_nats.tools.floor.reader import FloorReader
+from jido_nats.tools.floor.steps import FloorConsumerEar, FloorEar, FloorSteps
+from jido_nats.tools.floor.storage import Names, storage
+
+
+class Floor:
+    """What the measures ask of the floor. `asker` is for commands; the rest writes and reads from this process."""
+
+    def __init__(self, asker: FloorAsker, writing: Client, hearing: Client, names: Names, note: str) -> None:
+        self.asker = asker
+        self._writing = writing
+        self._hearing = hearing
+        self._names = names
+        self._note = note
+
+    def steps(self, session_id: str) -> FloorSteps:
+        """Transitions of one session."""
+        return FloorSteps(self._writing, self._names, self._note, session_id)
+
+    def subscriber(self) -> FloorEar:
+        """Hears them as a plain subscriber, on a connection of its own."""
+        return FloorEar(self._hearing, self._names.events)
+
+    def consumer(self) -> FloorConsumerEar:
+        """Hears them in a consumer."""
+        return FloorConsumerEar(self._hearing, self._names.stream, self._names.events)
+
+    async def read(self, stream: str, subject: str, count: int) -> float:
+        """The seconds in which a bare consumer gets the first `count` messages on a subject of any stream."""
+        reader = FloorReader(self._hearing, stream, subject)
+        started = time.perf_counter()
+        await reader.open(everything=True)
+        try:
+            await reader.expect(count)
+            await reader.wait()
+            return time.perf_counter() - started
+        finally:
+            await reader.close()
+
+
+@contextlib.asynccontextmanager
+async def floor(
+    options: ConnectOptions, *, note: str, managers: int, events_like: str, records_like: str
+) -> AsyncIterator[Floor]:
+    """The floor beside a deployment, with as many responders as that has managers; nothing of it is left behind."""
+    names = Names(secrets.token_hex(2)[:3])
+    async with contextlib.AsyncExitStack() as stack:
+        clients: list[Client] = []
+        for _ in range(3):
+            clients.append(await connect(options))
+            stack.push_async_callback(clients[-1].close)
+        await stack.enter_async_context(storage(clients[0], names, events_like=events_like, records_like=records_like))
+        await stack.enter_async_context(responders(options, names, note, managers))
+        yield Floor(FloorAsker(clients[0], names, note), clients[1], clients[2], names, note)

@@ -1,0 +1,87 @@
+"""A stream and a bucket of the floor's own, configured as ours are, removed afterwards."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import nats.errors
+from nats.aio.client import Client
+
+from jido_nats.errors import ServerUnusable
+
+API_TIMEOUT_S: Final = 10.0
+REMOVE_TIMEOUT_S: Final = 30.0  # with its files, which may be many
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the floor uses on the server; `token` is three letters, so that its subjects are as long as ours."""
+
+    token: str
+
+    @property
+    def prefix(self) -> str:
+        """The first token of every subject, where ours is `jido`."""
+        return f"b{self.token}"
+
+    @property
+    def stream(self) -> str:
+        """The stream of events."""
+        return f"JIDO_BENCH_{self.token}_EVENTS"
+
+    @property
+    def bucket(self) -> str:
+        """The bucket of records."""
+        return f"JIDO_BENCH_{self.token}"
+
+    @property
+    def events(self) -> str:
+        """Where ours is `jido.client.events`."""
+        return f"{self.prefix}.client.events"
+
+    @property
+    def subjects(self) -> list[str]:
+        """The stream's subjects."""
+        return [self.events, f"{self.prefix}.client.session.*", f"{self.prefix}.fence.*"]
+
+
+@contextlib.asynccontextmanager
+async def storage(client: Client, names: Names, *, events_like: str, records_like: str) -> AsyncIterator[None]:
+    """The stream and the bucket, made like two streams that exist; `ServerUnusable` where they cannot be made."""
+    streams = {
+        names.stream: (events_like, names.subjects),
+        f"KV_{names.bucket}": (records_like, [f"$KV.{names.bucket}.>"]),
+    }
+    try:
+        for name, (like, subjects) in streams.items():
+            config = (await _api(client, f"STREAM.INFO.{like}"))["config"]
+            config |= {"name": name, "subjects": subjects, "description": "of 'jido-nats bench'; may be removed"}
+            config.pop("metadata", None)
+            await _api(client, f"STREAM.CREATE.{name}", config)
+        yield
+    finally:
+        await asyncio.shield(_remove(client, list(streams)))
+
+
+async def _remove(client: Client, streams: list[str]) -> None:
+    for name in streams:
+        with contextlib.suppress(nats.errors.Error):  # one that was never made
+            await client.request(f"$JS.API.STREAM.DELETE.{name}", b"", timeout=REMOVE_TIMEOUT_S)
+
+
+async def _api(client: Client, subject: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
+    payload = json.dumps(request).encode() if request is not None else b""
+    try:
+        reply = await client.request(f"$JS.API.{subject}", payload, timeout=API_TIMEOUT_S)
+    except nats.errors.Error as error:
+        raise ServerUnusable(
+            f"no answer from the JetStream API ({subject}): bench makes streams of its own to compare with; "
+            "name a user who may"
+        ) from error
+    answer: dict[str, Any] = json.loads(reply.data)
+    if "error" in answer:
+        raise ServerUnusable(f"JetStream refused {subject}: {answer['error'].get('description', '')}")
+    return answer

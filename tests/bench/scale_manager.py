@@ -1,0 +1,59 @@
+"""One manager in a process of its own, which fills itself: `python -m tests.bench.scale_manager URL SESSIONS LEASE_S`.
+
+Prints a JSON line when it serves, and one when it has its sessions: its memory before and after. Ends when killed.
+"""
+
+import asyncio
+import gc
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+from jido_nats import Session, SessionManager, Settings, logs
+from jido_nats.ids import new_session_id
+from jido_nats.tools.bench.load import drive
+from jido_nats.tools.bench.samples import Samples
+
+AT_ONCE = 128
+WARM_UP = 200  # what is imported and allocated once is no session's
+
+
+async def idle(_: Session) -> None:
+    """The least that a session can run."""
+    await asyncio.Event().wait()
+
+
+def memory_bytes() -> int:
+    """The resident set of this process."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def run(url: str, sessions: int, lease_s: int) -> None:
+    """Serve, fill, tell, wait."""
+    settings = Settings(lease_s=lease_s, sessions_max=2 * sessions + WARM_UP)
+    async with SessionManager.connect(url, worker=idle, settings=settings) as manager:
+        await manager.start_serving()
+        print(json.dumps({"manager_id": manager.manager_id}), flush=True)
+
+        async def create(session_id: str) -> None:
+            await manager.create_session(session_id=session_id, metadata={"project": "demo"})
+
+        async def fill(count: int) -> None:
+            ids = [new_session_id() for _ in range(count)]
+            await drive(ids, create, at_once=AT_ONCE, into=Samples(), step=lambda: None)
+
+        await fill(min(sessions, WARM_UP))
+        before, started = memory_bytes(), time.perf_counter()
+        await fill(sessions)
+        filled = {"before": before, "after": memory_bytes(), "seconds": time.perf_counter() - started}
+        print(json.dumps(filled), flush=True)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    logs.configure(logging.ERROR)
+    asyncio.run(run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
