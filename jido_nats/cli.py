@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple
 
@@ -71,15 +71,15 @@ async def wait_for_ever(session: Session) -> None:
     await asyncio.Event().wait()
 
 
-def _common(command: Callable[..., Coroutine[Any, Any, int | None]]) -> Callable[..., None]:
-    """Add the options of every command, and run it; what it returns is the exit code."""
+def _common(command: Callable[..., Coroutine[Any, Any, int | None]], *, fast: bool = False) -> Callable[..., None]:
+    """Add the options of every command, and run it (`fast`: on uvloop); what it returns is the exit code."""
 
     @_connection_options
     @click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
     @wraps(command)
     def run(as_json: bool, **arguments: Any) -> None:
         connection = {name: arguments.pop(name) for name in _CONNECTION}
-        _run(_with_common(connection, as_json, arguments))
+        _run(_with_common(connection, as_json, arguments), fast=fast)
 
     async def _with_common(connection: dict[str, Any], as_json: bool, arguments: dict[str, Any]) -> int | None:
         return await command(Common(_connect_options(**connection), Shower(as_json=as_json)), **arguments)
@@ -127,9 +127,11 @@ def _connect_options(
 _IDENTITY: Final[dict[str, Any]] = dict.fromkeys(("user", "password", "token", "nkey_seed_file", "credentials_file"))
 
 
-def _run(work: Coroutine[Any, Any, int | None]) -> None:
+def _run(work: Coroutine[Any, Any, int | None], *, fast: bool = False) -> None:
+    """Run it, and end with its exit code. `fast`: on uvloop, where it is installed."""
     try:
-        sys.exit(asyncio.run(work) or 0)
+        with asyncio.Runner(loop_factory=_fast_loop() if fast else None) as runner:
+            sys.exit(runner.run(work) or 0)
     except JidoError as error:
         _fail(str(error))
     except TimeoutError:
@@ -139,6 +141,14 @@ def _run(work: Coroutine[Any, Any, int | None]) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: nothing to complain of
         sys.exit(0)
+
+
+def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 def _fail(message: str) -> None:
@@ -246,7 +256,7 @@ def up(
 @click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="Settings, as TOML.")
 @click.option("--api-user", envvar="NATS_API_USER", help="The user that answers commands.  [default: the same]")
 @click.option("--api-password", envvar="NATS_API_PASSWORD", help="Its password; better in NATS_API_PASSWORD.")
-@_common
+@partial(_common, fast=True)
 async def serve(
     common: Common,
     worker: str | None,
@@ -515,7 +525,7 @@ async def _monitored(manager: SessionManager, host: str, port: int | None) -> As
 @click.option("--lease-s", type=int, help="As the managers have it; of managers that are started, theirs.")
 @click.option("--replicas", type=int, help="Copies of the stream and the buckets, as the managers have it.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="Settings, as TOML.")
-@_common
+@partial(_common, fast=True)
 async def bench(
     common: Common,
     sessions: int,

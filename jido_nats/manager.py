@@ -66,6 +66,8 @@ RESTART_WAIT_S: Final = 1.0
 CLOSE_GRACE_S: Final = 10.0
 OUTPUT_GRACE_S: Final = 5.0
 QUEUE_WATCH_S: Final = 0.25
+# What the index takes in is never on the way of a transition; `list` waits for it at most so much longer.
+INDEX_LINGER_S: Final = 0.002
 VERSION: Final = importlib.metadata.version("jido_nats")
 
 log = logging.getLogger(__name__)
@@ -305,7 +307,13 @@ class SessionManager:
         self._leases = Leases(connection, settings.managers_bucket)
         self._peers = Peers(connection)
         path = WritePath(
-            self.manager_id, self._registry, self._event_log, self.stats, self._may_write, self._leases.is_alive
+            self.manager_id,
+            self._registry,
+            self._event_log,
+            self.stats,
+            self._lease_stands,
+            self._lease_restored,
+            self._leases.is_alive,
         )
         self._sessions = Sessions(
             path, self._worker, settings, await self._open_talk(), now=_now, new_id=new_session_id
@@ -391,7 +399,7 @@ class SessionManager:
     def _lease_stands(self) -> bool:
         return self._lease.valid and self._lease.held_since == self._verified_since
 
-    async def _may_write(self) -> None:
+    async def _lease_restored(self) -> None:
         while not self._lease_stands():
             self._verified.clear()
             await self._verified.wait()
@@ -423,9 +431,11 @@ class SessionManager:
 
     async def _follow_index(self) -> None:
         self._index.clear()
-        async with self._registry.follow() as consumer:
+        async with self._registry.follow(linger_s=INDEX_LINGER_S) as consumer:
             async for message in consumer:
-                self._index.apply(entry_of(message))
+                # What this manager wrote itself is not decoded, and not held twice.
+                own = self._sessions.written(subjects.session_of(message.subject), message.sequence)
+                self._index.apply(own or entry_of(message))
                 self._index.position.moved_to(message.sequence)
 
     async def _follow_leases(self) -> None:

@@ -10,11 +10,11 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from datetime import datetime
-from functools import partial
 from typing import Any, Final, TypeVar
 
 from jido_nats import trace
 from jido_nats.broker.clock import boottime
+from jido_nats.broker.registry import Entry
 from jido_nats.core import lifecycle
 from jido_nats.core.commands import CreateRequest, SendReply, SendRequest, limits_of
 from jido_nats.core.session import Reason, SessionRecord, Status
@@ -127,6 +127,13 @@ class Sessions:
     def by_status(self) -> Counter[Status]:
         """How many sessions run here, by status."""
         return Counter(live.record.status for live in self._live.values() if live.writer is not None)
+
+    def written(self, session_id: str, revision: int) -> Entry | None:
+        """The entry, where it is what this manager wrote last of a session that it runs."""
+        live = self._live.get(session_id)
+        if live is None or live.writer is None or live.writer.revision != revision:
+            return None
+        return Entry(live.writer.record.session_id, revision, live.writer.record)
 
     def writers(self) -> Iterable[SessionWriter]:
         """The writer of every session that has begun."""
@@ -295,7 +302,7 @@ class Sessions:
         assert live.session is not None
         live.session.changed(record)
         if live.run is not None:
-            live.run.start(partial(self._on_worker_end, live))
+            live.run.start(self._on_worker_end)
         await self._guarded(live, live.writer.publish())
         self._watch_limits(live)
 
@@ -412,12 +419,16 @@ class Sessions:
         if live.record.status is Status.TERMINATING and live.run is not None:
             live.run.cancel()
 
-    def _on_worker_end(self, live: _Live, outcome: Outcome) -> None:
-        self._keep(asyncio.create_task(self._finish(live, outcome), name=f"finish {live.record.session_id}"))
+    def _on_worker_end(self, session_id: str, outcome: Outcome) -> None:
+        live = self._live.get(session_id)
+        if live is not None:
+            self._keep(asyncio.create_task(self._finish(live, outcome), name=f"finish {session_id}"))
 
     async def _finish(self, live: _Live, outcome: Outcome) -> None:
         async with live.lock:
-            if live.record.status is Status.TERMINATED or live.record.session_id not in self._live:
+            if live.writer is None or live.run is None or not live.run.ended:
+                return  # another run's end: one that was let go of
+            if live.record.status is Status.TERMINATED or self._live.get(live.record.session_id) is not live:
                 return
             if live.record.status is Status.TERMINATING:
                 await self._end(live, error=outcome.error, forced=outcome.forced)

@@ -3,7 +3,6 @@
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
 from jido_nats.broker.clock import boottime
@@ -176,7 +175,7 @@ class WorkerKilled(Exception):
 class WorkerRun:
     """One run of a worker, as a task."""
 
-    __slots__ = ("_awaitable", "_cancels", "_session", "_task")
+    __slots__ = ("_awaitable", "_cancels", "_on_end", "_session", "_task")
 
     def __init__(self, worker: Worker, session: Session) -> None:
         """Call it; it runs once it is started. Raises what `worker(session)` raises, `TypeError` where that gives
@@ -188,12 +187,12 @@ class WorkerRun:
             raise TypeError(f"the worker has to be a coroutine function, and returned {type(work).__name__}")
         self._awaitable: Awaitable[None] | None = work
 
-    def start(self, on_end: Callable[[Outcome], None]) -> None:
-        """Run it; `on_end` is told how it ended."""
+    def start(self, on_end: Callable[[str, Outcome], None]) -> None:
+        """Run it; `on_end(session_id, outcome)` is told how it ended."""
         assert self._awaitable is not None, "started once"
-        work, self._awaitable = self._awaitable, None
-        self._task = asyncio.create_task(self._work(work), name=self._session.session_id)
-        self._task.add_done_callback(partial(_tell_end, work, on_end))
+        self._on_end = on_end
+        self._task = asyncio.create_task(self._work(self._awaitable), name=self._session.session_id)
+        self._task.add_done_callback(self._tell_end)
 
     def discard(self) -> None:
         """It will not be started."""
@@ -248,6 +247,11 @@ class WorkerRun:
             return Outcome(error_text(error))
         return Outcome(None)
 
+    def _tell_end(self, task: "asyncio.Task[Outcome]") -> None:
+        if task.cancelled():
+            self.discard()  # before its first step
+        self._on_end(self._session.session_id, _outcome(task))
+
 
 def error_text(error: BaseException) -> str:
     """An exception in one line for a record, such as `RuntimeError: boom`; always valid UTF-8."""
@@ -261,12 +265,6 @@ def error_text(error: BaseException) -> str:
 def in_record(text: str) -> str:
     """The text as a record can hold it: valid UTF-8, and not too long."""
     return text.encode("utf-8", "replace").decode()[:ERROR_LENGTH_MAX]
-
-
-def _tell_end(work: Awaitable[None], on_end: Callable[[Outcome], None], task: "asyncio.Task[Outcome]") -> None:
-    if task.cancelled() and inspect.iscoroutine(work):
-        work.close()  # it was cancelled before its first step
-    on_end(_outcome(task))
 
 
 def _outcome(task: "asyncio.Task[Outcome]") -> Outcome:

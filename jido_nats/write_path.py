@@ -38,8 +38,10 @@ class WritePath:
     registry: Registry
     event_log: EventLog
     stats: Stats
-    # Returns when this manager may write: its lease stands, and after a lapse its sessions were looked at again.
-    may_write: Callable[[], Awaitable[None]]
+    # Whether this manager may write: its lease stands, and after a lapse its sessions were looked at again.
+    may_write: Callable[[], bool]
+    # Returns when it may.
+    wait_until_it_may: Callable[[], Awaitable[None]]
     # Whether a manager has a lease, read at the leader.
     is_alive: Callable[[str], Awaitable[bool]]
 
@@ -173,6 +175,7 @@ class SessionWriter:
                 await asyncio.sleep(RETRY_WAIT_S)
 
     async def _may_write(self) -> None:
-        await self._path.may_write()
+        if not self._path.may_write():
+            await self._path.wait_until_it_may()
         if self.lost:
             raise Fenced(f"the session {self.record.session_id} was taken by another manager")

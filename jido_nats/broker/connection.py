@@ -8,14 +8,13 @@ and every request in flight is told at once that its outcome is unknown.
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import re
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import nats
@@ -25,8 +24,9 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from jido_nats.broker.clock import boottime
+from jido_nats.broker.nats_client import NatsClient
+from jido_nats.broker.requests import Pending, Requests
 from jido_nats.errors import (
-    BrokerError,
     ConfigurationError,
     JidoError,
     NoResponders,
@@ -92,32 +92,6 @@ class ConnectOptions:
         return f"<ConnectOptions {self.safe_servers()} as {self.user or _user_in(self.servers[0]) or 'nobody named'}>"
 
 
-class _Pending(NamedTuple):
-    subject: str
-    future: "asyncio.Future[Msg]"
-
-
-class _TolerantClient(Client):
-    """nats-py's client, whose reader survives what any client of the server can send.
-
-    A subject, reply subject or header that is not UTF-8 raises in nats-py's read loop, which ends it: the
-    connection would be deaf until its pings time out. Such a message is passed over instead.
-    """
-
-    def _build_message(self, *parts: Any, **named: Any) -> Any:
-        try:
-            return super()._build_message(*parts, **named)
-        except UnicodeDecodeError:
-            return None
-
-    async def _process_headers(self, headers: Any) -> dict[str, str] | None:
-        try:
-            parsed: dict[str, str] | None = await super()._process_headers(headers)
-        except (UnicodeDecodeError, IndexError):
-            return None
-        return parsed
-
-
 class Subscription:
     """Interest in a subject that outlives every reconnect, until `unsubscribe`."""
 
@@ -141,11 +115,15 @@ class Subscription:
             with contextlib.suppress(nats.errors.Error):
                 await self._current.unsubscribe()
 
-    async def _deliver(self, message: Msg) -> None:
+    def deliver(self, message: Msg) -> None:
+        """Hand a message to the handler."""
         try:
             self._handler(message)
         except Exception:
             log.exception("a message handler failed", extra={"subject": message.subject})
+
+    async def _deliver(self, message: Msg) -> None:
+        self.deliver(message)
 
 
 class Connection:
@@ -156,14 +134,12 @@ class Connection:
         self.name = name
         self.reconnects = 0
         self.up_since: float | None = None
-        self._client: Client | None = None
+        self._client: NatsClient | None = None
         self._lost = asyncio.Event()
         self._up = asyncio.Event()
         self._subscriptions: list[Subscription] = []
         self._replies: Subscription | None = None
-        self._pending: dict[str, _Pending] = {}
-        self._tokens = itertools.count(1)
-        self._inbox = ""
+        self._requests = Requests(self._start_echo)
         self._on_up: list[Callable[[], None]] = []
         # How many JetStream requests are out at once: beyond it they wait here, where waiting is no time-out.
         self.gate = asyncio.Semaphore(IN_FLIGHT_MAX)
@@ -178,8 +154,8 @@ class Connection:
         """Connect within `timeout_s`, then stay connected for ever. Raises `ServerUnusable`, `ConfigurationError`."""
         self = cls(options, name)
         client = await self._connect(timeout_s)
-        self._inbox = client.new_inbox() + "."
-        self._replies = Subscription(self, self._inbox + "*", "", self._on_reply)
+        self._requests.inbox = client.new_inbox() + "."
+        self._replies = Subscription(self, self._requests.inbox + "*", "", self._requests.answer)
         self._subscriptions.append(self._replies)
         await self._attach(client)
         self._keeper = asyncio.create_task(self._keep_open(), name=f"{name}: keep open")
@@ -218,9 +194,12 @@ class Connection:
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Msg:
         """The reply. `NotSent`, `NoResponders`, `NotAllowed`: surely not done. `OutcomeUnknown`: it may be."""
-        with self._expecting(subject, timeout_s) as (inbox, future):
-            await self.publish(subject, payload, headers=headers, reply=inbox)
-            reply = await future
+        pending = self._open_request(subject, timeout_s)
+        try:
+            await self.publish(subject, payload, headers=headers, reply=pending.inbox)
+            reply = await pending.future
+        finally:
+            self._requests.close(pending)
         if reply.headers and not reply.data and reply.headers.get("Status") == "503":
             raise NoResponders(f"nobody answers on {subject}")
         return reply
@@ -233,7 +212,7 @@ class Connection:
         if client is None or not self.connected:
             raise NotSent("not connected to NATS")
         try:
-            await client.publish(subject, payload, reply=reply, headers=headers)
+            await client.send(subject, payload, reply, headers)
         except nats.errors.MaxPayloadError as error:
             raise TooLarge(f"{len(payload)} bytes are more than the server's max_payload") from error
         except nats.errors.Error as error:
@@ -258,17 +237,20 @@ class Connection:
 
         `NotAllowed` also where a subscription was refused.
         """
-        with self._expecting(None, REQUEST_TIMEOUT_S) as (inbox, future):
-            await self.publish(inbox)
+        pending = self._open_request(None, REQUEST_TIMEOUT_S)
+        try:
+            await self.publish(pending.inbox)
             with contextlib.suppress(NotAllowed):  # a refusal is an answer too
-                await future
+                await pending.future
+        finally:
+            self._requests.close(pending)
         refused = sorted(subscription.subject for subscription in self._subscriptions if subscription.refused)
         if refused:
             raise NotAllowed(f"subscribe to {', '.join(refused)}", refused[0])
 
     def new_inbox(self) -> str:
         """A subject of this connection's own inbox that nobody else uses."""
-        return f"{self._inbox[:-1]}_{next(self._tokens)}"
+        return f"{self._requests.inbox[:-1]}_{self._requests.next_token()}"
 
     async def close(self) -> None:
         """Send what is waiting, and close."""
@@ -282,7 +264,7 @@ class Connection:
                     await self._client.flush(int(CLOSE_TIMEOUT_S))
             await self._discard(self._client)
         await asyncio.gather(*self._discards, return_exceptions=True)
-        self._fail_pending(lambda: OutcomeUnknown("the connection was closed"))
+        self._requests.fail(lambda: OutcomeUnknown("the connection was closed"))
 
     def __repr__(self) -> str:
         return f"<Connection {self.name} to {self.options.safe_servers()} {'up' if self.connected else 'down'}>"
@@ -301,7 +283,7 @@ class Connection:
         self._up.clear()
         self.up_since = None
         log.warning("connection lost, reconnecting", extra={"connection": self.name})
-        self._fail_pending(lambda: OutcomeUnknown("the connection was lost"))
+        self._requests.fail(lambda: OutcomeUnknown("the connection was lost"))
         if self._client is not None:
             task = asyncio.create_task(self._discard(self._client), name=f"{self.name}: discard")
             self._discards.add(task)
@@ -323,10 +305,10 @@ class Connection:
         for callback in list(self._on_up):
             callback()
 
-    async def _connect(self, timeout_s: float) -> Client:
+    async def _connect(self, timeout_s: float) -> NatsClient:
         """A connected nats-py client that never reconnects by itself; raises as `open`."""
         _check_files(self.options)
-        client, lost = _TolerantClient(), asyncio.Event()
+        client, lost = NatsClient(), asyncio.Event()
         failed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         async def on_error(error: Exception) -> None:
@@ -385,7 +367,7 @@ class Connection:
             **{name: value for name, value in chosen.items() if value is not None},
         }
 
-    async def _attach(self, client: Client) -> None:
+    async def _attach(self, client: NatsClient) -> None:
         for subscription in list(self._subscriptions):
             await subscription.attach(client)
         self._client = client
@@ -402,55 +384,30 @@ class Connection:
         if writer is not None:
             writer.transport.abort()
 
-    def _on_reply(self, message: Msg) -> None:
-        pending = self._pending.get(message.subject[len(self._inbox) :])
-        if pending is not None and not pending.future.done():
-            pending.future.set_result(message)
-
-    @contextlib.contextmanager
-    def _expecting(self, subject: str | None, timeout_s: float) -> Iterator[tuple[str, "asyncio.Future[Msg]"]]:
-        """An inbox, and the future of what comes there within `timeout_s`; `subject` (None: the inbox) is asked."""
+    def _open_request(self, subject: str | None, timeout_s: float) -> Pending:
         if self._replies is not None and self._replies.refused:
             raise self._cannot_hear()
-        loop = asyncio.get_running_loop()
-        token = str(next(self._tokens))
-        future: asyncio.Future[Msg] = loop.create_future()
-        pending = self._pending[token] = _Pending(subject or self._inbox + token, future)
-        timer = loop.call_later(timeout_s, self._expire, pending)
-        try:
-            yield self._inbox + token, future
-        finally:
-            timer.cancel()
-            self._pending.pop(token, None)
+        return self._requests.open(subject, timeout_s)
 
-    def _expire(self, pending: _Pending) -> None:
-        if not pending.future.done():
-            pending.future.set_exception(OutcomeUnknown(f"no answer on {pending.subject}"))
-            if self._echo is None or self._echo.done():
-                self._echo = asyncio.create_task(self._check_echo(), name=f"{self.name}: echo")
+    def _start_echo(self) -> None:
+        if self._echo is None or self._echo.done():
+            self._echo = asyncio.create_task(self._check_echo(), name=f"{self.name}: echo")
 
     async def _check_echo(self) -> None:
         """After an unanswered request: does this connection hear itself? nats-py's reader can die silently."""
-        token = f"echo{next(self._tokens)}"
-        future: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
-        self._pending[token] = _Pending(self._inbox + token, future)
+        pending = self._requests.open(None, 2 * ECHO_TIMEOUT_S)
         lost = self._lost
         try:
-            await self.publish(self._inbox + token)
+            await self.publish(pending.inbox)
             async with asyncio.timeout(ECHO_TIMEOUT_S):
-                await future
+                await pending.future
         except TimeoutError:
             log.warning("the connection is deaf, making it anew", extra={"connection": self.name})
             lost.set()
         except (NotSent, OutcomeUnknown, NotAllowed):
             pass  # a refusal was heard too
         finally:
-            self._pending.pop(token, None)
-
-    def _fail_pending(self, error: Callable[[], BrokerError]) -> None:
-        for pending in self._pending.values():
-            if not pending.future.done():
-                pending.future.set_exception(error())
+            self._requests.close(pending)
 
     def _on_refused(self, text: str) -> bool:
         """The server does not allow this user a subject: tell who waits for an answer; whether somebody is told."""
@@ -463,11 +420,11 @@ class Connection:
             if subscription.subject.lower() == found[2]:
                 subscription.refused = True
                 if subscription is self._replies:
-                    self._fail_pending(self._cannot_hear)
+                    self._requests.fail(self._cannot_hear)
         return self.reconnects == 0  # `flush` tells it; later there is nobody to tell
 
     def _on_publish_refused(self, subject: str) -> bool:
-        asked = [pending for pending in self._pending.values() if pending.subject.lower() == subject]
+        asked = self._requests.asked(subject)
         if len({pending.subject for pending in asked}) != 1:
             return False  # several that differ by case alone: which one was refused is not known, so they time out
         for pending in asked:

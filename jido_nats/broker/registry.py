@@ -61,11 +61,13 @@ class Registry:
             return Entry(session_id, NO_REVISION, None)
         return Entry(session_id, message.sequence, _record(message.data))
 
-    def follow(self, session_id: str | None = None) -> OrderedConsumer:
+    def follow(self, session_id: str | None = None, *, linger_s: float = 0.0) -> OrderedConsumer:
         """Every entry there is (or one session's), then every change; `entry_of` reads its messages."""
         keys = subjects.all_keys(self._bucket) if session_id is None else subjects.key(self._bucket, session_id)
         start, silence_max_s = Start("last_per_subject"), self._marker_ttl_s / 2
-        return OrderedConsumer(self._connection, self.stream, [keys], start, silence_max_s=silence_max_s)
+        return OrderedConsumer(
+            self._connection, self.stream, [keys], start, silence_max_s=silence_max_s, linger_s=linger_s
+        )
 
     async def last_position(self, session_id: str | None = None) -> int:
         """The sequence of the last change (of one session), at the leader; whoever follows gets to it. 0 for none."""

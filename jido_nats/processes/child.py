@@ -125,7 +125,7 @@ async def run(name: str, pipe: IO[bytes]) -> int:
     session.inbox = _AskingInbox(parent)
     ended: asyncio.Future[Outcome] = loop.create_future()
     work = WorkerRun(load_worker(name), session)
-    work.start(ended.set_result)
+    work.start(lambda _, outcome: ended.set_result(outcome))
     loop.add_signal_handler(signal.SIGTERM, work.cancel)
     listening = asyncio.create_task(_listen(incoming, session, parent, work))
     outcome = await ended

@@ -123,5 +123,15 @@ async def _main() -> None:
     await client.close()
 
 
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """The event loop that `jido-nats serve` runs on."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
 if __name__ == "__main__":
-    asyncio.run(_main())
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_main())

@@ -5,10 +5,12 @@ before the next is sent. The design's "How a session changes" says why; here it 
 `tests/system/test_bench.py` compares this with what a manager stores, message by message.
 """
 
+import contextlib
 from dataclasses import dataclass
 from typing import Final
 
 from nats.js import JetStreamContext
+from nats.js.errors import NotFoundError
 
 from jido_nats.tools.floor.storage import Names
 
@@ -38,6 +40,7 @@ class FloorWriter:
     def __init__(self, js: JetStreamContext, names: Names, note: str) -> None:
         self._js = js
         self._note = note
+        self._stream = names.stream
         self._key = f"$KV.{names.bucket}."
         self._events = names.events
         self._session = f"{names.prefix}.client.session."
@@ -45,19 +48,27 @@ class FloorWriter:
         self._acknowledged = 0
 
     async def create(self, session: FloorSession) -> bytes:
-        """To `active`: two records, three events; the last record."""
-        await self._commit(session, "initializing", "")
+        """To `active`: a look whether the id was used before, one record, three events; the record."""
         session_id = session.session_id
+        with contextlib.suppress(NotFoundError):
+            await self._js.get_last_msg(self._stream, self._session + session_id)
+        session.status, session.version = "initializing", 1
+        record = await self._commit(session, "active", "", ',"opening":true')
         event = (
             f'{{"type":"session_created","session_id":"{session_id}","version":1,'
             f'"created_at":"{CLOCK}","metadata":{{"bench":"{self._note}"}}}}'
         )
-        await self._publish(session, self._events, event, "session_created")
-        return await self.step(session, "active")
+        await self._publish(session, self._events, event, "session_created", version=1)
+        await self._tell(session, "active", "")
+        return record
 
     async def step(self, session: FloorSession, status: str, why: str = "") -> bytes:
         """One transition: the record, then its events; the record."""
         record = await self._commit(session, status, why)
+        await self._tell(session, status, why)
+        return record
+
+    async def _tell(self, session: FloorSession, status: str, why: str) -> None:
         event = (
             f'{{"type":"session_status","session_id":"{session.session_id}","version":{session.version},'
             f'"status":"{status}","previous_status":"{session.previous}","updated_at":"{CLOCK}"{why}}}'
@@ -70,7 +81,6 @@ class FloorWriter:
             )
             await self._publish(session, self._events, end, "session_terminated")
         await self._publish(session, self._session + session.session_id, event, "session_status.session")
-        return record
 
     async def seal(self, session: FloorSession, why: str) -> None:
         """The record once more, to expire."""
@@ -82,11 +92,11 @@ class FloorWriter:
         headers = {EXPECTED: str(session.fence)}
         session.fence = (await self._js.publish(self._fence + session.session_id, body, headers=headers)).seq
 
-    async def _commit(self, session: FloorSession, status: str, why: str) -> bytes:
+    async def _commit(self, session: FloorSession, status: str, why: str, more: str = "") -> bytes:
         session.previous, session.status = session.status, status
         session.version += 1
         session.after = self._acknowledged
-        record = self._record(session, why)
+        record = self._record(session, why, more)
         await self._write(session, record, {})
         return record
 
@@ -94,20 +104,22 @@ class FloorWriter:
         headers = {EXPECTED: str(session.revision), **more}
         session.revision = (await self._js.publish(self._key + session.session_id, record, headers=headers)).seq
 
-    def _record(self, session: FloorSession, why: str, sealed: str = "") -> bytes:
+    def _record(self, session: FloorSession, why: str, more: str = "") -> bytes:
         previous = f',"previous_status":"{session.previous}"' if session.previous else ""
         after = f',"after":{session.after}' if session.after else ""
         return (
             f'{{"session_id":"{session.session_id}","status":"{session.status}","version":{session.version},'
             f'"owner":"{OWNER}","created_at":"{CLOCK}","updated_at":"{CLOCK}",'
-            f'"metadata":{{"bench":"{self._note}"}}{previous}{why}{after}{sealed}}}'
+            f'"metadata":{{"bench":"{self._note}"}}{previous}{why}{after}{more}}}'
         ).encode()
 
-    async def _publish(self, session: FloorSession, subject: str, event: str, kind: str) -> None:
+    async def _publish(
+        self, session: FloorSession, subject: str, event: str, kind: str, *, version: int | None = None
+    ) -> None:
         headers = {
             EXPECTED: str(session.fence),
             EXPECTED_SUBJECT: self._fence + session.session_id,
-            "Nats-Msg-Id": f"{session.session_id}.{session.version}.{kind}",
+            "Nats-Msg-Id": f"{session.session_id}.{version or session.version}.{kind}",
             "Content-Type": "application/json",
         }
         ack = await self._js.publish(subject, event.encode(), headers=headers)

@@ -1,0 +1,87 @@
+"""What was asked on one connection and is not answered yet: a future for each, and one timer for all."""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from typing import Final
+
+from nats.aio.msg import Msg
+
+from jido_nats.errors import BrokerError, OutcomeUnknown
+
+# How late a request may be told that its time is over.
+TICK_S: Final = 0.05
+
+
+class Pending:
+    """One request: what was asked, its inbox, until when (of the loop's clock), and its answer to come."""
+
+    __slots__ = ("deadline", "future", "inbox", "subject", "token")
+
+    def __init__(self, subject: str, inbox: str, token: str, deadline: float, future: "asyncio.Future[Msg]") -> None:
+        self.subject = subject
+        self.inbox = inbox
+        self.token = token
+        self.deadline = deadline
+        self.future = future
+
+
+class Requests:
+    """The open requests; `on_expired` is called where one was not answered in time."""
+
+    def __init__(self, on_expired: Callable[[], None]) -> None:
+        self._on_expired = on_expired
+        self._loop = asyncio.get_running_loop()
+        self._pending: dict[str, Pending] = {}
+        self._tokens = itertools.count(1)
+        self._timer: asyncio.TimerHandle | None = None
+        self.inbox = ""
+
+    def next_token(self) -> str:
+        """A token that no request of this connection has."""
+        return str(next(self._tokens))
+
+    def open(self, subject: str | None, timeout_s: float) -> Pending:
+        """A request of `subject` (None: of its own inbox) that is told after `timeout_s` that nobody knows."""
+        token = self.next_token()
+        inbox = self.inbox + token
+        deadline = self._loop.time() + timeout_s
+        pending = Pending(subject or inbox, inbox, token, deadline, self._loop.create_future())
+        self._pending[token] = pending
+        if self._timer is None:
+            self._timer = self._loop.call_later(min(TICK_S, timeout_s), self._tick)
+        return pending
+
+    def close(self, pending: Pending) -> None:
+        """Whoever asked has the answer, or waits no more."""
+        self._pending.pop(pending.token, None)
+
+    def answer(self, message: Msg) -> None:
+        """Give an answer to who waits for it."""
+        pending = self._pending.get(message.subject[len(self.inbox) :])
+        if pending is not None and not pending.future.done():
+            pending.future.set_result(message)
+
+    def fail(self, error: Callable[[], BrokerError]) -> None:
+        """Tell all that wait."""
+        for pending in self._pending.values():
+            _fail(pending, error())
+
+    def asked(self, subject: str) -> list[Pending]:
+        """Those that asked a subject, in whatever case it is written."""
+        return [pending for pending in self._pending.values() if pending.subject.lower() == subject]
+
+    def _tick(self) -> None:
+        now, expired = self._loop.time(), False
+        for pending in self._pending.values():
+            if pending.deadline <= now and not pending.future.done():
+                _fail(pending, OutcomeUnknown(f"no answer on {pending.subject}"))
+                expired = True
+        self._timer = self._loop.call_later(TICK_S, self._tick) if self._pending else None
+        if expired:
+            self._on_expired()
+
+
+def _fail(pending: Pending, error: BrokerError) -> None:
+    if not pending.future.done():
+        pending.future.set_exception(error)
