@@ -18,7 +18,7 @@ from tests.programs import ROOT
 FOLDER: Final = ROOT / "deploy/kubernetes"
 OVERLAYS: Final = ("trial", "production")
 OPERATOR: Final = ("ServiceMonitor",)
-VERSIONS: Final = ("1.31", "1.37")  # the oldest one that `matchLabelKeys` is on in, and the newest
+VERSIONS: Final = ("1.31", "1.37")  # an old one, and the newest whose schemas are here
 CLEAN_UP_S: Final = 10
 
 pytestmark = pytest.mark.timeout(600)  # kustomize may have to be built
