@@ -10,8 +10,8 @@ COMMANDS: Final = ("serve", "dashboard", "create", "events")
 FILES: Final = ("cluster/local.sh", "docker/Dockerfile", "docker/compose.yaml", "kubernetes/base/deployment.yaml")
 UNIT: Final = "systemd/jido-nats-manager@.service"
 COMMAND: Final = re.compile(r"jido-nats serve|- serve$|\"serve\"|\[dashboard", re.MULTILINE)
-# Of commands that are still being written.
-COMING: Final = {"--drain-timeout", "--host", "--log-format", "--metrics-host", "--metrics-port", "--port", "--token"}
+# Of the dashboard, which is still being written.
+COMING: Final = {"--host", "--port", "--token"}
 
 
 def given(file: Path) -> set[str]:

@@ -30,10 +30,3 @@ def test_the_demo_runs_from_what_is_released(tmp_path: Path) -> None:
         assert set(wheel.namelist()) >= SHIPPED
     with tarfile.open(tmp_path / f"jido_nats-{version}.tar.gz") as sdist:
         assert f"jido_nats-{version}/deploy/cluster/local.sh" in sdist.getnames()
-
-
-def test_the_version_stands_in_one_place() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    sources = [path for path in (ROOT / "jido_nats").rglob("*.py") if f'"{version}"' in path.read_text()]
-
-    assert not sources
