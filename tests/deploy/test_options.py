@@ -11,7 +11,7 @@ FILES: Final = ("cluster/local.sh", "docker/Dockerfile", "docker/compose.yaml", 
 UNIT: Final = "systemd/jido-nats-manager@.service"
 COMMAND: Final = re.compile(r"jido-nats serve|- serve$|\"serve\"|\[dashboard", re.MULTILINE)
 # Of the dashboard, which is still being written.
-COMING: Final = {"--host", "--port", "--token"}
+COMING: Final = {"--host", "--port"}
 
 
 def given(file: Path) -> set[str]:
