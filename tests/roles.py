@@ -16,6 +16,7 @@ VARIABLES = {
     "manager-api": "JIDO_MANAGER_API_PASSWORD",
     "client": "JIDO_CLIENT_PASSWORD",
     "observer": "JIDO_OBSERVER_PASSWORD",
+    "operator": "JIDO_OPERATOR_PASSWORD",
     "session-example": "JIDO_EXAMPLE_PASSWORD",
     "system": "JIDO_SYSTEM_PASSWORD",
 }
