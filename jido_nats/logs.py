@@ -60,5 +60,7 @@ def configure(level: int) -> None:
     handler.setFormatter(LineFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("jido_nats.stderr").setLevel(min(level, logging.INFO))  # what programs of sessions say
+    # Of a TLS connection that ends, asyncio says "returning true from eof_received() has no effect".
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     # nats-py reports what it recovers from with tracebacks; our connection says the same in a line.
     logging.getLogger("nats").setLevel(logging.CRITICAL)
