@@ -3,10 +3,11 @@
 import bisect
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 from jido_nats.broker.registry import Entry
 from jido_nats.core import codec
-from jido_nats.core.commands import LIST_BYTES_MAX, ListReply, ListRequest
+from jido_nats.core.commands import LIST_BYTES_MAX, ListReply, ListRequest, deterministic
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.position import Position
 
@@ -115,4 +116,9 @@ def matches(record: SessionRecord, request: ListRequest) -> bool:
             return False
     elif record.status is Status.TERMINATED and not request.include_terminated:
         return False
-    return all(key in record.metadata and record.metadata[key] == value for key, value in request.metadata.items())
+    return all(key in record.metadata and _same(record.metadata[key], value) for key, value in request.metadata.items())
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether both are the same in JSON: Python's 1 equals True and 1.0, JSON's does not."""
+    return bool(one == other) and (isinstance(one, str) or deterministic(one) == deterministic(other))

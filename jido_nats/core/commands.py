@@ -215,10 +215,13 @@ def check_terminate(request: TerminateRequest) -> None:
 def same_content(request: CreateRequest, record: SessionRecord) -> bool:
     """Whether the record was made by this request, or one that asks for the same."""
     asked, made = [[r.metadata, r.llm_config, limits_of(r)] for r in (request, record)]
-    return asked == made and _sorted(asked) == _sorted(made)  # Python's 1 equals True and 1.0, JSON's does not
+    return asked == made and deterministic(asked) == deterministic(
+        made
+    )  # Python's 1 equals True and 1.0, JSON's does not
 
 
-def _sorted(value: Any) -> bytes:
+def deterministic(value: Any) -> bytes:
+    """The value as JSON, the same for the same value."""
     return msgspec.json.encode(value, order="deterministic")
 
 
