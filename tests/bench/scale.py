@@ -11,11 +11,9 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -28,6 +26,7 @@ from jido_nats.core.events import SessionTerminated
 from jido_nats.tools.bench.deployment import SYNC_INTERVALS
 from jido_nats.tools.bench.load import drive
 from jido_nats.tools.bench.plan import LEASE_S, Part, Plan
+from jido_nats.tools.bench.processes import cpu_s
 from jido_nats.tools.bench.samples import Samples
 from tests import audit
 from tests.bench.audited import audited
@@ -72,15 +71,11 @@ async def measure(size: int, sync: str, lease_s: int, idle_s: float) -> dict[str
 
 async def _idle(pid: int, server_pid: int, idle_s: float) -> dict[str, float]:
     """The CPU that a manager, and its server, need when nothing happens."""
-    before = [_cpu_s(process) for process in (pid, server_pid)]
+    pids = (pid, server_pid)
+    before = [cpu_s([process]) or 0.0 for process in pids]
     await asyncio.sleep(idle_s)
-    used = [100 * (_cpu_s(process) - was) / idle_s for process, was in zip((pid, server_pid), before, strict=True)]
+    used = [100 * ((cpu_s([process]) or 0.0) - was) / idle_s for process, was in zip(pids, before, strict=True)]
     return {"idle_cpu_percent": used[0], "idle_server_cpu_percent": used[1]}
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def _list(url: str) -> dict[str, float]:

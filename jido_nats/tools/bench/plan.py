@@ -61,6 +61,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     measure: str
     statistic: str
+    says: str
     unit: str
     more_is_better: bool
     ours: float
