@@ -19,13 +19,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from jido_nats import Client, ConnectOptions, JidoError, LocalServer
+from jido_nats import Client, ConnectOptions, JidoError, LocalServer, Settings
 from jido_nats.broker.connection import Connection
 from jido_nats.core import subjects
 from jido_nats.core.events import SessionTerminated
 from jido_nats.tools.bench.deployment import SYNC_INTERVALS
 from jido_nats.tools.bench.load import drive
-from jido_nats.tools.bench.plan import LEASE_S, Part, Plan
+from jido_nats.tools.bench.plan import Part, Plan
 from jido_nats.tools.bench.processes import cpu_s
 from jido_nats.tools.bench.samples import Samples
 from tests import audit
@@ -189,7 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="1000,10000,100000")
     parser.add_argument("--sync", choices=list(SYNC_INTERVALS), default="default")
-    parser.add_argument("--lease-s", type=int, default=LEASE_S)
+    parser.add_argument("--lease-s", type=int, default=Settings().lease_s)
     parser.add_argument("--sessions", type=int, default=3000, help="for two managers against one; 0 leaves it out")
     parser.add_argument("--idle-s", type=float, default=IDLE_S, help="how long an idle manager is looked at")
     parser.add_argument("--json", action="store_true")

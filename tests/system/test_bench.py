@@ -18,7 +18,8 @@ from jido_nats.tools.bench.run import run as benchmark
 from jido_nats.tools.bench.samples import percentile
 from tests.conftest import StartManager
 from tests.programs import run, running
-from tests.support import Stranger, eventually, stranger_at
+from tests.roles import PASSWORDS, SECRETS, as_user
+from tests.support import Stranger, eventually, stranger_at, wait_for_ever
 
 SMALL = ("--sessions", "20", "--concurrency", "4")
 LATENCIES = ("rate", "p50", "p99", "p99.9")
@@ -171,6 +172,19 @@ async def test_other_settings_than_the_managers_are_told(
     await refused("max_age", "--server", server.url)
 
     assert (await stranger.js.stream_info("JIDO_CLIENT")).config == before.config
+
+
+@pytest.mark.parametrize("user", ["client", "manager"])
+async def test_a_user_who_may_not_do_it_all_is_told(user: str) -> None:
+    async with LocalServer(secrets=SECRETS) as server:
+        connection, api = as_user(server, "manager"), as_user(server, "manager-api")
+        async with SessionManager.connect(connection, api=api, worker=wait_for_ever) as manager:
+            await manager.start_serving()
+
+            await refused(
+                *("name a user who may do everything in the account", "--server", server.url),
+                *("--user", user, "--password", PASSWORDS[user]),
+            )
 
 
 async def test_a_server_cannot_be_both_named_and_started() -> None:

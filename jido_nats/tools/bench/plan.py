@@ -8,7 +8,6 @@ import msgspec
 
 SESSIONS: Final = 2000
 CONCURRENCY: Final = 128
-LEASE_S: Final = 10
 
 
 class Part(StrEnum):
