@@ -92,7 +92,8 @@ async def _listening(url: str, kind: str) -> AsyncIterator[None]:
             if not heard:
                 raise JidoError(f"the listener ({KINDS[kind]}) heard nothing: it was no load")
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
         await process.wait()
 
 
