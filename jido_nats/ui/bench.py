@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -13,15 +14,6 @@ from rich.text import Text
 from jido_nats.core import codec
 from jido_nats.tools.bench.plan import Result
 
-NAMES: Final = {
-    "create": "create to active",
-    "terminate": "terminate",
-    "transition": "one transition in Python",
-    "heard_by_subscriber": "heard by a plain subscriber",
-    "heard_by_consumer": "heard in a consumer",
-    "replay": "replay",
-    "recover": "recovery after the lease's end",
-}
 VERDICTS: Final = {True: "green", False: "red", None: ""}
 
 
@@ -53,21 +45,24 @@ def table(results: Sequence[Result]) -> Table:
     first = results[0]
     machine = first.machine
     shown = Table(
+        box=box.SIMPLE,
+        pad_edge=False,
         title=f"jido-nats {first.jido_nats} on nats-server {first.server_version}, sync {first.sync_interval or '?'}",
         caption=f"{first.sessions} sessions, {first.concurrency} at a time, {first.managers} manager(s); "
         f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}",
         title_justify="left",
         caption_justify="left",
     )
-    shown.add_column("what")
+    shown.add_column("what", no_wrap=True)
+    shown.add_column("unit")
     for name in ("ours", "floor", "ratio", "goal"):
-        shown.add_column(name, justify="right")
+        shown.add_column(name, justify="right", no_wrap=True)
     for result in results:
-        unit = f" {result.unit}"
         shown.add_row(
-            f"{NAMES[result.measure]}, {result.statistic}",
-            _number(result.ours) + unit,
-            _number(result.floor) + unit,
+            f"{result.says}, {result.statistic}",
+            result.unit,
+            _number(result.ours),
+            _number(result.floor),
             Text(f"{result.ratio:.2f}", VERDICTS[result.met]),
             "" if result.goal is None else f"{'≥' if result.more_is_better else '≤'} {result.goal:g}",
         )

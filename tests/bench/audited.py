@@ -14,7 +14,7 @@ from rich.console import Console
 
 from jido_nats import Client, Settings
 from jido_nats.tools.bench.deployment import SYNC_INTERVALS, Deployment, local
-from jido_nats.tools.bench.plan import CONCURRENCY, LEASE_S, SESSIONS, Part, Plan, Result
+from jido_nats.tools.bench.plan import CONCURRENCY, SESSIONS, Part, Plan, Result
 from jido_nats.tools.bench.run import run
 from jido_nats.ui import bench as ui
 from tests import audit
@@ -24,7 +24,7 @@ POLL_S = 0.2
 
 
 async def audited(
-    plan: Plan, *, sync: str, managers: int = 1, lease_s: int = LEASE_S
+    plan: Plan, *, sync: str, managers: int = 1, lease_s: int = Settings().lease_s
 ) -> tuple[list[Result], list[audit.Violation]]:
     """What a bench on a server of its own found, and what the auditor did."""
     async with local(Settings(lease_s=lease_s), None, managers=managers, sync=sync) as deployment:
@@ -61,7 +61,7 @@ def main() -> int:
     parser.add_argument("--sessions", type=int, default=SESSIONS)
     parser.add_argument("--concurrency", type=int, default=CONCURRENCY)
     parser.add_argument("--managers", type=int, default=1)
-    parser.add_argument("--lease-s", type=int, default=LEASE_S)
+    parser.add_argument("--lease-s", type=int, default=Settings().lease_s)
     parser.add_argument("--only", choices=list(Part), action="append")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()

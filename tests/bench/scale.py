@@ -11,23 +11,22 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from jido_nats import Client, ConnectOptions, JidoError, LocalServer
+from jido_nats import Client, ConnectOptions, JidoError, LocalServer, Settings
 from jido_nats.broker.connection import Connection
 from jido_nats.core import subjects
 from jido_nats.core.events import SessionTerminated
 from jido_nats.tools.bench.deployment import SYNC_INTERVALS
 from jido_nats.tools.bench.load import drive
-from jido_nats.tools.bench.plan import LEASE_S, Part, Plan
+from jido_nats.tools.bench.plan import Part, Plan
+from jido_nats.tools.bench.processes import cpu_s
 from jido_nats.tools.bench.samples import Samples
 from tests import audit
 from tests.bench.audited import audited
@@ -39,6 +38,7 @@ FILL_TIMEOUT_S = 1800.0
 END_TIMEOUT_S = 1800.0
 SHOWN = {
     "creates_per_s": ("creates a second, called in Python", "{:,.0f}"),
+    "slowest_create_s": ("the slowest of them, s", "{:.2f}"),
     "session_bytes": ("memory of a live session, bytes", "{:,.0f}"),
     "list_p50_ms": ("list of 100, p50 ms", "{:.1f}"),
     "list_p99_ms": ("list of 100, p99 ms", "{:.1f}"),
@@ -58,7 +58,8 @@ async def measure(size: int, sync: str, lease_s: int, idle_s: float) -> dict[str
             await asyncio.sleep(idle_s / 3)  # what is on its way arrives
             found = {
                 "sessions": size,
-                "creates_per_s": size / filled["seconds"],
+                "creates_per_s": filled["per_s"],
+                "slowest_create_s": filled["slowest_s"],
                 "session_bytes": (filled["after"] - filled["before"]) / size,
                 **await _idle(process.pid, server.pid, idle_s),
                 **await _list(server.url),
@@ -72,15 +73,11 @@ async def measure(size: int, sync: str, lease_s: int, idle_s: float) -> dict[str
 
 async def _idle(pid: int, server_pid: int, idle_s: float) -> dict[str, float]:
     """The CPU that a manager, and its server, need when nothing happens."""
-    before = [_cpu_s(process) for process in (pid, server_pid)]
+    pids = (pid, server_pid)
+    before = [cpu_s([process]) or 0.0 for process in pids]
     await asyncio.sleep(idle_s)
-    used = [100 * (_cpu_s(process) - was) / idle_s for process, was in zip((pid, server_pid), before, strict=True)]
+    used = [100 * ((cpu_s([process]) or 0.0) - was) / idle_s for process, was in zip(pids, before, strict=True)]
     return {"idle_cpu_percent": used[0], "idle_server_cpu_percent": used[1]}
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def _list(url: str) -> dict[str, float]:
@@ -144,7 +141,8 @@ async def _manager(
         await _next(process.stdout, 60)
         yield process, process.stdout
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
         await process.wait()
 
 
@@ -194,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="1000,10000,100000")
     parser.add_argument("--sync", choices=list(SYNC_INTERVALS), default="default")
-    parser.add_argument("--lease-s", type=int, default=LEASE_S)
+    parser.add_argument("--lease-s", type=int, default=Settings().lease_s)
     parser.add_argument("--sessions", type=int, default=3000, help="for two managers against one; 0 leaves it out")
     parser.add_argument("--idle-s", type=float, default=IDLE_S, help="how long an idle manager is looked at")
     parser.add_argument("--json", action="store_true")

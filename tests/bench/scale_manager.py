@@ -4,15 +4,15 @@ Prints a JSON line when it serves, and one when it has its sessions: its memory 
 """
 
 import asyncio
+import contextlib
 import gc
 import json
 import logging
 import os
 import sys
-import time
 from pathlib import Path
 
-from jido_nats import Session, SessionManager, Settings, logs
+from jido_nats import Session, SessionManager, Settings, Unavailable, logs
 from jido_nats.ids import new_session_id
 from jido_nats.tools.bench.load import drive
 from jido_nats.tools.bench.samples import Samples
@@ -40,16 +40,21 @@ async def run(url: str, sessions: int, lease_s: int) -> None:
         print(json.dumps({"manager_id": manager.manager_id}), flush=True)
 
         async def create(session_id: str) -> None:
-            await manager.create_session(session_id=session_id, metadata={"project": "demo"})
+            while True:
+                with contextlib.suppress(Unavailable):  # not done in time: safe to ask again
+                    await manager.create_session(session_id=session_id, metadata={"project": "demo"})
+                    return
 
-        async def fill(count: int) -> None:
+        async def fill(count: int, samples: Samples) -> None:
             ids = [new_session_id() for _ in range(count)]
-            await drive(ids, create, at_once=AT_ONCE, into=Samples(), step=lambda: None)
+            await drive(ids, create, at_once=AT_ONCE, into=samples, step=lambda: None)
 
-        await fill(min(sessions, WARM_UP))
-        before, started = memory_bytes(), time.perf_counter()
-        await fill(sessions)
-        filled = {"before": before, "after": memory_bytes(), "seconds": time.perf_counter() - started}
+        await fill(min(sessions, WARM_UP), Samples())
+        before, samples = memory_bytes(), Samples()
+        await fill(sessions, samples)
+        filled = {"per_s": samples.rate, "slowest_s": samples.percentile_ms(100) / 1000} if sessions else {}
+        del samples  # it is no session's memory
+        filled |= {"before": before, "after": memory_bytes()}
         print(json.dumps(filled), flush=True)
         await asyncio.Event().wait()
 

@@ -22,7 +22,6 @@ from jido_nats import Client, JidoError, Settings
 from jido_nats.ids import new_session_id
 from jido_nats.tools.bench.deployment import SYNC_INTERVALS, Deployment, local
 from jido_nats.tools.bench.load import drive
-from jido_nats.tools.bench.plan import LEASE_S
 from jido_nats.tools.bench.samples import Samples
 from tests.bench.audited import report, violations
 
@@ -42,7 +41,7 @@ async def measure(
 ) -> tuple[dict[str, Samples], int]:
     """The samples of each kind, and the exit code."""
     found = {kind: Samples() for kind in KINDS}
-    async with local(Settings(lease_s=LEASE_S), None, managers=1, sync=sync) as deployment:
+    async with local(Settings(), None, managers=1, sync=sync) as deployment:
         url = deployment.options.servers[0]
         async with Client.connect(url, timeout_s=60) as client:
             await _round(client, 2 * concurrency, concurrency, Samples())
@@ -93,7 +92,8 @@ async def _listening(url: str, kind: str) -> AsyncIterator[None]:
             if not heard:
                 raise JidoError(f"the listener ({KINDS[kind]}) heard nothing: it was no load")
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
         await process.wait()
 
 

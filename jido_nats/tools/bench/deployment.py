@@ -13,7 +13,7 @@ from jido_nats.broker.connection import Connection, ConnectOptions
 from jido_nats.broker.jetstream import STREAM_NOT_FOUND, JetStreamError, api
 from jido_nats.broker.leases import Leases
 from jido_nats.core.settings import Settings
-from jido_nats.errors import ConfigurationError, ServerUnusable
+from jido_nats.errors import ConfigurationError, NotAllowed, ServerUnusable
 from jido_nats.server import LocalServer
 from jido_nats.tools.bench.processes import ManagerProcess, managing
 
@@ -111,6 +111,8 @@ async def _check_settings(connection: Connection, settings: Settings) -> None:
             if error.code == STREAM_NOT_FOUND:
                 raise _no_manager() from error
             raise ServerUnusable(f"the stream {wanted['name']} cannot be read: {error.description}") from error
+        except NotAllowed as error:
+            raise ServerUnusable(f"{error}; name a user who may do everything in the account") from error
         safe, unsafe = topology.differences(wanted, found)
         if safe or unsafe:
             raise ConfigurationError(

@@ -8,7 +8,6 @@ import msgspec
 
 SESSIONS: Final = 2000
 CONCURRENCY: Final = 128
-LEASE_S: Final = 10
 
 
 class Part(StrEnum):
@@ -61,6 +60,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     measure: str
     statistic: str
+    says: str
     unit: str
     more_is_better: bool
     ours: float

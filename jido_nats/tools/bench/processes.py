@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -72,6 +72,18 @@ async def managing(url: str, *, lease_s: int, config_file: Path | None) -> Async
         yield manager
     finally:
         await asyncio.shield(manager.stop())
+
+
+def cpu_s(pids: Iterable[int]) -> float | None:
+    """The CPU time that processes have used, where the system tells."""
+    total = 0.0
+    try:
+        for pid in pids:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        return None
+    return total
 
 
 async def _wait_serving(process: asyncio.subprocess.Process) -> str:

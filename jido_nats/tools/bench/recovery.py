@@ -20,7 +20,7 @@ from jido_nats.tools.bench.plan import Measure
 
 RECOVER_TIMEOUT_S: Final = 300.0
 
-RECOVER: Final = Measure("recover", "time", "s", False, "recovery, from the lease's end to the last session's")
+RECOVER: Final = Measure("recover", "time", "s", False, "recovery after the lease")
 
 
 async def measure(bench: Bench) -> Findings:

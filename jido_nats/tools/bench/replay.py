@@ -12,7 +12,7 @@ ROUNDS: Final = 5
 EVENTS_MAX: Final = 200_000
 EVENTS_OF_A_SESSION: Final = 5  # on the subject of all events: created, active, terminating, terminated, ended
 
-REPLAY: Final = rate("replay", "replay of the stream", unit="events/s", goal=0.7)
+REPLAY: Final = rate("replay", "replay", unit="events/s", goal=0.7)
 
 
 async def measure(bench: Bench) -> Findings:

@@ -88,6 +88,7 @@ def _result(found: Found, bench: Bench, surroundings: dict[str, Any]) -> Result:
     return Result(
         measure=measure.name,
         statistic=measure.statistic,
+        says=measure.says,
         unit=measure.unit,
         more_is_better=measure.more_is_better,
         ours=found.ours,

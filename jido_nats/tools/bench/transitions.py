@@ -24,9 +24,9 @@ HEARD_MAX: Final = 500
 BLOCK: Final = 50
 HEAR_TIMEOUT_S: Final = 10.0
 
-TRANSITION: Final = latency("transition", "p50", "one transition in Python, one at a time", goal=1.25)
-SUBSCRIBER: Final = latency("heard_by_subscriber", "p50", "transition to event, plain subscriber", goal=1.3)
-CONSUMER: Final = latency("heard_by_consumer", "p50", "transition to event, in a consumer")
+TRANSITION: Final = latency("transition", "p50", "one transition in Python", goal=1.25)
+SUBSCRIBER: Final = latency("heard_by_subscriber", "p50", "heard by a subscriber", goal=1.3)
+CONSUMER: Final = latency("heard_by_consumer", "p50", "heard in a consumer")
 
 Step = Callable[[int], Awaitable[object]]
 """The next transition; how many there were before does not matter to it."""

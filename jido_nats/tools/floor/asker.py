@@ -56,14 +56,14 @@ class FloorAsker:
 
 
 @contextlib.asynccontextmanager
-async def responders(options: ConnectOptions, names: Names, note: str, count: int) -> AsyncIterator[None]:
-    """So many responder processes, which answer inside the block."""
+async def responders(options: ConnectOptions, names: Names, note: str, count: int) -> AsyncIterator[list[int]]:
+    """So many responder processes, which answer inside the block; their process ids."""
     wanted = json.dumps({"options": asdict(options), "token": names.token, "note": note}).encode() + b"\n"
     processes: list[asyncio.subprocess.Process] = []
     try:
         for _ in range(count):
             processes.append(await _start(wanted))
-        yield
+        yield [process.pid for process in processes]
     finally:
         await asyncio.shield(asyncio.gather(*(_stop(process) for process in processes)))
 

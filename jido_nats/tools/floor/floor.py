@@ -16,10 +16,16 @@ from jido_nats.tools.floor.storage import Names, storage
 
 
 class Floor:
-    """What the measures ask of the floor. `asker` is for commands; the rest writes and reads from this process."""
+    """What the measures ask of the floor. `asker` is for commands; the rest writes and reads from this process.
 
-    def __init__(self, asker: FloorAsker, writing: Client, hearing: Client, names: Names, note: str) -> None:
+    `pids` are the responders'.
+    """
+
+    def __init__(
+        self, asker: FloorAsker, pids: list[int], writing: Client, hearing: Client, names: Names, note: str
+    ) -> None:
         self.asker = asker
+        self.pids = pids
         self._writing = writing
         self._hearing = hearing
         self._names = names
@@ -62,5 +68,5 @@ async def floor(
             clients.append(await connect(options))
             stack.push_async_callback(clients[-1].close)
         await stack.enter_async_context(storage(clients[0], names, events_like=events_like, records_like=records_like))
-        await stack.enter_async_context(responders(options, names, note, managers))
-        yield Floor(FloorAsker(clients[0], names, note), clients[1], clients[2], names, note)
+        pids = await stack.enter_async_context(responders(options, names, note, managers))
+        yield Floor(FloorAsker(clients[0], names, note), pids, clients[1], clients[2], names, note)

@@ -17,6 +17,8 @@ from jido_nats.tools.floor.storage import Names
 OWNER: Final = "manager_01a205e6-48ab-7764-99fb-19dd4197b73c"
 CLOCK: Final = "2025-01-24T10:30:00.000001Z"
 TERMINATED_TTL: Final = "3600s"
+OPENING: Final = ',"opening":true'
+SEALED: Final = ',"sealed":true'
 EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
 
@@ -26,9 +28,9 @@ class FloorSession:
     """One session of the floor: what its next write has to know."""
 
     session_id: str
-    status: str = ""
+    status: str = "initializing"
     previous: str = ""
-    version: int = 0
+    version: int = 1
     revision: int = 0
     fence: int = 0
     after: int = 0
@@ -48,43 +50,27 @@ class FloorWriter:
         self._acknowledged = 0
 
     async def create(self, session: FloorSession) -> bytes:
-        """To `active`: a look whether the id was used before, one record, three events; the record."""
-        session_id = session.session_id
+        """To `active`: a look whether the id was used, one record, which opens the session, three events; the record."""
         with contextlib.suppress(NotFoundError):
-            await self._js.get_last_msg(self._stream, self._session + session_id)
-        session.status, session.version = "initializing", 1
-        record = await self._commit(session, "active", "", ',"opening":true')
-        event = (
-            f'{{"type":"session_created","session_id":"{session_id}","version":1,'
+            await self._js.get_last_msg(self._stream, self._session + session.session_id)
+        record = await self._commit(session, "active", "", OPENING)
+        created = (
+            f'{{"type":"session_created","session_id":"{session.session_id}","version":1,'
             f'"created_at":"{CLOCK}","metadata":{{"bench":"{self._note}"}}}}'
         )
-        await self._publish(session, self._events, event, "session_created", version=1)
-        await self._tell(session, "active", "")
+        await self._publish(session, self._events, created, "1.session_created")
+        await self._tell(session, "")
         return record
 
     async def step(self, session: FloorSession, status: str, why: str = "") -> bytes:
         """One transition: the record, then its events; the record."""
         record = await self._commit(session, status, why)
-        await self._tell(session, status, why)
+        await self._tell(session, why)
         return record
-
-    async def _tell(self, session: FloorSession, status: str, why: str) -> None:
-        event = (
-            f'{{"type":"session_status","session_id":"{session.session_id}","version":{session.version},'
-            f'"status":"{status}","previous_status":"{session.previous}","updated_at":"{CLOCK}"{why}}}'
-        )
-        await self._publish(session, self._events, event, "session_status")
-        if status == "terminated":
-            end = (
-                f'{{"type":"session_terminated","session_id":"{session.session_id}","version":{session.version},'
-                f'"updated_at":"{CLOCK}"{why}}}'
-            )
-            await self._publish(session, self._events, end, "session_terminated")
-        await self._publish(session, self._session + session.session_id, event, "session_status.session")
 
     async def seal(self, session: FloorSession, why: str) -> None:
         """The record once more, to expire."""
-        await self._write(session, self._record(session, why, ',"sealed":true'), {"Nats-TTL": TERMINATED_TTL})
+        await self._write(session, self._record(session, why, SEALED), {"Nats-TTL": TERMINATED_TTL})
 
     async def claim(self, session: FloorSession) -> None:
         """Move the fence, as who takes a session over."""
@@ -92,11 +78,26 @@ class FloorWriter:
         headers = {EXPECTED: str(session.fence)}
         session.fence = (await self._js.publish(self._fence + session.session_id, body, headers=headers)).seq
 
-    async def _commit(self, session: FloorSession, status: str, why: str, more: str = "") -> bytes:
+    async def _tell(self, session: FloorSession, why: str) -> None:
+        version = session.version
+        event = (
+            f'{{"type":"session_status","session_id":"{session.session_id}","version":{version},'
+            f'"status":"{session.status}","previous_status":"{session.previous}","updated_at":"{CLOCK}"{why}}}'
+        )
+        await self._publish(session, self._events, event, f"{version}.session_status")
+        if session.status == "terminated":
+            end = (
+                f'{{"type":"session_terminated","session_id":"{session.session_id}","version":{version},'
+                f'"updated_at":"{CLOCK}"{why}}}'
+            )
+            await self._publish(session, self._events, end, f"{version}.session_terminated")
+        await self._publish(session, self._session + session.session_id, event, f"{version}.session_status.session")
+
+    async def _commit(self, session: FloorSession, status: str, why: str, kind: str = "") -> bytes:
         session.previous, session.status = session.status, status
         session.version += 1
         session.after = self._acknowledged
-        record = self._record(session, why, more)
+        record = self._record(session, why, kind)
         await self._write(session, record, {})
         return record
 
@@ -104,22 +105,19 @@ class FloorWriter:
         headers = {EXPECTED: str(session.revision), **more}
         session.revision = (await self._js.publish(self._key + session.session_id, record, headers=headers)).seq
 
-    def _record(self, session: FloorSession, why: str, more: str = "") -> bytes:
-        previous = f',"previous_status":"{session.previous}"' if session.previous else ""
+    def _record(self, session: FloorSession, why: str, kind: str) -> bytes:
         after = f',"after":{session.after}' if session.after else ""
         return (
             f'{{"session_id":"{session.session_id}","status":"{session.status}","version":{session.version},'
             f'"owner":"{OWNER}","created_at":"{CLOCK}","updated_at":"{CLOCK}",'
-            f'"metadata":{{"bench":"{self._note}"}}{previous}{why}{after}{more}}}'
+            f'"metadata":{{"bench":"{self._note}"}},"previous_status":"{session.previous}"{why}{after}{kind}}}'
         ).encode()
 
-    async def _publish(
-        self, session: FloorSession, subject: str, event: str, kind: str, *, version: int | None = None
-    ) -> None:
+    async def _publish(self, session: FloorSession, subject: str, event: str, name: str) -> None:
         headers = {
             EXPECTED: str(session.fence),
             EXPECTED_SUBJECT: self._fence + session.session_id,
-            "Nats-Msg-Id": f"{session.session_id}.{version or session.version}.{kind}",
+            "Nats-Msg-Id": f"{session.session_id}.{name}",
             "Content-Type": "application/json",
         }
         ack = await self._js.publish(subject, event.encode(), headers=headers)

@@ -12,7 +12,7 @@ from nats.aio.client import Client
 
 from jido_nats.errors import ServerUnusable
 
-API_TIMEOUT_S: Final = 10.0
+API_TIMEOUT_S: Final = 5.0
 REMOVE_TIMEOUT_S: Final = 30.0  # with its files, which may be many
 
 
@@ -55,21 +55,25 @@ async def storage(client: Client, names: Names, *, events_like: str, records_lik
         names.stream: (events_like, names.subjects),
         f"KV_{names.bucket}": (records_like, [f"$KV.{names.bucket}.>"]),
     }
+    begun: list[str] = []
+    timeout_s = API_TIMEOUT_S
     try:
         for name, (like, subjects) in streams.items():
             config = (await _api(client, f"STREAM.INFO.{like}"))["config"]
             config |= {"name": name, "subjects": subjects, "description": "of 'jido-nats bench'; may be removed"}
             config.pop("metadata", None)
+            begun.append(name)
             await _api(client, f"STREAM.CREATE.{name}", config)
+        timeout_s = REMOVE_TIMEOUT_S
         yield
     finally:
-        await asyncio.shield(_remove(client, list(streams)))
+        await asyncio.shield(_remove(client, begun, timeout_s))
 
 
-async def _remove(client: Client, streams: list[str]) -> None:
+async def _remove(client: Client, streams: list[str], timeout_s: float) -> None:
     for name in streams:
-        with contextlib.suppress(nats.errors.Error):  # one that was never made
-            await client.request(f"$JS.API.STREAM.DELETE.{name}", b"", timeout=REMOVE_TIMEOUT_S)
+        with contextlib.suppress(nats.errors.Error):  # who may not make it may not remove it either
+            await client.request(f"$JS.API.STREAM.DELETE.{name}", b"", timeout=timeout_s)
 
 
 async def _api(client: Client, subject: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -78,8 +82,8 @@ async def _api(client: Client, subject: str, request: dict[str, Any] | None = No
         reply = await client.request(f"$JS.API.{subject}", payload, timeout=API_TIMEOUT_S)
     except nats.errors.Error as error:
         raise ServerUnusable(
-            f"no answer from the JetStream API ({subject}): bench makes streams of its own to compare with; "
-            "name a user who may"
+            f"no answer on $JS.API.{subject}: the bench makes streams of its own to compare with; "
+            "name a user who may do everything in the account"
         ) from error
     answer: dict[str, Any] = json.loads(reply.data)
     if "error" in answer:
