@@ -20,6 +20,7 @@ class SessionIndex:
         self._records: dict[str, SessionRecord] = {}
         self._ids: list[str] = []
         self._unsealed: defaultdict[str, set[str]] = defaultdict(set)
+        self._revisions: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._records)
@@ -27,11 +28,15 @@ class SessionIndex:
     def __iter__(self) -> Iterator[SessionRecord]:
         return iter(self._records.values())
 
-    def apply(self, entry: Entry) -> None:
-        """Take in one followed entry; entries come in the order of their revisions."""
+    def apply(self, entry: Entry, *, own: bool = False) -> None:
+        """Take in one followed entry; entries come in the order of their revisions.
+
+        `own`: its writer, in this process, knows its revision, which is not kept here then.
+        """
         before = self._records.get(entry.session_id)
         if before is not None:
             self._unsealed[before.owner].discard(entry.session_id)
+        self._revisions.pop(entry.session_id, None)
         if entry.record is None:
             if before is not None:
                 del self._records[entry.session_id]
@@ -42,6 +47,8 @@ class SessionIndex:
             bisect.insort(self._ids, entry.session_id)
         if not entry.record.sealed:
             self._unsealed[entry.record.owner].add(entry.session_id)
+            if not own:
+                self._revisions[entry.session_id] = entry.revision
 
     def clear(self) -> None:
         """Forget everything, before a new snapshot."""
@@ -49,6 +56,12 @@ class SessionIndex:
         self._records.clear()
         self._ids.clear()
         self._unsealed.clear()
+        self._revisions.clear()
+
+    def unsealed_entry(self, session_id: str) -> Entry | None:
+        """The entry of a record that is not sealed, if the index has it with its revision."""
+        revision = self._revisions.get(session_id)
+        return None if revision is None else Entry(session_id, revision, self._records[session_id])
 
     def get(self, session_id: str) -> SessionRecord | None:
         """The record, if the index has it."""

@@ -435,7 +435,7 @@ class SessionManager:
             async for message in consumer:
                 # What this manager wrote itself is not decoded, and not held twice.
                 own = self._sessions.written(subjects.session_of(message.subject), message.sequence)
-                self._index.apply(own or entry_of(message))
+                self._index.apply(own or entry_of(message), own=own is not None)
                 self._index.position.moved_to(message.sequence)
 
     async def _follow_leases(self) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from jido_nats.core import lifecycle, subjects
 from jido_nats.core.session import Reason, Status
@@ -96,14 +96,19 @@ class Sweeper:
 
     async def _take_over(self, session_ids: list[str]) -> None:
         """Claim all, then one look for all, then end them; the seals come last, since nobody waits for them."""
-        claimed: list[_Claimed] = []
+        claimed: list[SessionWriter] = []
         await _side_by_side(self._claim(session_id, claimed) for session_id in session_ids)
-        stored = await self._look([orphan.writer for orphan in claimed if not orphan.complete])
+        orphans = await self._read_again(claimed)
+        complete = await self._path.event_log.complete_among([writer.record for writer in orphans])
+        whole = [writer for writer in orphans if writer.record.session_id in complete]
+        broken = [writer for writer in orphans if writer.record.session_id not in complete]
+        stored = await self._look(broken)
         ended: list[SessionWriter] = []
-        await _side_by_side(self._end(orphan, stored, ended) for orphan in claimed)
+        await _side_by_side(self._end(writer, None, ended) for writer in whole)
+        await _side_by_side(self._end(writer, stored, ended) for writer in broken)
         await _side_by_side(self._seal(writer) for writer in ended)
 
-    async def _claim(self, session_id: str, claimed: list["_Claimed"]) -> None:
+    async def _claim(self, session_id: str, claimed: list[SessionWriter]) -> None:
         record = self._index.get(session_id)
         if record is None:
             return
@@ -113,9 +118,24 @@ class Sweeper:
         except Fenced as error:
             log.info("another manager takes this session over", extra={"session_id": session_id, "why": str(error)})
             return
-        if await writer.reload():
-            self._path.stats.takeovers += 1
-            claimed.append(_Claimed(writer, await self._path.event_log.is_complete(writer.record)))
+        claimed.append(writer)
+
+    async def _read_again(self, claimed: list[SessionWriter]) -> list[SessionWriter]:
+        """Those that are not settled meanwhile, with their records as they are behind the claims.
+
+        What the index has once it is where the bucket's leader is now is as good as reading each at the leader.
+        """
+        await self._index.position.reached(await self._path.registry.last_position())
+        orphans: list[SessionWriter] = []
+
+        async def read(writer: SessionWriter) -> None:
+            entry = self._index.unsealed_entry(writer.record.session_id)
+            if await writer.reload() if entry is None else writer.adopt(entry):
+                self._path.stats.takeovers += 1
+                orphans.append(writer)
+
+        await _side_by_side(read(writer) for writer in claimed)
+        return orphans
 
     async def _look(self, writers: list[SessionWriter]) -> Collection[str]:
         """The ids of what is stored of these sessions' versions: nothing older than the claims can come any more."""
@@ -126,10 +146,10 @@ class Sweeper:
         reach("looked")
         return found
 
-    async def _end(self, orphan: "_Claimed", stored: Collection[str], ended: list[SessionWriter]) -> None:
-        writer = orphan.writer
+    async def _end(self, writer: SessionWriter, stored: Collection[str] | None, ended: list[SessionWriter]) -> None:
+        """`stored`: what a look found of its last version; None where all of it is stored."""
         try:
-            if not orphan.complete:
+            if stored is not None:
                 await writer.publish(stored)
             while not await self._terminate(writer):
                 if not await writer.reload():
@@ -165,13 +185,6 @@ class Sweeper:
     async def _seal(self, writer: SessionWriter) -> None:
         with contextlib.suppress(Fenced):  # else another has sealed it, or will
             await writer.seal()
-
-
-class _Claimed(NamedTuple):
-    """An orphan that is claimed; `complete`: all of its last version is stored."""
-
-    writer: SessionWriter
-    complete: bool
 
 
 async def _side_by_side(works: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from jido_nats.broker.event_log import UNCLAIMED, EventLog
-from jido_nats.broker.registry import Registry
+from jido_nats.broker.registry import Entry, Registry
 from jido_nats.core import subjects
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.subjects import Publication
@@ -122,7 +122,10 @@ class SessionWriter:
 
     async def reload(self) -> bool:
         """Read the record at the leader again; False where there is none or it is sealed: nothing is left to do."""
-        entry = await self._path.registry.get(self.record.session_id)
+        return self.adopt(await self._path.registry.get(self.record.session_id))
+
+    def adopt(self, entry: Entry) -> bool:
+        """Go on from this entry; False where there is no record or it is sealed: nothing is left to do."""
         if entry.record is None or entry.record.sealed:
             return False
         self.record, self.revision = entry.record, entry.revision

@@ -32,6 +32,8 @@ from jido_nats.core.session import SessionRecord
 from jido_nats.core.subjects import Publication
 
 # How far before a session's second event its first is looked for, in messages: others' come in between.
+# How many subjects one consumer reads: its request has to fit into a message.
+FILTERS_MAX: Final = 500
 SEARCH_WINDOWS: Final = (256, 8192, 262_144)
 
 log = logging.getLogger(__name__)
@@ -96,6 +98,21 @@ class EventLog:
     async def is_complete(self, record: SessionRecord) -> bool:
         """Whether all of the version is surely stored: its copy on the session's own subject comes last."""
         return record.version > 1 and await self._last_id(record.session_id) == subjects.last_message_id(record)
+
+    async def complete_among(self, records: Collection[SessionRecord]) -> set[str]:
+        """The ids of those sessions whose version is surely all stored, in one reading.
+
+        A replica that is behind may miss some; what it shows is so.
+        """
+        last: dict[str, str | None] = {}
+        filters = [subjects.session(record.session_id) for record in records if record.version > 1]
+        for begin in range(0, len(filters), FILTERS_MAX):
+            some, start = filters[begin : begin + FILTERS_MAX], Start("last_per_subject")
+            async with OrderedConsumer(self._connection, self.stream, some, start, headers_only=True) as consumer:
+                while not consumer.caught_up:
+                    message = await consumer.next()
+                    last[subjects.session_of(message.subject)] = message.headers.get(MESSAGE_ID)
+        return {r.session_id for r in records if last.get(r.session_id) == subjects.last_message_id(r)}
 
     async def stored(self, record: SessionRecord, claim: int) -> Collection[str]:
         """The message ids, of those that the record's version owes, that are in the stream.

@@ -50,7 +50,7 @@ class FloorWriter:
         self._acknowledged = 0
 
     async def create(self, session: FloorSession) -> bytes:
-        """To `active`: a look whether the id was used, one record, which opens the session, three events; the record."""
+        """To `active`: a look whether the id was used, one opening record, three events; the record."""
         with contextlib.suppress(NotFoundError):
             await self._js.get_last_msg(self._stream, self._session + session.session_id)
         record = await self._commit(session, "active", "", OPENING)
