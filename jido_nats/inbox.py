@@ -79,8 +79,11 @@ class Inbox:
 
     async def _some(self) -> None:
         while not self._waiting:
-            self._arrived.clear()
-            await self._arrived.wait()
+            await self._wait()
+
+    async def _wait(self) -> None:
+        self._arrived.clear()
+        await self._arrived.wait()
 
 
 class Messages:

@@ -46,13 +46,17 @@ class Lane:
         self._task: asyncio.Task[None] | None = None
         self.moved = asyncio.Event()
 
-    async def room(self) -> None:
-        """Return when there is room for one more."""
-        while len(self._waiting) >= WAITING_MAX or self._outbox.bytes_waiting >= BYTES_MAX:
-            self.moved.clear()
-            with contextlib.suppress(TimeoutError):  # another lane may have made the room
-                async with asyncio.timeout(RETRY_WAIT_S):
-                    await self.moved.wait()
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may be pushed without waiting."""
+        return len(self._waiting) < WAITING_MAX and self._outbox.bytes_waiting < BYTES_MAX
+
+    async def wait_moved(self) -> None:
+        """Return when some of it is stored, or soon: another lane may have made room."""
+        self.moved.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RETRY_WAIT_S):
+                await self.moved.wait()
 
     def push(self, output: Output) -> None:
         """Send a kept output behind those that wait; its number has to be the next. Raises `TooLarge`."""

@@ -40,7 +40,7 @@ class Talk:
         session.active_at = boottime()
         lane = self._lane(session)
         if not ephemeral:
-            await lane.room()
+            await _room(session, lane)
         output = SessionOutput(
             session_id=session.session_id,
             number=(lane.ephemeral if ephemeral else lane.kept) + 1,
@@ -61,7 +61,7 @@ class Talk:
         check_said(role, content)
         session.active_at = boottime()
         lane = self._lane(session)
-        await lane.room()
+        await _room(session, lane)
         return self._add(session, role, content, self._new_message_id()).number
 
     async def flush(self, session: Session) -> None:
@@ -124,6 +124,12 @@ class Talk:
         if session.lane is None:
             session.lane = self._outbox.lane()
         return session.lane
+
+
+async def _room(session: Session, lane: Lane) -> None:
+    """Return when one more output may be pushed. What a program said last does not wait: a pipe holds little."""
+    while not (lane.has_room or session.ending):
+        await lane.wait_moved()
 
 
 def _check_plain(data: Any) -> None:

@@ -48,6 +48,7 @@ class Session:
         "_may_step",
         "_ready",
         "active_at",
+        "ending",
         "inbox",
         "lane",
         "on_change",
@@ -66,6 +67,7 @@ class Session:
         self.lane: Lane | None = None
         self.on_change: Callable[[SessionRecord], None] | None = None
         self.active_at = boottime()
+        self.ending = False
 
     def changed(self, record: SessionRecord) -> None:
         """The session's new record; for whoever runs the session."""
@@ -124,7 +126,7 @@ class Session:
 
         `name`: 1 to 64 characters; `data`: plain JSON. It is kept, in order, and waits only while too much is on its
         way; `flush()` returns when it is stored. `ephemeral` output (streamed tokens, say) is heard live only.
-        Raises `BadRequest`, `TooLarge`.
+        Raises `BadRequest`, `TooLarge`, and `InvalidTransition` when the session has ended.
         """
         return await self._host.emit(self, name, data, ephemeral=ephemeral)
 

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from typing import IO, Any
+from typing import IO, Any, Final
 
 import msgspec
 
@@ -22,9 +22,12 @@ from jido_nats.core.session import Status
 from jido_nats.errors import JidoError, command_error
 from jido_nats.inbox import Inbox, Message
 from jido_nats.processes import lines
-from jido_nats.processes.lines import Done, FromProgram, Refused, SessionLine, StatusLine, lines_of
+from jido_nats.processes.lines import Done, FromProgram, Refused, SessionLine, StatusLine, Turns, lines_of
 from jido_nats.processes.load import load_worker
 from jido_nats.worker import Outcome, Session, WorkerRun
+
+# More, and what is answered could fill the pipe to a worker that is just writing, with nobody left to read.
+ASKED_AT_ONCE: Final = 100
 
 ToProgram = SessionLine | Message | StatusLine | Done | Refused
 
@@ -43,11 +46,11 @@ class _AskingInbox(Inbox):
         self._is_asked = False
         super().add(message)
 
-    async def _some(self) -> None:
-        if not self._waiting and not self._is_asked:
+    async def _wait(self) -> None:
+        if not self._is_asked:
             self._is_asked = True
             self._ask.tell(lines.Next())
-        await super()._some()
+        await super()._wait()
 
 
 class Parent:
@@ -57,6 +60,7 @@ class Parent:
         self._pipe = pipe
         self._ids = itertools.count(1)
         self._asked: dict[int, asyncio.Future[int | None]] = {}
+        self._gate = asyncio.Semaphore(ASKED_AT_ONCE)
 
     def tell(self, line: FromProgram) -> None:
         """Write one line. It waits for room in the pipe, which blocks the worker, and nobody else."""
@@ -66,15 +70,15 @@ class Parent:
 
     async def ask(self, line: FromProgram) -> int | None:
         """Write one line and wait until it is done; raises the error with which it was refused."""
-        number = next(self._ids)
-        line.id = number
-        future: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        self._asked[number] = future
-        self.tell(line)
-        try:
-            return await future
-        finally:
-            del self._asked[number]
+        async with self._gate:
+            line.id = number = next(self._ids)
+            future: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+            self._asked[number] = future
+            self.tell(line)
+            try:
+                return await future
+            finally:
+                del self._asked[number]
 
     def answered(self, answer: Done | Refused) -> None:
         """Give an answer to who waits for it."""
@@ -116,7 +120,7 @@ async def run(name: str, pipe: IO[bytes]) -> int:
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    incoming = lines_of(reader, sys.maxsize)
+    incoming = lines_of(reader, sys.maxsize, Turns())
     first, _ = await anext(incoming)
     line = codec.decode(first, SessionLine)
     trace.CURRENT.set(line.traceparent)

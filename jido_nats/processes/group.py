@@ -2,23 +2,31 @@
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
+import sys
+import termios
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final
 
 POLL_S: Final = 0.02
 POLL_MAX_S: Final = 0.5
+# A look at all processes takes milliseconds: not before this, nor more often.
+LOOK_S: Final = 0.2
+BUFFER_BYTES: Final = 16 * 1024
 
 
 class ProcessGroup:
     """A program in a process group of its own, with pipes to its standard streams."""
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], living: "LivingGroups") -> None:
         """Start it. Raises `OSError` where the program cannot be run."""
+        self._living = living
         pipe = subprocess.PIPE
         # It takes milliseconds; asyncio's own way needs a thread for each child on Python 3.11.
         self._process = subprocess.Popen(
@@ -54,10 +62,10 @@ class ProcessGroup:
         await asyncio.shield(self._exited)
 
     async def wait_gone(self) -> None:
-        """Return when nothing of the group is left."""
+        """Return when nothing of the group is left, but for zombies: those are somebody's to reap, and do nothing."""
         await self.wait_exited()
-        wait_s = POLL_S
-        while self._is_alive():
+        exited_at, wait_s = time.monotonic(), POLL_S
+        while self._exists() and (time.monotonic() < exited_at + LOOK_S or self._living.has(self.id, since=exited_at)):
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, POLL_MAX_S)
 
@@ -66,14 +74,39 @@ class ProcessGroup:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.id, number)
 
+    def hang_up(self) -> None:
+        """Take in what the group has written, and no more: who has left the group may hold the pipes open."""
+        self._let_go_of_stdin()
+        for pipe, reader in ((self._process.stdout, self.stdout), (self._process.stderr, self.stderr)):
+            assert pipe is not None
+            transport = self._transports[pipe]
+            assert isinstance(transport, asyncio.ReadTransport)
+            if transport.is_closing():
+                continue
+            transport.pause_reading()
+            left = int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+            reader.feed_data(os.read(pipe.fileno(), left) if left else b"")
+            transport.close()  # the reader's end
+
     def close(self) -> None:
-        """Let go of the pipes."""
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+        """Let go of the pipes, also with what nobody has read."""
+        self._let_go_of_stdin()
+        for pipe in (self._process.stdout, self._process.stderr):
             assert pipe is not None
             (self._transports.get(pipe) or pipe).close()
 
-    def _is_alive(self) -> bool:
-        """Whether a process of the group is left that is no zombie: those are somebody's to reap, and do nothing."""
+    def _let_go_of_stdin(self) -> None:
+        pipe = self._process.stdin
+        assert pipe is not None
+        transport = self._transports.get(pipe)
+        if transport is None:
+            pipe.close()
+        elif not transport.is_closing():
+            assert isinstance(transport, asyncio.WriteTransport)
+            transport.abort()
+
+    def _exists(self) -> bool:
+        """Whether the group has members, be they zombies."""
         try:
             os.killpg(self.id, 0)
         except ProcessLookupError:
@@ -83,7 +116,7 @@ class ProcessGroup:
         with contextlib.suppress(ChildProcessError):  # where this process is the one that orphans are given to
             while os.waitpid(-self.id, os.WNOHANG) != (0, 0):
                 pass
-        return _has_live_member(self.id)
+        return True
 
     def _watch_exit(self) -> None:
         loop = asyncio.get_running_loop()
@@ -111,7 +144,7 @@ class ProcessGroup:
             self._exited.set_result(None)
 
     async def _reader(self, pipe: IO[bytes]) -> asyncio.StreamReader:
-        reader = asyncio.StreamReader()
+        reader = asyncio.StreamReader(BUFFER_BYTES)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), pipe
         )
@@ -126,18 +159,28 @@ class ProcessGroup:
         return asyncio.StreamWriter(transport, protocol, None, loop)
 
 
-def _has_live_member(group: int) -> bool:
-    """Whether /proc shows a process of the group that is no zombie; True where there is no /proc to ask."""
-    processes = Path("/proc")
-    if not (processes / "self" / "stat").exists():
-        return True
-    for process in processes.iterdir():
-        if not process.name.isdigit():
-            continue
+class LivingGroups:
+    """The process groups that have a member which is no zombie, as /proc shows them: one look serves all who ask."""
+
+    def __init__(self) -> None:
+        self._looked_at = 0.0
+        self._groups: frozenset[int] = frozenset()
+
+    def has(self, group: int, *, since: float) -> bool:
+        """Whether it was so within the last `LOOK_S`, and after `since` (monotonic); True where /proc does not tell."""
+        now = time.monotonic()
+        if self._looked_at < max(since, now - LOOK_S):
+            self._groups, self._looked_at = _living_groups(), now
+        return not self._groups or group in self._groups
+
+
+def _living_groups() -> frozenset[int]:
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, _, its_group = (process / "stat").read_text().rpartition(")")[2].split()[:3]
-        except (OSError, ValueError):
+            state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+        except (OSError, ValueError):  # it has gone meanwhile
             continue
-        if int(its_group) == group and state not in "ZX":
-            return True
-    return False
+        if state not in "ZX":
+            found.add(int(group))
+    return frozenset(found)

@@ -1,12 +1,16 @@
 """The manager's side of the guard: started with the first process group, ended with the last."""
 
 import contextlib
+import logging
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Final
 
 _GUARD: Final = str(Path(__file__).with_name("guard.py"))
+
+log = logging.getLogger(__name__)
 
 
 class Keeper:
@@ -15,7 +19,6 @@ class Keeper:
     def __init__(self) -> None:
         self._groups: set[int] = set()
         self._guard: subprocess.Popen[bytes] | None = None
-        self._ended: list[subprocess.Popen[bytes]] = []
 
     def add(self, group: int) -> None:
         """From now on the group does not outlive this process."""
@@ -34,14 +37,18 @@ class Keeper:
     def _start(self) -> None:
         """Start a guard, also in the place of one that was killed, and tell it all."""
         self._stop()
-        self._guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", _GUARD],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            env={},
-        )
+        try:
+            self._guard = subprocess.Popen(
+                [sys.executable, "-I", "-S", _GUARD],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                env={},
+            )
+        except OSError as error:  # tried again with the next group
+            log.error("no guard: if this manager is killed, its programs may live on", extra={"error": str(error)})
+            return
         for group in self._groups:
             self._tell(f"+{group}\n")
 
@@ -57,21 +64,12 @@ class Keeper:
         return True
 
     def _stop(self) -> None:
-        """Let the guard end, which takes milliseconds; it is reaped here or the next time."""
+        """Let the guard end, and be reaped, which takes milliseconds that nobody waits for."""
         if self._guard is not None:
             assert self._guard.stdin is not None
             for group in self._groups:  # of a guard that is replaced: nothing is left for it to end
                 self._tell(f"-{group}\n")
             with contextlib.suppress(OSError):
                 self._guard.stdin.close()
-            self._ended.append(self._guard)
+            threading.Thread(target=self._guard.wait, name="jido_nats guard's end", daemon=True).start()
             self._guard = None
-        self._ended = [guard for guard in self._ended if not _is_reaped(guard)]
-
-
-def _is_reaped(guard: "subprocess.Popen[bytes]") -> bool:
-    try:
-        guard.wait(timeout=0.1)
-    except subprocess.TimeoutExpired:
-        return False
-    return True

@@ -5,6 +5,7 @@ To the program: first `session` (the whole record), then `message`, and for a li
 From the program: see `FromProgram`.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Final, Protocol
 
@@ -13,7 +14,8 @@ import msgspec
 from jido_nats.core.session import SessionRecord, Status
 
 LINE_BYTES_MAX: Final = 1024 * 1024
-_CHUNK_BYTES: Final = 64 * 1024
+_CHUNK_BYTES: Final = 16 * 1024
+LINES_AT_ONCE: Final = 32
 
 Id = int | str | None
 
@@ -107,14 +109,28 @@ class Readable(Protocol):
         """Up to `n` bytes; none at the end."""
 
 
-async def lines_of(stream: Readable, bytes_max: int) -> AsyncIterator[tuple[bytes, bool]]:
+class Turns:
+    """Those who have much to say take turns: together they have one turn in each round of the event loop."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    async def next(self) -> None:
+        """Let the others go first."""
+        async with self._lock:
+            await asyncio.sleep(0)
+
+
+async def lines_of(stream: Readable, bytes_max: int, turns: Turns) -> AsyncIterator[tuple[bytes, bool]]:
     """(line, whole) of a stream, without the newline; of a line beyond `bytes_max` only the beginning, not whole."""
-    line, whole = bytearray(), True
+    line, whole, count = bytearray(), True, 0
     while chunk := await stream.read(_CHUNK_BYTES):
         for number, part in enumerate(chunk.split(b"\n")):
             if number:  # a newline stood before this part
                 yield bytes(line), whole
-                line, whole = bytearray(), True
+                line, whole, count = bytearray(), True, count + 1
+                if count % LINES_AT_ONCE == 0:
+                    await turns.next()
             room = bytes_max - len(line)
             line += part[:room]
             whole = whole and len(part) <= room

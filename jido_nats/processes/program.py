@@ -19,7 +19,7 @@ from jido_nats.core.codec import DecodeError
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.errors import CommandError, ConfigurationError
-from jido_nats.processes.group import ProcessGroup
+from jido_nats.processes.group import LivingGroups, ProcessGroup
 from jido_nats.processes.keeper import Keeper
 from jido_nats.processes.lines import (
     LINE_BYTES_MAX,
@@ -37,17 +37,18 @@ from jido_nats.processes.lines import (
     SessionLine,
     StatusLine,
     Touch,
+    Turns,
     lines_of,
 )
-from jido_nats.worker import Session, WorkerFailed, WorkerKilled
+from jido_nats.worker import ERROR_LENGTH_MAX, Session, WorkerFailed, WorkerKilled
 
 STOP_TIMEOUT_S: Final = 3.0
-# How long what the program has written last may take to be read, once it is gone.
-DRAIN_S: Final = 2.0
+# How long what the program has written last may take to be taken in, once it is gone.
+DRAIN_S: Final = 5.0
 ERROR_LINES_MAX: Final = 20
 ERROR_LINE_BYTES_MAX: Final = 2000
 ERROR_LINES_LOGGED_PER_S: Final = 100
-NONSENSE_LOGGED_MAX: Final = 10
+WARNINGS_MAX: Final = 20
 ENV_VALUE_BYTES_MAX: Final = 100 * 1024
 # What a program does not inherit: credentials of the manager, and settings of its own.
 _NOT_INHERITED: Final = ("NATS_", "JIDO_")
@@ -88,11 +89,13 @@ class Program:
         self._wait_ready = wait_ready
         self._whole_protocol = whole_protocol
         self._keeper = Keeper()
+        self._living = LivingGroups()
+        self._turns = Turns()
 
     async def __call__(self, session: Session) -> None:
         """Run the program for this session, to its end."""
         try:
-            group = ProcessGroup(self._argv, environment(session.record, os.environ))
+            group = ProcessGroup(self._argv, environment(session.record, os.environ), self._living)
         except OSError as error:
             raise WorkerFailed(f"{self._argv[0]} cannot be started: {error.strerror or error}") from error
         self._keeper.add(group.id)
@@ -103,7 +106,7 @@ class Program:
             group.close()
 
     async def _run(self, session: Session, group: ProcessGroup) -> None:
-        talk = _Talk(session, group, whole_protocol=self._whole_protocol)
+        talk = _Talk(session, group, self._turns, whole_protocol=self._whole_protocol)
         cancelled = False
         try:
             await group.connect()
@@ -111,18 +114,18 @@ class Program:
             await group.wait_exited()
         except asyncio.CancelledError:
             cancelled = True
-        forced = await _uninterrupted(self._end(group, talk, stop=cancelled))
+        forced = await _uninterrupted(self._end(group, talk))
         if forced and cancelled:
             raise WorkerKilled
+        if group.returncode and (talk.failure or not cancelled):
+            raise WorkerFailed(talk.failure or _how_it_ended(group.returncode, talk.last_errors()))
         if cancelled:
             raise asyncio.CancelledError
-        if group.returncode:
-            raise WorkerFailed(talk.failure or _how_it_ended(group.returncode, talk.last_errors()))
 
-    async def _end(self, group: ProcessGroup, talk: "_Talk", *, stop: bool) -> bool:
+    async def _end(self, group: ProcessGroup, talk: "_Talk") -> bool:
         """Return when nothing of the group is left, and all that it said is read; whether it had to be killed."""
         gone = asyncio.create_task(group.wait_gone())
-        if stop or not await _done_within(gone, 0.0):
+        if not await _done_within(gone, 0.0):
             group.signal(signal.SIGTERM)
         forced = not await _done_within(gone, self._stop_timeout_s)
         if forced:
@@ -145,14 +148,14 @@ def isolated(name: str, settings: Settings) -> Program:
 class _Talk:
     """What goes back and forth between one session and its program."""
 
-    def __init__(self, session: Session, group: ProcessGroup, *, whole_protocol: bool) -> None:
+    def __init__(self, session: Session, group: ProcessGroup, turns: Turns, *, whole_protocol: bool) -> None:
         self._session = session
         self._group = group
+        self._turns = turns
         self._asked = asyncio.Semaphore(0) if whole_protocol else None
         self._tasks: list[asyncio.Task[None]] = []
         self._errors: deque[str] = deque(maxlen=ERROR_LINES_MAX)
-        self._nonsense = 0
-        self._saying = False
+        self._warnings = 0
         self.failure: str | None = None
 
     def start(self, wait_ready: bool) -> None:
@@ -169,22 +172,27 @@ class _Talk:
                 ("stdin", self._deliver()),
             )
         ]
+        for task in self._tasks:
+            task.add_done_callback(_report)
 
     def last_errors(self) -> str:
         """The last lines of standard error."""
         return "\n".join(self._errors)
 
     async def end(self) -> None:
-        """The program is gone: take in what it said last. (Who has escaped its group may hold the pipes open.)"""
+        """The program is gone: take in what it said last."""
         self._session.on_change = None
         if not self._tasks:
             return
         *hearing, delivering = self._tasks
         delivering.cancel()
-        await asyncio.wait(hearing, timeout=DRAIN_S)
-        while self._saying and not hearing[0].done():  # NATS is slow: what was said is not lost for that
-            await asyncio.wait(hearing[:1], timeout=DRAIN_S)
-        for task in hearing:
+        self._session.ending = True
+        self._group.hang_up()
+        _, left = await asyncio.wait(hearing, timeout=DRAIN_S)
+        if left:
+            data = {"session_id": self._session.session_id}
+            log.error("what a program said last could not be taken in within %g s", DRAIN_S, extra=data)
+        for task in left:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -200,7 +208,7 @@ class _Talk:
                 return
 
     async def _hear(self) -> None:
-        async for line, whole in lines_of(self._group.stdout, LINE_BYTES_MAX):
+        async for line, whole in lines_of(self._group.stdout, LINE_BYTES_MAX, self._turns):
             if not line.strip():
                 continue
             try:
@@ -208,7 +216,8 @@ class _Talk:
                     raise DecodeError(f"a line of more than {LINE_BYTES_MAX} bytes")
                 said: FromProgram = codec.decode(line, FromProgram)  # type: ignore[arg-type]
             except DecodeError as error:
-                self._note_nonsense(line, str(error))
+                sentence = "a program printed what is no line of its protocol, passing it over"
+                self._warn(sentence, line=repr(line[:100]), error=str(error))
                 continue
             await self._obey(said)
 
@@ -217,8 +226,7 @@ class _Talk:
             number = await self._carry_out(said)
         except CommandError as error:
             if said.id is None:
-                refused = {"session_id": self._session.session_id, "error": str(error)}
-                log.warning("what a program asked for was refused", extra=refused)
+                self._warn("what a program asked for was refused", error=str(error))
             else:
                 await self._answer(Refused(said.id, error.code, str(error)))
         else:
@@ -243,24 +251,17 @@ class _Talk:
                     self._asked.release()
             case Failed(error=error):
                 self.failure = error
-            case OutputLine() | Say():
-                return await self._speak(said)
+            case OutputLine():
+                return await session.emit(said.name, said.data, ephemeral=said.ephemeral)
+            case Say():
+                return await session.say(said.content, role=said.role)
         return None
-
-    async def _speak(self, said: OutputLine | Say) -> int:
-        self._saying = True
-        try:
-            if isinstance(said, Say):
-                return await self._session.say(said.content, role=said.role)
-            return await self._session.emit(said.name, said.data, ephemeral=said.ephemeral)
-        finally:
-            self._saying = False
 
     async def _hear_errors(self) -> None:
         loop = asyncio.get_running_loop()
         second, logged = loop.time(), 0
         data = {"session_id": self._session.session_id}
-        async for line, _ in lines_of(self._group.stderr, ERROR_LINE_BYTES_MAX):
+        async for line, _ in lines_of(self._group.stderr, ERROR_LINE_BYTES_MAX, self._turns):
             text = line.decode("utf-8", "replace").rstrip()
             self._errors.append(text)
             if loop.time() - second >= 1:
@@ -285,11 +286,10 @@ class _Talk:
         if not self._group.stdin.is_closing():
             self._group.stdin.write(codec.encode(line) + b"\n")
 
-    def _note_nonsense(self, line: bytes, error: str) -> None:
-        self._nonsense += 1
-        if self._nonsense <= NONSENSE_LOGGED_MAX:
-            data = {"session_id": self._session.session_id, "line": repr(line[:100]), "error": error}
-            log.warning("a program printed what is no line of its protocol, passing it over", extra=data)
+    def _warn(self, sentence: str, **data: str) -> None:
+        self._warnings += 1
+        if self._warnings <= WARNINGS_MAX:
+            log.warning(sentence, extra={"session_id": self._session.session_id, **data})
 
 
 def environment(record: SessionRecord, inherited: Mapping[str, str]) -> dict[str, str]:
@@ -297,16 +297,16 @@ def environment(record: SessionRecord, inherited: Mapping[str, str]) -> dict[str
     env = {name: value for name, value in inherited.items() if not name.startswith(_NOT_INHERITED)}
     env["JIDO_SESSION_ID"] = record.session_id
     for name, value in (("JIDO_METADATA", record.metadata), ("JIDO_LLM_CONFIG", record.llm_config)):
-        text = codec.encode(value).decode()
+        text = codec.encode(value)
         if value is not None and len(text) <= ENV_VALUE_BYTES_MAX:  # the kernel takes no longer ones
-            env[name] = text
+            env[name] = text.decode()
     if record.traceparent is not None:
         env["TRACEPARENT"] = record.traceparent
     return env
 
 
 def _how_it_ended(returncode: int, errors: str) -> str:
-    """Such as `exit code 3: no such model`."""
+    """Such as `exit code 3: no such model`; of what is too long, the end."""
     if returncode > 0:
         how = f"exit code {returncode}"
     else:
@@ -314,7 +314,13 @@ def _how_it_ended(returncode: int, errors: str) -> str:
             how = f"killed by {signal.Signals(-returncode).name}"
         except ValueError:
             how = f"killed by signal {-returncode}"
-    return f"{how}: {errors}" if errors else how
+    return f"{how}: {errors[-(ERROR_LENGTH_MAX - len(how) - 2) :]}" if errors else how
+
+
+def _report(task: "asyncio.Task[None]") -> None:
+    """A defect of ours must not end in silence."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a program is not listened to any more", exc_info=error, extra={"task": task.get_name()})
 
 
 async def _done_within(task: "asyncio.Task[None]", timeout_s: float) -> bool:

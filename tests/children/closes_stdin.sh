@@ -1,0 +1,4 @@
+# Takes nothing more.
+exec <&-
+echo '{"type":"ready"}'
+exec sleep 300

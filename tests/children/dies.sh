@@ -1,0 +1,3 @@
+# Ends before it is ready.
+echo 'no such model' >&2
+exit 3

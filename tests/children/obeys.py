@@ -1,0 +1,13 @@
+"""Writes as lines what its messages contain, and tells of every line that it gets."""
+
+import json
+import sys
+
+print('{"type":"ready"}', flush=True)
+for text in sys.stdin:
+    line = json.loads(text)
+    if line["type"] == "message" and isinstance(line["content"], dict):
+        said = {"data": "x" * line["content"].get("times", 0), **line["content"]}
+        print(json.dumps(said), flush=True)
+    else:
+        print(json.dumps({"type": "output", "name": "got", "data": line}), flush=True)

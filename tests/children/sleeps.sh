@@ -1,0 +1,3 @@
+# Never reads its standard input.
+echo '{"type":"ready"}'
+exec sleep 300
