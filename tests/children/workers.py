@@ -1,0 +1,100 @@
+"""Python workers that do what one should not, for sessions in processes of their own; and some that behave."""
+
+import asyncio
+import ctypes
+import os
+import resource
+import sys
+import threading
+
+from jido_nats import InvalidTransition, Session
+
+
+async def does(session: Session) -> None:
+    """What its metadata say, when it is told to."""
+    await session.emit("pid", os.getpid())
+    async for message in session.messages():
+        match message.content:
+            case "loop":
+                while True:
+                    pass
+            case "exit":
+                os._exit(5)
+            case "segfault":
+                ctypes.string_at(0)
+            case "allocate":
+                resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))
+                hoard = [bytearray(1 << 24) for _ in range(1000)]
+                await session.emit("allocated", len(hoard))
+            case "raise":
+                raise RuntimeError("boom")
+            case "sys.exit":
+                sys.exit(3)
+            case "return":
+                return
+            case "leave a thread":
+                threading.Thread(target=threading.Event().wait).start()
+                return
+
+
+async def echoes(session: Session) -> None:
+    """Speaks the whole protocol."""
+    print("no line of the protocol")
+    await session.ready()
+    async for message in session.messages():
+        await session.say(message.content, role="echo")
+        match message.content:
+            case "idle":
+                await session.idle()
+                await session.emit("status", session.status)
+            case "refused":
+                try:
+                    await session.activate()
+                except InvalidTransition as error:
+                    await session.emit("refused", str(error))
+            case "many":
+                numbers = await asyncio.gather(*(session.emit("one", n, ephemeral=True) for n in range(5000)))
+                await session.emit("numbers", [numbers[0], numbers[-1]])
+            case "inherited":
+                await session.emit("inherited", [name for name in os.environ if name.startswith(("NATS_", "JIDO_"))])
+
+
+async def takes_in_turns(session: Session) -> None:
+    """Two tasks wait for messages at once; one of them gives up first."""
+    await session.ready()
+
+    async def take(name: str) -> None:
+        async for message in session.messages():
+            await session.emit(name, message.content)
+
+    async with asyncio.TaskGroup() as group:
+        impatient = group.create_task(take("impatient"))
+        group.create_task(take("first"))
+        group.create_task(take("second"))
+        await asyncio.sleep(0)
+        impatient.cancel()
+
+
+async def never_takes(session: Session) -> None:
+    """Takes no message."""
+    await session.ready()
+    await asyncio.Event().wait()
+
+
+async def swallows(session: Session) -> None:
+    """Does not stop when it is asked to."""
+    await session.ready()
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            continue
+
+
+async def fails_to_tidy_up(session: Session) -> None:
+    """Fails while it stops."""
+    await session.ready()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        raise RuntimeError("not saved")
