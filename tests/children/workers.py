@@ -53,24 +53,23 @@ async def echoes(session: Session) -> None:
                 except InvalidTransition as error:
                     await session.emit("refused", str(error))
             case "many":
-                numbers = await asyncio.gather(*(session.emit("one", n, ephemeral=True) for n in range(5000)))
+                numbers = await asyncio.gather(*(session.emit("one", n, ephemeral=True) for n in range(8000)))
                 await session.emit("numbers", [numbers[0], numbers[-1]])
             case "inherited":
                 await session.emit("inherited", [name for name in os.environ if name.startswith(("NATS_", "JIDO_"))])
 
 
-async def takes_in_turns(session: Session) -> None:
-    """Two tasks wait for messages at once; one of them gives up first."""
+async def takes_side_by_side(session: Session) -> None:
+    """Several tasks wait for a message each at once; the first gives up."""
     await session.ready()
 
-    async def take(name: str) -> None:
+    async def take() -> None:
         async for message in session.messages():
-            await session.emit(name, message.content)
+            await session.emit("taken", message.content)
+            return
 
     async with asyncio.TaskGroup() as group:
-        impatient = group.create_task(take("impatient"))
-        group.create_task(take("first"))
-        group.create_task(take("second"))
+        impatient, *_ = [group.create_task(take()) for _ in range(5)]
         await asyncio.sleep(0)
         impatient.cancel()
 
