@@ -70,11 +70,12 @@ class Talk:
             await session.lane.stored(session.lane.kept)
 
     def check_room(self, session: Session, request: SendRequest) -> bool:
-        """Whether the same message was delivered before. Raises `AlreadyExists`; `Overloaded`: one too many."""
+        """Whether the same message was delivered before. Raises `AlreadyExists`, `TooLarge`; `Overloaded`: too many."""
         inbox = self._inbox(session)
         if inbox.number_of(request) is not None:
             return True
         inbox.check_room(self._inbox_messages_max)
+        self._outbox.item(self._conversation(session, request.role, request.content, request.message_id or ""))
         return False
 
     def deliver(self, session: Session, request: SendRequest) -> SendReply:
@@ -103,17 +104,19 @@ class Talk:
         await self._lane(session).stored(number)
 
     def _add(self, session: Session, role: str, content: Any, message_id: str) -> ConversationAdded:
-        lane = self._lane(session)
-        added = ConversationAdded(
+        added = self._conversation(session, role, content, message_id)
+        self._lane(session).push(added)
+        return added
+
+    def _conversation(self, session: Session, role: str, content: Any, message_id: str) -> ConversationAdded:
+        return ConversationAdded(
             session_id=session.session_id,
-            number=lane.kept + 1,
+            number=self._lane(session).kept + 1,
             role=role,
             content=content,
             created_at=self._now(),
             message_id=message_id,
         )
-        lane.push(added)
-        return added
 
     def _inbox(self, session: Session) -> Inbox:
         if session.inbox is None:
