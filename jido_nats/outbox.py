@@ -26,7 +26,9 @@ RETRY_WAIT_MAX_S: Final = 2.0
 log = logging.getLogger(__name__)
 
 
-class _Item(NamedTuple):
+class Item(NamedTuple):
+    """One output, ready to be sent."""
+
     said: Said
     payload: bytes
     headers: dict[str, str]
@@ -42,7 +44,7 @@ class Lane:
         self.kept = 0
         self.ephemeral = 0
         self._stored = 0
-        self._waiting: deque[_Item] = deque()
+        self._waiting: deque[Item] = deque()
         self._task: asyncio.Task[None] | None = None
         self.moved = asyncio.Event()
 
@@ -101,7 +103,7 @@ class Outbox:
         """A new session's lane."""
         return Lane(self)
 
-    def item(self, output: Output) -> _Item:
+    def item(self, output: Output) -> Item:
         """The output as it is sent; `TooLarge` where it is."""
         message = said(output)
         payload = self._log.encode(message)
@@ -111,11 +113,10 @@ class Outbox:
                 "keep it elsewhere and say where",
                 session_id=output.session_id,
             )
-        return _Item(message, payload, trace.headers(trace.CURRENT.get()))
+        return Item(message, payload, trace.headers(trace.CURRENT.get()))
 
-    async def tell(self, output: Output) -> None:
-        """Let an ephemeral output be heard; without a connection nobody hears it. Raises `TooLarge`."""
-        item = self.item(output)
+    async def tell(self, item: Item) -> None:
+        """Let an ephemeral output be heard; without a connection nobody hears it."""
         with contextlib.suppress(NotSent):
             await self._log.tell(item.said, item.payload, item.headers)
 
@@ -126,7 +127,7 @@ class Outbox:
         task.add_done_callback(self._on_end)
         return task
 
-    async def store(self, batch: list[_Item]) -> None:
+    async def store(self, batch: list[Item]) -> None:
         """Store all of them, however long it takes."""
         wait_s = RETRY_WAIT_S
         while batch := await self._try(batch):
@@ -148,7 +149,7 @@ class Outbox:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("output was lost", exc_info=error, extra={"task": task.get_name()})
 
-    async def _try(self, batch: list[_Item]) -> list[_Item]:
+    async def _try(self, batch: list[Item]) -> list[Item]:
         """Those that are not known to be stored."""
         results = await asyncio.gather(*(self._log.store(*item) for item in batch), return_exceptions=True)
         left = []

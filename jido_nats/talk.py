@@ -1,5 +1,6 @@
 """What is said to sessions and by them: messages into inboxes, output and conversation onto the output subject."""
 
+import asyncio
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
@@ -52,8 +53,10 @@ class Talk:
         if not ephemeral:
             lane.push(output)
             return output.number
+        item = self._outbox.item(output)
         lane.ephemeral += 1
-        await self._outbox.tell(output)
+        await self._outbox.tell(item)
+        await asyncio.sleep(0)  # one that streams as fast as it can gives the others a turn after each
         return output.number
 
     async def say(self, session: Session, role: str, content: Any) -> int:
