@@ -14,6 +14,7 @@ from jido_nats.broker.clock import boottime
 
 # How long the task sleeps at most: a timer of the loop stands still while the machine sleeps.
 SLEEP_MAX_S: Final = 1.0
+HEAP_MIN: Final = 1000
 
 
 class Deadlines:
@@ -34,6 +35,12 @@ class Deadlines:
         self._push(key, due)
         if self._heap[0][1] == key:
             self._earlier.set()
+
+    def forget(self, key: str) -> None:
+        """Ask no more about a key: what is left of it goes with half of the heap, not in years."""
+        if self._asked_at.pop(key, None) is not None and len(self._heap) > 2 * len(self._asked_at) + HEAP_MIN:
+            self._heap = [(at, key) for key, at in self._asked_at.items()]
+            heapq.heapify(self._heap)
 
     async def run(self) -> None:
         """Call what is due, for ever."""
