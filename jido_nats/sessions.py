@@ -357,14 +357,20 @@ class Sessions:
 
     async def step(self, session: Session, status: Status) -> None:
         """A step that the worker itself asks for."""
-        await self.in_own_task(self.change(session.session_id, status), None)
+        self._check_runs(session)
+        try:
+            await self.in_own_task(self.change(session.session_id, status), None)
+        except NotHere:
+            raise _ended(session) from None
 
     async def emit(self, session: Session, name: str, data: Any, *, ephemeral: bool) -> int:
         """See `Session.emit`."""
+        self._check_runs(session)
         return await self._talk.emit(session, name, data, ephemeral=ephemeral)
 
     async def say(self, session: Session, role: str, content: Any) -> int:
         """See `Session.say`."""
+        self._check_runs(session)
         return await self._talk.say(session, role, content)
 
     async def flush(self, session: Session) -> None:
@@ -373,6 +379,12 @@ class Sessions:
 
     async def touched(self, session: Session) -> None:
         """The session has noted when."""
+
+    def _check_runs(self, session: Session) -> None:
+        """What a worker has left behind, or does after another manager took its session, is not heard."""
+        live = self._live.get(session.session_id)
+        if live is None or live.session is not session or live.record.status is Status.TERMINATED:
+            raise _ended(session)
 
     # Time limits: found due by `deadlines`, and once more under the session's lock.
 
@@ -431,6 +443,7 @@ class Sessions:
             if live.record.status is Status.TERMINATED or self._live.get(live.record.session_id) is not live:
                 return
             if live.record.status is Status.TERMINATING:
+                trace.CURRENT.set(live.record.traceparent)  # of what made it terminate, not of what made the worker
                 await self._end(live, error=outcome.error, forced=outcome.forced)
             elif outcome.error is not None or outcome.cancelled:
                 error = outcome.error or "CancelledError"
@@ -503,6 +516,7 @@ class Sessions:
 
     def _drop(self, session_id: str) -> _Live | None:
         live = self._live.pop(session_id, None)
+        self.deadlines.forget(session_id)
         if not self._live and self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
         return live
@@ -524,6 +538,10 @@ class Sessions:
         error = task.exception()
         if error is not None and not isinstance(error, JidoError | Taken | NotHere):
             log.error("a session's task failed", exc_info=error, extra={"task": task.get_name()})
+
+
+def _ended(session: Session) -> InvalidTransition:
+    return InvalidTransition("the session has ended, or another manager has it", session_id=session.session_id)
 
 
 def _check_here(session_id: str, live: _Live) -> None:

@@ -1,17 +1,19 @@
 """Python workers in processes of their own: one that goes wrong harms nobody, and it is told how it went wrong."""
 
+import asyncio
 import os
+import threading
 from collections import Counter
 from functools import partial
 from typing import Any
 
 import pytest
 
-from jido_nats import Settings
+from jido_nats import Session, Settings
 from jido_nats.processes.program import Program, isolated
 from tests.children.kin import guards, kin_of, new_id
 from tests.conftest import StartManager
-from tests.support import Stranger, eventually
+from tests.support import Stranger, eventually, wait_for_ever
 from tests.system.test_programs import READY, has_said, said, terminated
 
 
@@ -164,3 +166,28 @@ async def test_a_worker_that_cannot_be_imported_did_not_start(stranger: Stranger
 
     assert "has no 'no_such_worker'" in answer["error"]["message"]
     await eventually(lambda: not guards(os.getpid()))
+
+
+# In the manager's own process
+
+
+async def blocks(session: Session) -> None:
+    """What `--isolation process` is for."""
+    await asyncio.sleep(0.1)  # the create is answered first
+    threading.Event().wait(1.8)
+    await wait_for_ever(session)
+
+
+async def test_a_worker_that_blocks_the_manager_is_named_in_the_log(
+    stranger: Stranger, start_manager: StartManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    await start_manager(blocks, lease_s=1)
+    await stranger.create("s1")
+
+    await eventually(lambda: [record for record in caplog.records if "blocks the manager" in record.getMessage()])
+
+    told = [vars(r) for r in caplog.records if "blocks the manager" in r.getMessage()]
+    assert [each["session_id"] for each in told] == ["s1"]
+    assert " in wait" in told[0]["at"]
+    assert (await stranger.ask("jido.session.idle.s1"))["status"] == "idle"
+    assert not [record for record in caplog.records if "lapsed" in record.getMessage()]
