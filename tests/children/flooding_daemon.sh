@@ -1,3 +1,3 @@
 # Leaves its group, and goes on to write.
-setsid yes '{"type":"output","data":"x"}' &
-cat >/dev/null
+setsid yes '{"type":"output","data":"x","ephemeral":true}' &
+exec sleep 300

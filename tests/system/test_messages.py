@@ -16,6 +16,24 @@ from tests.support import Puppet, Stranger, Stubborn, eventually, wait_for_ever
 
 OUTPUT = "jido.client.session.s1.output"
 SEND = "jido.session.send.s1"
+RUBBISH: list[Any] = [
+    b"",
+    b"nonsense",
+    {"role": "user"},
+    {"content": "x"},
+    {"role": "", "content": "x"},
+    {"role": "r" * (ROLE_LENGTH_MAX + 1), "content": "x"},
+    {"role": 7, "content": "x"},
+    {"role": "user", "content": None},
+    {"role": "user", "content": "x", "message_id": ""},
+    {"role": "user", "content": "x", "message_id": "i" * (MESSAGE_ID_LENGTH_MAX + 1)},
+    {"role": "user", "content": "x", "message_id": 7},
+    {"role": "user", "content": "x", "number": 7},
+    b'{"role":"user","content":"\\ud800"}',
+    b'{"role":"user","content":1e999}',
+    b'{"role":"user","content":123456789012345678901}',
+    b'{"role":"user","content":' + b"[" * 40 + b"]" * 40 + b"}",
+]
 
 
 class Taker:
@@ -223,34 +241,13 @@ async def test_a_session_that_never_was_takes_no_messages(
     assert await code(stranger, message("hello")) == "not_found"
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [
-        b"",
-        b"nonsense",
-        {"role": "user"},
-        {"content": "x"},
-        {"role": "", "content": "x"},
-        {"role": "r" * (ROLE_LENGTH_MAX + 1), "content": "x"},
-        {"role": 7, "content": "x"},
-        {"role": "user", "content": None},
-        {"role": "user", "content": "x", "message_id": ""},
-        {"role": "user", "content": "x", "message_id": "i" * (MESSAGE_ID_LENGTH_MAX + 1)},
-        {"role": "user", "content": "x", "message_id": 7},
-        {"role": "user", "content": "x", "number": 7},
-        b'{"role":"user","content":"\\ud800"}',
-        b'{"role":"user","content":1e999}',
-        b'{"role":"user","content":123456789012345678901}',
-        b'{"role":"user","content":' + b"[" * 40 + b"]" * 40 + b"}",
-    ],
-)
-async def test_rubbish_is_refused(
-    stranger: Stranger, start_manager: StartManager, taker: Taker, request_: bytes | dict[str, Any]
-) -> None:
+async def test_rubbish_is_refused(stranger: Stranger, start_manager: StartManager, taker: Taker) -> None:
     await start_manager(taker)
     await stranger.create("s1")
 
-    assert await code(stranger, request_) == "bad_request"
+    assert {repr(request): await code(stranger, request) for request in RUBBISH} == {
+        repr(request): "bad_request" for request in RUBBISH
+    }
     assert not await stranger.stored("JIDO_OUTPUT")
 
 

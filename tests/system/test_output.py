@@ -160,23 +160,16 @@ async def test_what_is_refused_leaves_no_gap(session: Session) -> None:
     assert await session.emit("step", ephemeral=True) == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "data"),
-    [
-        ("", 1),
-        ("n" * 65, 1),
-        (7, 1),
-        ("n", {1: 2}),
-        ("n", float("nan")),
-        ("n", {"a", "b"}),
-        ("n", 1 << 64),
-        ("\ud800", 1),
-        ("n", "\ud800"),
-    ],
-)
-async def test_rubbish_is_refused(session: Session, name: Any, data: Any) -> None:
-    with pytest.raises(BadRequest):
-        await session.emit(name, data)
+async def test_rubbish_is_refused(session: Session) -> None:
+    for name in ("", "n" * 65, 7, None, "\ud800"):
+        with pytest.raises(BadRequest):
+            await session.emit(name, 1)  # type: ignore[arg-type]
+    for data in ({1: 2}, float("nan"), {"a", "b"}, 1 << 64, "\ud800", object()):
+        with pytest.raises(BadRequest):
+            await session.emit("n", data)
+    for content, role in ((None, "user"), ("x", ""), ("x", "r" * 65), (float("inf"), "user")):
+        with pytest.raises(BadRequest):
+            await session.say(content, role=role)
 
 
 async def test_a_worker_that_has_ended_says_nothing_more(session: Session, stranger: Stranger, puppet: Puppet) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from jido_nats import LocalServer, Settings
 from jido_nats.errors import ConfigurationError
-from jido_nats.processes.program import Program
+from jido_nats.processes.program import DRAIN_S, Program
 from tests.children.kin import child, command, guards, kill, kin_of, leaders, new_id, open_files
 from tests.conftest import StartManager
 from tests.programs import serving
@@ -244,8 +244,9 @@ async def test_a_daemon_that_goes_on_to_write_does_not_hold_its_session_up(
 ) -> None:
     await start_manager(child("flooding_daemon.sh"), stop_timeout_s=3.0)
     session_id = new_id()
+    ear = await stranger.hear(f"jido.client.session.{session_id}.output")
     await stranger.create(session_id)
-    await eventually(lambda: said(stranger, session_id))
+    await eventually(lambda: ear.messages)
 
     record = await stranger.ask(f"jido.session.terminate.{session_id}")
 
@@ -309,20 +310,21 @@ async def test_a_guard_that_was_killed_has_a_successor(server: LocalServer, stra
 # When the manager goes
 
 
-@pytest.mark.parametrize("name", ["family.sh", "ignores_term.sh"])
-async def test_nothing_outlives_a_manager_that_is_killed(server: LocalServer, stranger: Stranger, name: str) -> None:
-    options = ("--exec", command(name), "--wait-ready", "--lease-s", "1")
-    session_id = new_id()
+async def test_nothing_outlives_a_manager_that_is_killed(server: LocalServer, stranger: Stranger) -> None:
+    options = ("--exec", command("as_told.sh"), "--wait-ready", "--lease-s", "1")
+    prefix = new_id()
     async with serving(server.url, *options) as manager:
-        await stranger.create(session_id)
+        for name in ("family", "ignores_term"):
+            assert (await stranger.create(f"{prefix}_{name}", metadata={"program": f"{name}.sh"}))["status"] == "active"
         guard = guards(manager.process.pid)
         manager.process.kill()
         killed_at = time.monotonic()
-        await eventually(lambda: not kin_of(session_id) and not any(map(is_there, guard)), within_s=5)
-        print(f"{name}: nothing left {time.monotonic() - killed_at:.2f} s after the manager's end")
+        await eventually(lambda: not kin_of(prefix) and not any(map(is_there, guard)), within_s=5)
+        print(f"nothing left {time.monotonic() - killed_at:.2f} s after the manager's end")
 
     async with serving(server.url, *options):
-        assert (await stranger.ends(session_id))["reason"] == "owner_lost"
+        for name in ("family", "ignores_term"):
+            assert (await stranger.ends(f"{prefix}_{name}"))["reason"] == "owner_lost"
 
 
 async def test_a_manager_that_is_stopped_ends_stubborn_programs(server: LocalServer, stranger: Stranger) -> None:
@@ -402,6 +404,18 @@ async def test_a_last_line_needs_no_newline(stranger: Stranger, start_manager: S
     await terminated(stranger, "s1")
 
     assert await eventually(lambda: has_said(stranger, "s1", 2)) == ["first", "last"]
+
+
+async def test_last_words_wait_for_no_stream_and_are_not_lost(stranger: Stranger, start_manager: StartManager) -> None:
+    await start_manager(Program(["sh", "-c", """yes '{"type":"output","data":1}' | head -1000"""]))
+    config = (await stranger.js.stream_info("JIDO_OUTPUT")).config
+    await stranger.js.delete_stream("JIDO_OUTPUT")
+    await stranger.create("s1")
+
+    await eventually(lambda: is_terminated(stranger, "s1"), within_s=DRAIN_S - 0.5)
+
+    await stranger.js.add_stream(config)
+    assert len(await eventually(lambda: has_said(stranger, "s1", 1000))) == 1000
 
 
 async def has_said(stranger: Stranger, session_id: str, count: int) -> list[Any]:
