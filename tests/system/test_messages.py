@@ -138,6 +138,26 @@ async def test_what_was_answered_is_stored(stranger: Stranger, start_manager: St
     assert b'"hello"' in stored.data
 
 
+async def test_what_cannot_be_stored_is_not_answered(
+    stranger: Stranger, start_manager: StartManager, taker: Taker
+) -> None:
+    await start_manager(taker, command_timeout_s=0.3)
+    config = (await stranger.js.stream_info("JIDO_OUTPUT")).config
+    await stranger.js.delete_stream("JIDO_OUTPUT")
+    await stranger.create("s1")
+
+    assert await code(stranger, message("hello", message_id="m1")) == "unavailable"
+
+    await stranger.js.add_stream(config)
+    assert await eventually(lambda: is_replayed(stranger, message("hello", message_id="m1")))
+    assert len(await stranger.stored("JIDO_OUTPUT")) == len(taker.taken) == 1
+
+
+async def is_replayed(stranger: Stranger, request: Any) -> bool:
+    """Whether it is known to be stored."""
+    return bool((await stranger.ask(SEND, request)).get("replayed"))
+
+
 async def test_a_worker_s_own_words_are_part_of_the_conversation(
     stranger: Stranger, start_manager: StartManager, puppet: Puppet, client: Client
 ) -> None:

@@ -407,7 +407,8 @@ async def test_a_last_line_needs_no_newline(stranger: Stranger, start_manager: S
 
 
 async def test_last_words_wait_for_no_stream_and_are_not_lost(stranger: Stranger, start_manager: StartManager) -> None:
-    await start_manager(Program(["sh", "-c", """yes '{"type":"output","data":1}' | head -1000"""]))
+    line = f'{{"type":"output","data":"{80 * "x"}"}}'  # 1000 of them fill the pipe, and all that reads it
+    await start_manager(Program(["sh", "-c", f"yes '{line}' | head -1000"]))
     config = (await stranger.js.stream_info("JIDO_OUTPUT")).config
     await stranger.js.delete_stream("JIDO_OUTPUT")
     await stranger.create("s1")
