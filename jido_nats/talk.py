@@ -56,7 +56,8 @@ class Talk:
         item = self._outbox.item(output)
         lane.ephemeral += 1
         await self._outbox.tell(item)
-        await asyncio.sleep(0)  # one that streams as fast as it can gives the others a turn after each
+        if not session.ending:
+            await asyncio.sleep(0)  # one that streams as fast as it can gives the others a turn after each
         return output.number
 
     async def say(self, session: Session, role: str, content: Any) -> int:

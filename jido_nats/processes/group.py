@@ -33,7 +33,8 @@ class ProcessGroup:
             argv, stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env), process_group=0, bufsize=0
         )
         self._exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._transports: dict[IO[bytes], asyncio.BaseTransport] = {}
+        self._writing: asyncio.WriteTransport | None = None
+        self._reading: dict[IO[bytes], tuple[asyncio.ReadTransport, asyncio.StreamReader]] = {}
         self.stdin: asyncio.StreamWriter
         self.stdout: asyncio.StreamReader
         self.stderr: asyncio.StreamReader
@@ -77,15 +78,12 @@ class ProcessGroup:
     def hang_up(self) -> None:
         """Take in what the group has written, and no more: who has left the group may hold the pipes open."""
         self._let_go_of_stdin()
-        for pipe, reader in ((self._process.stdout, self.stdout), (self._process.stderr, self.stderr)):
-            assert pipe is not None
-            transport = self._transports[pipe]
-            assert isinstance(transport, asyncio.ReadTransport)
+        for pipe, (transport, reader) in self._reading.items():
             if transport.is_closing():
                 continue
             transport.pause_reading()
-            left = int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
-            reader.feed_data(os.read(pipe.fileno(), left) if left else b"")
+            if left := int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder):
+                reader.feed_data(os.read(pipe.fileno(), left))
             transport.close()  # the reader's end
 
     def close(self) -> None:
@@ -93,17 +91,14 @@ class ProcessGroup:
         self._let_go_of_stdin()
         for pipe in (self._process.stdout, self._process.stderr):
             assert pipe is not None
-            (self._transports.get(pipe) or pipe).close()
+            (self._reading[pipe][0] if pipe in self._reading else pipe).close()
 
     def _let_go_of_stdin(self) -> None:
-        pipe = self._process.stdin
-        assert pipe is not None
-        transport = self._transports.get(pipe)
-        if transport is None:
-            pipe.close()
-        elif not transport.is_closing():
-            assert isinstance(transport, asyncio.WriteTransport)
-            transport.abort()
+        assert self._process.stdin is not None
+        if self._writing is None:
+            self._process.stdin.close()
+        elif not self._writing.is_closing():
+            self._writing.abort()
 
     def _exists(self) -> bool:
         """Whether the group has members, be they zombies."""
@@ -148,14 +143,14 @@ class ProcessGroup:
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), pipe
         )
-        self._transports[pipe] = transport
+        self._reading[pipe] = transport, reader
         return reader
 
     async def _writer(self, pipe: IO[bytes]) -> asyncio.StreamWriter:
         loop = asyncio.get_running_loop()
         nothing = asyncio.StreamReader()
         transport, protocol = await loop.connect_write_pipe(lambda: asyncio.StreamReaderProtocol(nothing), pipe)
-        self._transports[pipe] = transport
+        self._writing = transport
         return asyncio.StreamWriter(transport, protocol, None, loop)
 
 

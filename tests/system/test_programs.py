@@ -248,10 +248,11 @@ async def test_a_daemon_that_goes_on_to_write_does_not_hold_its_session_up(
     await stranger.create(session_id)
     await eventually(lambda: ear.messages)
 
-    record = await stranger.ask(f"jido.session.terminate.{session_id}")
+    await stranger.ask(f"jido.session.terminate.{session_id}")
 
+    record = await terminated(stranger, session_id)
     kill(kin_of(session_id))
-    assert record.get("status") == "terminated", record
+    assert not record.get("forced")
 
 
 async def test_a_daemon_that_does_not_read_leaves_no_descriptor_open(
@@ -344,6 +345,24 @@ async def test_a_manager_that_is_stopped_ends_stubborn_programs(server: LocalSer
 
 def is_there(pid: int) -> bool:
     return b"guard.py" in Path(f"/proc/{pid}/cmdline").read_bytes() if Path(f"/proc/{pid}").exists() else False
+
+
+async def test_serve_ends_them_on_whichever_event_loop_it_runs(server: LocalServer, stranger: Stranger) -> None:
+    prefix = new_id()
+    async with serving(server.url, "--exec", command("as_told.sh")):
+        for name in ("family", "daemon", "deaf_daemon", "flooding_daemon", "last_words", "leaves_children"):
+            await stranger.create(f"{prefix}_{name}", metadata={"program": f"{name}.sh", "code": "0"})
+        records = {n: await terminated(stranger, f"{prefix}_{n}") for n in ("last_words", "leaves_children")}
+        for name in ("family", "daemon", "deaf_daemon", "flooding_daemon"):
+            await stranger.ask(f"jido.session.terminate.{prefix}_{name}")
+            records[name] = await terminated(stranger, f"{prefix}_{name}")
+            kill(kin_of(f"{prefix}_{name}"))
+
+        assert {name: (r["reason"], r.get("error"), r.get("forced")) for name, r in records.items()} == {
+            **{name: ("completed", None, None) for name in ("last_words", "leaves_children")},
+            **{name: ("requested", None, None) for name in ("family", "daemon", "deaf_daemon", "flooding_daemon")},
+        }
+        assert await eventually(lambda: has_said(stranger, f"{prefix}_last_words", 2)) == ["first", "last"]
 
 
 # What they say
