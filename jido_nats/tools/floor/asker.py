@@ -16,7 +16,7 @@ from jido_nats.errors import JidoError, ServerUnusable
 from jido_nats.tools.floor.responder import ERROR_HEADER, READY
 from jido_nats.tools.floor.storage import Names
 
-START_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 30.0
 RECOVER_TIMEOUT_S = 600.0
