@@ -242,9 +242,10 @@ class Client:
     ) -> "SessionWatch":
         """The sessions there are, then every change, with no gap: `async with` it, then `async for`.
 
-        First a `WatchedSession` for each live session (and, `include_terminated`, for each record of one that has
-        ended), then one `SnapshotComplete`, then a `SessionChanged` for each event; of those that match the filter before or after the change. `cursor`: the position of the last
-        message of an earlier watch; no snapshot then, only what came behind it.
+        First a `WatchedSession` for each live session (and, `include_terminated`, for each that has ended and has its
+        record still), then one `SnapshotComplete`, then a `SessionChanged` for each event; of those that match the
+        filter before or after the change. `cursor`: the position of the last message of an earlier watch; no snapshot
+        then, only what came behind it.
         Entering raises `PositionTooOld` when the stream no longer has what comes behind the cursor.
         """
         wanted = ListRequest(status=status, metadata=metadata or {}, include_terminated=include_terminated)

@@ -57,6 +57,7 @@ class Board:
         ended = [record for record in self.sessions.values() if record.status is Status.TERMINATED]
         self._ended = deque(record.session_id for record in sorted(ended, key=lambda record: record.updated_at))
         self._events.clear()
+        self.rates = Rates()
         self._forget()
 
     def apply(self, change: SessionChanged) -> None:

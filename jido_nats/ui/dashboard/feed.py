@@ -48,6 +48,8 @@ class Feed:
         self._problems: dict[str, str | None] = {"sessions": None, "managers": None}
         self._state: dict[str, Any] = {}
         self._managers_changed = False
+        self._counted = False
+        self._hurried = False
         self._news: dict[str, bytes] = {}
         self._wakes: set[asyncio.Event] = set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -63,9 +65,7 @@ class Feed:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await _end(self._tasks)
 
     @property
     def problem(self) -> str | None:
@@ -78,12 +78,13 @@ class Feed:
         self._wake()
 
     async def loaded(self, within_s: float) -> bool:
-        """Whether there is a snapshot; waits for it so long."""
+        """Whether there is a snapshot; waits for it, and for the rates before it, so long."""
         with contextlib.suppress(TimeoutError), self._waking() as wake:
             async with asyncio.timeout(within_s):
-                while not self._board.loaded:
+                while not (self._board.loaded and self._counted):
                     await wake.wait()
                     wake.clear()
+        self._hurried = self._hurried or not self._counted
         return self._board.loaded
 
     async def stream(self, position: int) -> AsyncIterator[bytes]:
@@ -120,7 +121,8 @@ class Feed:
 
     async def _replay(self, position: int) -> Chunk:
         """Some of the events behind `position`, from the stream; `PositionTooOld` where it cannot give them (soon)."""
-        reached, data = self._board.position, []
+        reached = self._board.position
+        data: list[bytes] = []
         if reached - position > REPLAY_MAX:
             raise PositionTooOld(position, reached)
         with contextlib.suppress(TimeoutError):
@@ -172,22 +174,21 @@ class Feed:
 
     async def _follow_sessions(self) -> None:
         board = self._board
-        if not board.loaded:
-            board.restart(*await self._snapshot())
-            self._wake()
-        counting = asyncio.create_task(self._count_before(board.position), name="dashboard: rates")
-        try:
-            async with self._client.watch_sessions(cursor=board.position) as watched:
-                self._problems["sessions"] = None
-                async for change in watched:
-                    assert isinstance(change, SessionChanged)
-                    board.apply(change)
-                    self._wake()
-        except PositionTooOld:
-            board.loaded = False
-        finally:
-            counting.cancel()
-            await asyncio.gather(counting, return_exceptions=True)
+        async with contextlib.AsyncExitStack() as tasks:
+            if not board.loaded:
+                board.restart(*await self._snapshot())
+                counting = asyncio.create_task(self._count_before(board.position), name="dashboard: rates")
+                tasks.push_async_callback(_end, [counting])
+                self._wake()
+            try:
+                async with self._client.watch_sessions(cursor=board.position) as watched:
+                    self._problems["sessions"] = None
+                    async for change in watched:
+                        assert isinstance(change, SessionChanged)
+                        board.apply(change)
+                        self._wake()
+            except PositionTooOld:
+                board.loaded = False
 
     async def _snapshot(self) -> tuple[list[SessionRecord], int]:
         records: list[SessionRecord] = []
@@ -201,13 +202,19 @@ class Feed:
 
     async def _count_before(self, position: int) -> None:
         """Fill the rates with what was before the snapshot."""
-        async with self._client.events(since=f"{RATES_S}s") as events:
-            while not events.caught_up:
-                message = await anext(events)
-                if message.sequence > position:
-                    break
-                self._board.rates.count(message.event)
-        self._tell("rates", self._board.rates.rows())
+        self._counted = self._hurried = False
+        try:
+            async with self._client.events(since=f"{RATES_S}s") as events:
+                while not events.caught_up:
+                    event, sequence, _, _ = await anext(events)
+                    if sequence > position:
+                        break
+                    self._board.rates.count(event)
+        finally:
+            self._counted = True
+        if self._hurried:  # somebody has half of it
+            self._board.generation += 1
+        self._wake()
 
     async def _follow_managers(self) -> None:
         self._board.managers.clear()
@@ -244,3 +251,9 @@ class Feed:
         """Tell every stream, those that are opened later too: the last of each name counts."""
         self._news[name] = message(name, data)
         self._wake()
+
+
+async def _end(tasks: "list[asyncio.Task[None]]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

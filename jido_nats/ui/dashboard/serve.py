@@ -45,8 +45,10 @@ async def dashboard(
             async with Feed(client, board, beat_s=beat_s) as feed:
                 app = build(client, board, feed, host=host, port=port, token=token, read_only=read_only)
                 async with _serving(_Server(_config(app)), listener):
-                    yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
-                    feed.close()
+                    try:
+                        yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+                    finally:
+                        feed.close()  # uvicorn waits for what is being answered
 
 
 class _Server(uvicorn.Server):

@@ -85,7 +85,6 @@ export class Feed {
     on("managers", (message) => {
       this.store.managers = JSON.parse(message.data);
     });
-    on("rates", (message) => this.store.setRates(JSON.parse(message.data)));
     on("beat", () => {});
     on("reset", () => this.load());
     on("error", () => {

@@ -8,6 +8,7 @@ import { Table } from "./table.js";
 
 const CHART_MS = 500;
 const TOKEN = /^[A-Za-z0-9_-]{1,64}$/;
+const LEASE_LOW = 0.34; // it is renewed three times in its time
 const ANNOUNCE_MS = 700;
 
 export class Overview {
@@ -58,7 +59,7 @@ export class Overview {
         el("span", { class: "tile-number" }, "0"),
         el("span", { class: "tile-label" }, label),
       );
-    const labels = { terminated: "ended lately" };
+    const labels = { terminated: "ended" };
     byId("tiles").append(tile("live", "live"), ...STATUSES.map((status) => tile(status, labels[status] ?? status)), tile("all", "all"));
     this.tiles = [...byId("tiles").children];
     this.#choose("live");
@@ -134,7 +135,7 @@ export class Overview {
   #managerNode(manager) {
     const nodes = {
       sessions: el("span", { class: "number" }),
-      lease: el("meter", { min: "0", max: "1", low: "0.34", optimum: "1", "aria-label": "What is left of its lease" }),
+      lease: el("span", { class: "meter", "aria-hidden": "true" }, el("span", {})),
       left: el("span", { class: "number muted" }),
       full: el("span", { class: "tag" }, "full"),
     };
@@ -164,7 +165,9 @@ export class Overview {
     const sessions = manager.sessions ?? 0;
     nodes.full.hidden = !manager.full;
     setText(nodes.sessions, sessions === 1 ? "1 session" : `${number(sessions)} sessions`);
-    nodes.lease.value = connected ? Math.max(0, Math.min(1, left / (1000 * manager.lease_s))) : 0;
+    const share = connected ? Math.max(0, Math.min(1, left / (1000 * manager.lease_s))) : 0;
+    nodes.lease.firstChild.style.width = `${Math.round(100 * share)}%`;
+    nodes.lease.classList.toggle("low", share < LEASE_LOW);
     setText(nodes.left, connected ? `lease ${left > 0 ? age(left + 999) : "late"}` : "lease unknown");
   }
 

@@ -191,14 +191,14 @@ export class SessionView {
     const shown = segments.slice(-SEGMENTS_MAX);
     const bar = byId("timeline");
     while (bar.children.length > shown.length) bar.lastChild.remove();
-    while (bar.children.length < shown.length) bar.append(el("li", {}));
+    while (bar.children.length < shown.length) bar.append(el("li", {}, el("span", {})));
     shown.forEach((segment, index) => {
       const node = bar.children[index];
       const length = duration(segment.to - segment.from);
       node.className = `segment ${segment.status}`;
       node.style.flexGrow = String(Math.max(1, segment.to - segment.from));
       node.title = `${segment.status} for ${length}, since ${moment(segment.from, this.store.now())}`;
-      setText(node, `${segment.status} ${length}`);
+      setText(node.firstChild, `${segment.status} ${length}`);
     });
     this.#drawTotals(segments);
   }
@@ -285,7 +285,14 @@ export class SessionView {
   #drawOutput() {
     const list = byId("output");
     const atEnd = nearEnd(list);
-    list.append(...this.outputs.slice(-SHOWN_MAX).map((said) => this.#outputNode(said)));
+    for (const said of this.outputs.slice(-SHOWN_MAX)) {
+      // What is heard live only may be here before what was said first and had to be stored.
+      let next = null;
+      while (list.children.length && (next ? next.previousSibling : list.lastChild)?.dataset.at > said.created_at) {
+        next = next ? next.previousSibling : list.lastChild;
+      }
+      list.insertBefore(this.#outputNode(said), next);
+    }
     this.outputs = [];
     while (list.children.length > SHOWN_MAX) list.firstChild.remove();
     byId("output-empty").hidden = list.children.length > 0;
@@ -298,7 +305,7 @@ export class SessionView {
     const text = value === undefined || value === null ? "" : pretty(value);
     return el(
       "li",
-      { class: spoken ? `said ${said.role === "user" ? "mine" : ""}` : "emitted" },
+      { class: spoken ? `said ${said.role === "user" ? "mine" : ""}` : "emitted", data: { at: said.created_at } },
       el(
         "div",
         { class: "said-head muted" },

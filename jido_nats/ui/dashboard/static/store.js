@@ -32,7 +32,7 @@ export class Store {
     this.clockOffset = Date.parse(snapshot.now) - Date.now();
     this.readOnly = snapshot.read_only;
     this.managers = snapshot.managers;
-    this.setRates(snapshot.rates);
+    this.rates = new Map(snapshot.rates.map(([second, events, failures]) => [second, { events, failures }]));
     this.rows.clear();
     this.ended = [];
     for (const status of STATUSES) this.counts[status] = 0;
@@ -43,10 +43,6 @@ export class Store {
     this.ended.sort((a, b) => this.rows.get(a).updated - this.rows.get(b).updated);
     this.loaded = true;
     this.revision += 1;
-  }
-
-  setRates(rows) {
-    this.rates = new Map(rows.map(([second, events, failures]) => [second, { events, failures }]));
   }
 
   /** Take in one event, as the stream tells it. */
@@ -83,7 +79,7 @@ export class Store {
     row.status = status;
     row.failed = status === "terminated" && FAILURES.has(row.reason);
     const pairs = Object.entries(row.metadata).map(([key, value]) => `${key}=${value}`);
-    row.label ??= pairs.join("  ");
+    row.label ??= pairs.join("\n");
     row.text = [row.id, row.owner, ...pairs, row.reason, row.error].join("\n").toLowerCase();
     this.rows.set(row.id, row);
   }

@@ -5,6 +5,8 @@ import { age, moment, number, shortId, words } from "./format.js";
 import { STATUSES } from "./store.js";
 
 const OVERSCAN = 6;
+const ID_TAIL = 12;
+const PAIRS_MAX = 8;
 const HEIGHT_MAX_PX = 30_000_000; // beyond it browsers lose count
 const REFRESH_MS = 250; // sorting and filtering again, at the most
 const REFRESH_SHARE = 8; // … and at most one part in so many of the time
@@ -135,15 +137,23 @@ export class Table {
       setText(slot.chip, row.status);
       setText(slot.reason, row.reason && row.status === "terminated" ? words(row.reason) : "");
       slot.link.href = `#/session/${row.id}`;
-      setText(slot.link, row.id);
-      setText(slot.metadata, row.label);
-      slot.metadata.title = row.label;
+      // What tells ids apart is their end: it stays where the middle has no room.
+      setText(slot.idHead, row.id.slice(0, -ID_TAIL));
+      setText(slot.idTail, row.id.slice(-ID_TAIL));
+      if (slot.label !== row.label) this.#fillMetadata(slot, row);
       setText(slot.owner_, row.owner ? shortId(row.owner) : "");
       slot.owner_.title = row.owner;
       slot.created.title = moment(row.created, now);
     }
     setText(slot.updated, age(now - row.updated));
     setText(slot.created, age(now - row.created));
+  }
+
+  #fillMetadata(slot, row) {
+    slot.label = row.label;
+    slot.metadata.title = row.label;
+    const pairs = Object.entries(row.metadata).slice(0, PAIRS_MAX);
+    slot.metadata.replaceChildren(...pairs.map(([key, value]) => el("span", { class: "pair" }, el("span", {}, key), value)));
   }
 
   #measure() {
@@ -162,7 +172,9 @@ export class Table {
     const slot = { index: -1, row: null };
     slot.chip = chip("active");
     slot.reason = el("span", { class: "reason" });
-    slot.link = el("a", { tabindex: "-1", href: "#/" });
+    slot.idHead = el("span", { class: "id-head" });
+    slot.idTail = el("span", {});
+    slot.link = el("a", { tabindex: "-1", href: "#/" }, slot.idHead, slot.idTail);
     slot.metadata = cell("metadata");
     slot.updated = cell("updated number");
     slot.created = cell("created number");
