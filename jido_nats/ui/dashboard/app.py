@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import importlib.resources
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
@@ -27,6 +27,7 @@ from jido_nats.ui.dashboard.said import said_in
 BODY_BYTES_MAX: Final = 1024 * 1024
 LOAD_TIMEOUT_S: Final = 5.0
 SEND_TIMEOUT_S: Final = 10.0
+END_TIMEOUT_S: Final = 0.5
 STATIC_TYPES: Final = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
@@ -39,19 +40,17 @@ log = logging.getLogger(__name__)
 Answer = Callable[[Request], Awaitable[Response]]
 
 
-def build(
-    client: Client, board: Board, feed: Feed, *, host: str, port: int, token: str | None, read_only: bool
-) -> ASGIApp:
+def build(pages: "Pages", *, host: str, port: int, token: str | None) -> ASGIApp:
     """The ASGI application; `host` and `port` are where it listens."""
-    pages = Pages(client, board, feed, read_only=read_only)
     app = Starlette(routes=[Route(path, _answering(answer), methods=[m]) for m, path, answer in pages.routes()])
     return Guard(app, host=host, port=port, token=token)
 
 
 class Pages:
-    """What is answered to each request."""
+    """What is answered to each request; set `closing` to end every stream."""
 
     def __init__(self, client: Client, board: Board, feed: Feed, *, read_only: bool) -> None:
+        self.closing = asyncio.Event()
         self._client = client
         self._board = board
         self._feed = feed
@@ -87,19 +86,20 @@ class Pages:
 
     async def session(self, request: Request) -> Response:
         """One session in full: its record while there is one, and every event that the stream has of it."""
-        life = await life_of(self._client, self._board, _session_id(request))
-        return _json(life)
+        session_id = _session_id(request)
+        await self._feed.loaded(LOAD_TIMEOUT_S)
+        return _json(await life_of(self._client, self._board, session_id))
 
     async def output(self, request: Request) -> Response:
         """What a session's worker says, from the first that is kept on, then as it comes."""
-        return EventSource(said_in(self._client, _session_id(request), _position(request)))
+        return EventSource(said_in(self._client, _session_id(request), _position(request)), self.closing)
 
     async def stream(self, request: Request) -> Response:
         """Every event behind a position, as it comes."""
         position = _position(request)
         if position is None:
             raise BadRequest("say where to begin: ?after=<the position of /api/sessions>")
-        return EventSource(self._feed.stream(position))
+        return EventSource(self._feed.stream(position), self.closing)
 
     async def create(self, request: Request) -> Response:
         """Create a session; answers with its record."""
@@ -159,31 +159,44 @@ class ReadOnly(CommandError):
 
 
 class EventSource(Response):
-    """A stream of Server-Sent Events, until it ends, or the browser goes or takes nothing any more."""
+    """A stream of Server-Sent Events, until it ends, the browser goes or takes nothing more, or `closing` is set."""
 
-    def __init__(self, messages: AsyncIterator[bytes]) -> None:
+    def __init__(self, messages: AsyncGenerator[bytes, None], closing: asyncio.Event) -> None:
         super().__init__(media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
         del self.headers["Content-Length"]
         self._messages = messages
+        self._closing = closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        sending = asyncio.create_task(self._send(send), name="dashboard: a browser's stream")
-        leaving = asyncio.create_task(_left(receive), name="dashboard: a browser leaves")
+        tasks = [asyncio.create_task(wait) for wait in (self._send(send), _left(receive), self._closed())]
         try:
-            await asyncio.wait([sending, leaving], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (sending, leaving):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_TIMEOUT_S):
+                await send({"type": "http.response.body", "body": b""})
 
     async def _send(self, send: Send) -> None:
-        async with contextlib.aclosing(self._messages) as messages:  # type: ignore[type-var]
-            async for data in messages:
-                if data:
+        try:
+            async with contextlib.aclosing(self._messages) as messages:
+                async for data in messages:
+                    if not data:
+                        continue
                     async with asyncio.timeout(SEND_TIMEOUT_S):
                         await send({"type": "http.response.body", "body": data, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        except TimeoutError:
+            log.info("a browser takes nothing any more")
+        except JidoError as error:
+            log.warning("a browser's stream ended", extra={"error": str(error)})
+        except Exception:
+            log.exception("a browser's stream failed")
+
+    async def _closed(self) -> None:
+        await self._closing.wait()
 
 
 def _answering(answer: Answer) -> Answer:

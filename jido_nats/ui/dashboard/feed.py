@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -44,7 +44,6 @@ class Feed:
         self._client = client
         self._board = board
         self._beat_s = beat_s
-        self._closed = False
         self._problems: dict[str, str | None] = {"sessions": None, "managers": None}
         self._state: dict[str, Any] = {}
         self._managers_changed = False
@@ -64,7 +63,6 @@ class Feed:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
         await _end(self._tasks)
 
     @property
@@ -72,27 +70,22 @@ class Feed:
         """Why there is no snapshot, or nothing that follows it."""
         return self._problems["sessions"]
 
-    def close(self) -> None:
-        """End every stream."""
-        self._closed = True
-        self._wake()
-
     async def loaded(self, within_s: float) -> bool:
-        """Whether there is a snapshot; waits for it, and for the rates before it, so long."""
+        """Whether there is a snapshot; waits for it and for the rates before it, or for a problem, so long."""
         with contextlib.suppress(TimeoutError), self._waking() as wake:
             async with asyncio.timeout(within_s):
-                while not (self._board.loaded and self._counted):
+                while not (self._board.loaded and self._counted) and self.problem is None:
                     await wake.wait()
                     wake.clear()
-        self._hurried = self._hurried or not self._counted
+        self._hurried = self._hurried or (self._board.loaded and not self._counted)
         return self._board.loaded
 
-    async def stream(self, position: int) -> AsyncIterator[bytes]:
+    async def stream(self, position: int) -> AsyncGenerator[bytes, None]:
         """Every event behind `position`, once, in order, as Server-Sent Events; the state and its changes between."""
         board, told, generation, following = self._board, dict[str, bytes](), 0, False
         yield RECONNECT
         with self._waking() as wake:
-            while not self._closed:
+            while True:
                 for name, news in list(self._news.items()):
                     if told.get(name) is not news:
                         told[name] = news
@@ -117,7 +110,8 @@ class Feed:
                     following = True
                 position = chunk.position
                 yield chunk.data or await self._idle(wake)
-                await asyncio.sleep(PACE_S if following else 0)
+                if chunk.data:
+                    await asyncio.sleep(PACE_S)
 
     async def _replay(self, position: int) -> Chunk:
         """Some of the events behind `position`, from the stream; `PositionTooOld` where it cannot give them (soon)."""
@@ -168,6 +162,7 @@ class Feed:
                 await work()
             except JidoError as error:
                 self._problems[name] = str(error)
+                self._wake()
             except Exception:
                 log.exception("the dashboard lost what it followed, and follows it again", extra={"following": name})
             await asyncio.sleep(RETRY_S)
@@ -177,6 +172,7 @@ class Feed:
         async with contextlib.AsyncExitStack() as tasks:
             if not board.loaded:
                 board.restart(*await self._snapshot())
+                self._problems["sessions"] = None
                 counting = asyncio.create_task(self._count_before(board.position), name="dashboard: rates")
                 tasks.push_async_callback(_end, [counting])
                 self._wake()

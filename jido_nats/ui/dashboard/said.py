@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Final
 
 from jido_nats.client import Client
@@ -14,7 +14,7 @@ from jido_nats.ui.dashboard.feed import BEAT_S, RECONNECT
 WAITING_MAX: Final = 1000
 
 
-async def said_in(client: Client, session_id: str, position: int | None) -> AsyncIterator[bytes]:
+async def said_in(client: Client, session_id: str, position: int | None) -> AsyncGenerator[bytes, None]:
     """Everything kept behind `position` (None: from the first on), then as it comes; ephemeral output live only."""
     waiting: asyncio.Queue[bytes] = asyncio.Queue(WAITING_MAX)
 

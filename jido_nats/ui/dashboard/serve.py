@@ -11,7 +11,7 @@ import uvicorn
 from jido_nats.broker.connection import ConnectOptions
 from jido_nats.client import Client
 from jido_nats.errors import ConfigurationError
-from jido_nats.ui.dashboard.app import build
+from jido_nats.ui.dashboard.app import Pages, build
 from jido_nats.ui.dashboard.board import EVENTS_MAX, Board
 from jido_nats.ui.dashboard.feed import BEAT_S, Feed
 from jido_nats.ui.dashboard.guard import check_reach
@@ -43,12 +43,13 @@ async def dashboard(
         async with Client.connect(connection) as client:
             board = Board(events_max=events_max)
             async with Feed(client, board, beat_s=beat_s) as feed:
-                app = build(client, board, feed, host=host, port=port, token=token, read_only=read_only)
+                pages = Pages(client, board, feed, read_only=read_only)
+                app = build(pages, host=host, port=port, token=token)
                 async with _serving(_Server(_config(app)), listener):
                     try:
                         yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
                     finally:
-                        feed.close()  # uvicorn waits for what is being answered
+                        pages.closing.set()  # uvicorn waits for what is being answered
 
 
 class _Server(uvicorn.Server):
@@ -66,7 +67,7 @@ def _config(app: object) -> uvicorn.Config:
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="warning",
+        log_level="critical",  # what fails is logged where it is known
         access_log=False,
         proxy_headers=False,
         server_header=False,
