@@ -19,6 +19,8 @@ async def agent(session: Session) -> None:
             return
         case "crashed":
             raise TimeoutError("the model did not answer within 30 s (attempt 3 of 3)")
+        case "never":
+            await _stay()
     if session.metadata.get("silent"):
         await asyncio.Event().wait()
     await session.emit("plan", {"steps": ["read", "draft", "check"], "budget_tokens": 12000})
@@ -29,6 +31,14 @@ async def agent(session: Session) -> None:
         await session.emit("thinking", {"about": message.content}, ephemeral=True)
         await session.emit("tool", {"name": "search", "query": message.content, "results": 3})
         await session.say(f"You said: {message.content}")
+
+
+async def _stay() -> None:
+    """Ignores the first cancellation, as a worker that hangs in a library does."""
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        await asyncio.Event().wait()
 
 
 def metadata(dice: random.Random) -> dict[str, Any]:

@@ -34,6 +34,8 @@ async function call(method, path, body) {
   return reply;
 }
 
+/** A message as a sentence; a name that it begins with stays as it is. */
 function sentence(text) {
-  return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+  const capital = /^[a-z]+[ ,;:']/.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text;
+  return /[.!?]$/.test(capital) ? capital : `${capital}.`;
 }

@@ -109,7 +109,7 @@ export class Feed {
     clearTimeout(this.hiddenTimer);
     if (document.visibilityState === "hidden") {
       this.hiddenTimer = setTimeout(() => {
-        if (this.phase !== "live") return;
+        if (this.source === null) return;
         this.#close();
         this.#say("paused");
       }, HIDDEN_MS);

@@ -75,7 +75,7 @@ export class Table {
     const compare = SORTS[this.sort.key];
     this.revision = this.store.revision;
     this.visible = [...this.store.rows.values()].filter((row) => this.#matches(row));
-    this.visible.sort((a, b) => sign * compare(a, b) || (a.id < b.id ? sign : -sign));
+    this.visible.sort((a, b) => sign * compare(a, b) || (a.id < b.id ? -sign : sign));
     this.sizer.style.height = `${Math.min(this.visible.length * this.rowHeight, HEIGHT_MAX_PX)}px`;
     this.grid.setAttribute("aria-rowcount", String(this.visible.length + 1));
     if (anchor !== undefined) {
@@ -98,6 +98,7 @@ export class Table {
     for (const slot of this.slots) {
       if (!slot.wanted && !slot.node.hidden) {
         slot.node.hidden = true;
+        slot.node.removeAttribute("id");
         slot.row = null;
       }
     }
