@@ -21,8 +21,6 @@ async def agent(session: Session) -> None:
             raise TimeoutError("the model did not answer within 30 s (attempt 3 of 3)")
         case "never":
             await _stay()
-    if session.metadata.get("silent"):
-        await asyncio.Event().wait()
     await session.emit("plan", {"steps": ["read", "draft", "check"], "budget_tokens": 12000})
     await session.say("I am ready. What shall I do?")
     async for message in session.messages():

@@ -4,7 +4,7 @@ import { byId, setText } from "./dom.js";
 import { clock, number } from "./format.js";
 import { RATES_S } from "./store.js";
 
-const HEIGHT = 132;
+const HEIGHT = 146;
 const BASE = 18; // below the bars, for the times
 const TOP = 6;
 const BAR_MIN_PX = 3;
@@ -18,9 +18,9 @@ export class Chart {
     this.width = 0;
     this.spokenAt = 0;
     this.pointer = null;
+    this.grid = this.#add("path", "grid");
     this.bars = this.#add("path", "bars");
     this.failures = this.#add("path", "failures");
-    this.grid = this.#add("path", "grid");
     this.cursor = this.#add("path", "cursor");
     this.labels = [0, 1, 2].map(() => this.#add("text", "scale"));
     this.times = ["start", "middle", "middle", "middle", "middle", "end"].map((anchor) => {

@@ -7,6 +7,7 @@ import { STATUSES } from "./store.js";
 import { Table } from "./table.js";
 
 const CHART_MS = 500;
+const TILES_MS = 100;
 const TOKEN = /^[A-Za-z0-9_-]{1,64}$/;
 const LEASE_LOW = 0.34; // it is renewed three times in its time
 const ANNOUNCE_MS = 700;
@@ -19,6 +20,7 @@ export class Overview {
     this.chart = new Chart(store);
     this.table = new Table(store, open);
     this.chartAt = 0;
+    this.tilesAt = 0;
     this.managerNodes = new Map();
     this.#makeTiles();
     this.search = byId("search");
@@ -31,8 +33,11 @@ export class Overview {
   /** Bring everything up to date; called with every frame while it is shown. */
   tick(now) {
     this.table.tick(now);
-    this.#drawTiles();
-    this.#drawEmpty();
+    if (now >= this.tilesAt) {
+      this.tilesAt = now + TILES_MS;
+      this.#drawTiles();
+      this.#drawEmpty();
+    }
     if (now >= this.chartAt) {
       this.chartAt = now + CHART_MS;
       this.chart.draw();

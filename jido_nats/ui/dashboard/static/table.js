@@ -11,6 +11,8 @@ const HEIGHT_MAX_PX = 30_000_000; // beyond it browsers lose count
 const REFRESH_MS = 250; // sorting and filtering again, at the most
 const REFRESH_SHARE = 8; // … and at most one part in so many of the time
 
+const AGES_MS = 500; // ages are drawn again
+
 const ORDER = Object.fromEntries(STATUSES.map((status, index) => [status, index]));
 const SORTS = {
   status: (a, b) => ORDER[a.status] - ORDER[b.status],
@@ -37,6 +39,8 @@ export class Table {
     this.activeId = null;
     this.revision = -1;
     this.refreshAt = 0;
+    this.drawnRevision = -1;
+    this.drawAt = 0;
     this.viewport.addEventListener("scroll", () => this.draw(), { passive: true });
     new ResizeObserver(() => this.#measure()).observe(this.viewport);
     this.grid.addEventListener("keydown", (event) => this.#onKey(event));
@@ -63,6 +67,9 @@ export class Table {
   /** Take in what has changed: called with every frame. */
   tick(now) {
     if (this.revision !== this.store.revision && now >= this.refreshAt) this.refresh();
+    if (this.drawnRevision === this.store.revision && now < this.drawAt) return;
+    this.drawnRevision = this.store.revision;
+    this.drawAt = now + AGES_MS;
     this.draw();
   }
 
