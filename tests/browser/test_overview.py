@@ -252,6 +252,8 @@ async def test_a_silent_connection_is_made_anew(browser: Browser, stage: Stage, 
         await page.clock.install()
         await page.goto(proxy.url.replace("nats:", "http:"))
         await is_live(page)
+        await live_and_die(stage.client, f"{name}_before")
+        await eventually(lambda: has_applied(page, 7))
         before = await applied(page)
         proxy.black_hole()
         await page.clock.fast_forward("00:20")
@@ -273,6 +275,8 @@ async def test_a_hidden_page_lets_go_of_its_connection(browser: Browser, stage: 
         await page.clock.install()
         await page.goto(proxy.url.replace("nats:", "http:"))
         await is_live(page)
+        await live_and_die(stage.client, f"{name}_before")
+        await eventually(lambda: has_applied(page, 7))
         before = await applied(page)
 
         await be_seen(page, "hidden")
@@ -283,6 +287,7 @@ async def test_a_hidden_page_lets_go_of_its_connection(browser: Browser, stage: 
 
         await is_live(page)
         await eventually(lambda: has_applied(page, before + 7))
+        assert await applied(page) - before == 7
 
 
 async def be_seen(page: Page, state: str) -> None:
