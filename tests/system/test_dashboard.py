@@ -21,6 +21,7 @@ from tests.conftest import StartManager
 from tests.http import EventSource, ask, listening
 from tests.programs import ROOT, running
 from tests.proxy import Proxy
+from tests.roles import SECRETS, as_user
 from tests.support import Puppet, Stranger, eventually, wait_for_ever
 
 TOKEN = "a-long-random-token"
@@ -302,6 +303,35 @@ async def test_managers_are_told_with_their_leases(url: str, manager: SessionMan
         (another.manager_id, 2),
     ]
     assert [told["manager_id"] for told in left] == [manager.manager_id]
+
+
+async def test_a_user_who_may_not_see_leases_is_told_so() -> None:
+    settings = Settings(lease_s=2)
+    async with (
+        LocalServer(secrets=SECRETS) as server,
+        SessionManager.connect(
+            as_user(server, "manager"), worker=wait_for_ever, settings=settings, api=as_user(server, "manager-api")
+        ) as manager,
+        Client.connect(as_user(server, "client")) as client,
+        dashboard(as_user(server, "observer"), port=0) as url,
+    ):
+        await manager.start_serving()
+        await client.create_session(session_id="s1")
+        position = (await snapshot(url))["position"]
+        async with listening(url, f"/api/stream?after={position}") as source:
+            state = await eventually(lambda: state_with_managers_problem(source))
+        life = (await ask(url, path="/api/sessions/s1")).json
+        refused = await ask(url, "POST", "/api/sessions/s1/terminate", {})
+
+    assert (state["connected"], state["problem"]) == (True, None)
+    assert "may not" in state["managers_problem"]
+    assert [event["version"] for event in life["history"]] == [1, 2]
+    assert (refused.status, refused.code) == (403, "not_allowed")
+
+
+async def state_with_managers_problem(source: EventSource) -> Any:
+    state = (await source.named("state")).data
+    return state if state["managers_problem"] else None
 
 
 def another_manager(server: LocalServer) -> SessionManager:
