@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
 
 import click
 import msgspec
@@ -87,10 +87,10 @@ def _common(command: Callable[..., Coroutine[Any, Any, int | None]], *, fast: bo
     return run
 
 
-def _connection_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Where to connect, and as whom."""
+def _connection_options(command: Callable[..., None], **flags: str) -> Callable[..., None]:
+    """Where to connect, and as whom. `flags`: those that are called otherwise here."""
     for name, option in reversed(_CONNECTION.items()):
-        command = click.option(f"--{name.replace('_', '-')}", name, **option)(command)
+        command = click.option(flags.get(name, f"--{name.replace('_', '-')}"), name, **option)(command)
     return command
 
 
@@ -151,7 +151,7 @@ def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     click.echo(f"jido-nats: {message}", err=True)
     sys.exit(1)
 
@@ -453,6 +453,31 @@ async def watch(
     ):
         async for message in watched:
             common.show.watched(message)
+
+
+@main.command()
+@click.option("--port", default=8080, show_default=True, help="Where it listens.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Beyond loopback only with --token.")
+@click.option("--read-only", is_flag=True, help="Show, and change nothing.")
+@click.option("--token", "page_token", envvar="JIDO_DASHBOARD_TOKEN", help="What a browser has to bring: /?token=…")
+@partial(_connection_options, token="--nats-token")
+def dashboard(port: int, host: str, read_only: bool, page_token: str | None, **connection: Any) -> None:
+    """Show sessions live in the browser, and command them."""
+    try:
+        from jido_nats.ui.dashboard.serve import dashboard as serving
+    except ImportError as error:
+        _fail(f"the dashboard needs more packages: pip install 'jido_nats[dashboard]' ({error})")
+
+    async def run() -> None:
+        _end_on_sigterm()
+        options = _connect_options(**connection)
+        async with serving(options, host=host, port=port, token=page_token, read_only=read_only) as url:
+            click.echo(f"The dashboard of {options.safe_servers()} is on {url}; Ctrl-C ends it")
+            if page_token is not None:
+                click.echo(f"A browser gets in once with {url}/?token=… and is known from then on")
+            await asyncio.Event().wait()
+
+    _run(run())
 
 
 @main.command()

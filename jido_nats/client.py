@@ -42,7 +42,7 @@ from jido_nats.errors import (
 )
 from jido_nats.ids import new_message_id, new_session_id
 from jido_nats.streams import EventMessage, EventStream, OutputMessage, OutputStream, parse_since
-from jido_nats.watch import SessionWatch
+from jido_nats.watch import ManagerWatch, SessionWatch
 
 TIMEOUT_S: Final = 10.0
 ATTEMPT_TIMEOUT_S: Final = 5.0
@@ -64,12 +64,14 @@ class Client:
         events_stream: str,
         output_stream: str,
         sessions_bucket: str,
+        managers_bucket: str,
     ) -> None:
         self._options = options
         self._timeout_s = timeout_s
         self._events_stream = events_stream
         self._output_stream = output_stream
         self._sessions_bucket = sessions_bucket
+        self._managers_bucket = managers_bucket
         self._opened: Connection | None = None
 
     @classmethod
@@ -81,6 +83,7 @@ class Client:
         events_stream: str = subjects.EVENTS_STREAM,
         output_stream: str = subjects.OUTPUT_STREAM,
         sessions_bucket: str = subjects.SESSIONS_BUCKET,
+        managers_bucket: str = subjects.MANAGERS_BUCKET,
     ) -> "Client":
         """A client, to be entered with `async with` (raises `ServerUnusable` where nobody answers).
 
@@ -94,6 +97,7 @@ class Client:
             events_stream=events_stream,
             output_stream=output_stream,
             sessions_bucket=sessions_bucket,
+            managers_bucket=managers_bucket,
         )
 
     async def __aenter__(self) -> Self:
@@ -104,6 +108,11 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._connection.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection to NATS right now; one that was lost is made again by itself."""
+        return self._connection.connected
 
     async def create_session(
         self,
@@ -228,19 +237,29 @@ class Client:
         session_id: str | None = None,
         status: Status | None = None,
         metadata: dict[str, Any] | None = None,
+        include_terminated: bool = False,
         cursor: int | None = None,
     ) -> "SessionWatch":
         """The sessions there are, then every change, with no gap: `async with` it, then `async for`.
 
-        First a `WatchedSession` for each live session, then one `SnapshotComplete`, then a `SessionChanged` for
-        each event; of those that match the filter before or after the change. `cursor`: the position of the last
-        message of an earlier watch; no snapshot then, only what came behind it.
+        First a `WatchedSession` for each live session (and, `include_terminated`, for each that has ended and has its
+        record still), then one `SnapshotComplete`, then a `SessionChanged` for each event; of those that match the
+        filter before or after the change. `cursor`: the position of the last message of an earlier watch; no snapshot
+        then, only what came behind it.
         Entering raises `PositionTooOld` when the stream no longer has what comes behind the cursor.
         """
-        wanted = ListRequest(status=status, metadata=metadata or {})
+        wanted = ListRequest(status=status, metadata=metadata or {}, include_terminated=include_terminated)
         if session_id is not None:
             subjects.check_session_id(session_id)
         return SessionWatch(self._connection, self._events_stream, self._sessions_bucket, session_id, wanted, cursor)
+
+    def watch_managers(self) -> ManagerWatch:
+        """The managers there are, then every renewal and end of a lease: `async with` it, then `async for`.
+
+        Gives the manager's id and its `ManagerLease`, None where it has gone. The iteration raises `PositionTooOld`
+        where the end of a lease may have been missed while NATS was away: watch anew.
+        """
+        return ManagerWatch(self._connection, self._managers_bucket)
 
     def events(
         self,

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -18,6 +19,8 @@ import msgspec
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumers import OrderedConsumer, Start, check_stream, stream_state
 from jido_nats.broker.event_log import event_in
+from jido_nats.broker.jetstream import MESSAGE_TTL
+from jido_nats.broker.leases import Leases, ManagerInfo
 from jido_nats.broker.registry import Entry, Registry, entry_of
 from jido_nats.core import subjects
 from jido_nats.core.commands import ListRequest
@@ -175,6 +178,45 @@ class SessionWatch:
         before = getattr(event, "previous_status", None)
         any_status = msgspec.structs.replace(self._wanted, status=None, include_terminated=True)
         return matches(record, any_status) and self._wanted.status in (None, record.status, before)
+
+
+class ManagerLease(NamedTuple):
+    """What a manager says of itself, when it said so (by NATS's clock), and for how long that holds."""
+
+    info: ManagerInfo
+    renewed_at: datetime
+    lease_s: int
+
+
+class ManagerWatch:
+    """See `Client.watch_managers`."""
+
+    def __init__(self, connection: Connection, bucket: str) -> None:
+        self._leases = Leases(connection, bucket)
+        self._consumer = self._leases.follow()
+
+    async def __aenter__(self) -> Self:
+        await self._consumer.check()
+        await self._consumer.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._consumer.__aexit__(kind, error, trace)
+
+    def __aiter__(self) -> AsyncIterator[tuple[str, ManagerLease | None]]:
+        return self
+
+    async def __anext__(self) -> tuple[str, ManagerLease | None]:
+        message = await self._consumer.next()
+        self._leases.apply(message)
+        manager_id = subjects.session_of(message.subject)
+        info = self._leases.managers.get(manager_id)
+        if info is None:
+            return manager_id, None
+        renewed_at = datetime.fromtimestamp(message.time_ns / 1e9, UTC)
+        return manager_id, ManagerLease(info, renewed_at, int(message.headers.get(MESSAGE_TTL, "0s").rstrip("s")))
 
 
 def _known_by(event: Event) -> SessionRecord:

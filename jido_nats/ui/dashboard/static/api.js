@@ -1,0 +1,41 @@
+// Commands, and what is asked for once.
+
+/** What the dashboard refused: `code` is stable, the message is for people. */
+export class ApiError extends Error {
+  constructor(code, message) {
+    super(message);
+    this.code = code;
+  }
+}
+
+export const getSession = (id) => call("GET", `/api/sessions/${encodeURIComponent(id)}`);
+export const createSession = (request) => call("POST", "/api/sessions", request);
+export const command = (id, verb, request = {}) => call("POST", `/api/sessions/${encodeURIComponent(id)}/${verb}`, request);
+
+/** An id that makes a message safe to send again. */
+export function newMessageId() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+async function call(method, path, body) {
+  const options = { method };
+  if (body !== undefined) {
+    options.headers = { "Content-Type": "application/json" };
+    options.body = JSON.stringify(body);
+  }
+  let answer;
+  try {
+    answer = await fetch(path, options);
+  } catch {
+    throw new ApiError("unreachable", "The dashboard does not answer. It may or may not be done: try again.");
+  }
+  const reply = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new ApiError(reply.error?.code ?? "internal", sentence(reply.error?.message ?? `Error ${answer.status}`));
+  return reply;
+}
+
+/** A message as a sentence; a name that it begins with stays as it is. */
+function sentence(text) {
+  const capital = /^[a-z]+[ ,;:']/.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text;
+  return /[.!?]$/.test(capital) ? capital : `${capital}.`;
+}

@@ -1,0 +1,132 @@
+// The connection to the dashboard: a snapshot, then every event behind it, through every interruption.
+//
+// The browser comes back by itself with the last id that it saw (Last-Event-ID); where it gives up, or the page lets
+// the stream go while nobody looks, the page says the same id itself.
+
+const RETRY_MS = 1000;
+const RETRY_MAX_MS = 10_000;
+const SILENCE_MAX_MS = 15_000; // the dashboard says something every 5 s
+const CHECK_MS = 2000;
+const HIDDEN_MS = 30_000; // a browser has six connections to a host, for all its tabs together
+
+export class Feed {
+  /** `onPhase(phase, detail)`: loading, live, reconnecting, paused, refused, or problem. */
+  constructor(store, onPhase) {
+    this.store = store;
+    this.onPhase = onPhase;
+    this.position = 0;
+    this.phase = "";
+    this.source = null;
+    this.heardAt = 0;
+    this.retryMs = RETRY_MS;
+    this.timer = 0;
+    this.onReset = () => {};
+  }
+
+  start() {
+    document.addEventListener("visibilitychange", () => this.#onVisibility());
+    addEventListener("online", () => this.source === null && this.#again(0));
+    setInterval(() => this.#check(), CHECK_MS);
+    this.load();
+  }
+
+  /** Take a snapshot, and follow from there. */
+  async load() {
+    this.#close();
+    if (!this.store.loaded) this.#say("loading");
+    let answer;
+    try {
+      answer = await fetch("/api/sessions");
+    } catch {
+      this.#say("reconnecting");
+      return this.#again();
+    }
+    if (answer.status === 401 || answer.status === 403) return this.#say("refused");
+    if (!answer.ok) {
+      const body = await answer.json().catch(() => null);
+      this.#say("problem", body?.error?.message ?? `the dashboard answered with ${answer.status}`);
+      return this.#again();
+    }
+    try {
+      const snapshot = await answer.json();
+      this.store.restart(snapshot);
+      this.position = snapshot.position;
+    } catch {
+      this.#say("reconnecting");
+      return this.#again();
+    }
+    this.onReset();
+    return this.follow();
+  }
+
+  /** Open the stream behind the last event seen. */
+  follow() {
+    this.#close();
+    this.heardAt = performance.now();
+    const source = new EventSource(`/api/stream?after=${this.position}`);
+    this.source = source;
+    const on = (name, handler) =>
+      source.addEventListener(name, (message) => {
+        this.heardAt = performance.now();
+        if (this.source === source) handler(message);
+      });
+    on("open", () => {
+      this.retryMs = RETRY_MS;
+      this.#say("live");
+    });
+    on("change", (message) => {
+      this.position = Number(message.lastEventId);
+      this.store.apply(JSON.parse(message.data));
+    });
+    on("state", (message) => {
+      this.store.state = JSON.parse(message.data);
+      this.#say("live");
+    });
+    on("managers", (message) => {
+      this.store.managers = JSON.parse(message.data);
+    });
+    on("beat", () => {});
+    on("reset", () => this.load());
+    on("error", () => {
+      this.#say("reconnecting");
+      if (source.readyState === EventSource.CLOSED) this.#again();
+    });
+  }
+
+  #again(afterMs = this.retryMs) {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.load(), afterMs);
+    this.retryMs = Math.min(this.retryMs * 2, RETRY_MAX_MS);
+  }
+
+  #check() {
+    if (this.source === null || performance.now() - this.heardAt < SILENCE_MAX_MS) return;
+    this.#say("reconnecting");
+    this.follow();
+  }
+
+  #onVisibility() {
+    clearTimeout(this.hiddenTimer);
+    if (document.visibilityState === "hidden") {
+      this.hiddenTimer = setTimeout(() => {
+        if (this.source === null) return;
+        this.#close();
+        this.#say("paused");
+      }, HIDDEN_MS);
+    } else if (this.phase === "paused") {
+      this.#say("reconnecting");
+      this.follow();
+    }
+  }
+
+  #close() {
+    clearTimeout(this.timer);
+    this.source?.close();
+    this.source = null;
+  }
+
+  #say(phase, detail = "") {
+    this.phase = phase;
+    this.onPhase(phase, detail);
+  }
+}

@@ -1,0 +1,50 @@
+// How times, durations and values are written.
+
+const clockFormat = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
+const dayFormat = new Intl.DateTimeFormat(undefined, { year: "numeric", month: "short", day: "numeric" });
+const numberFormat = new Intl.NumberFormat("en");
+
+const SECOND = 1000;
+const MINUTE = 60 * SECOND;
+const HOUR = 60 * MINUTE;
+const DAY = 24 * HOUR;
+
+/** 10,000 */
+export const number = (value) => numberFormat.format(value);
+
+/** 10:30:00 */
+export const clock = (ms) => clockFormat.format(ms);
+
+/** 10:30:00.412, with the day where it is not today. */
+export function moment(ms, now) {
+  const time = `${clock(ms)}.${String(Math.floor(ms) % 1000).padStart(3, "0")}`;
+  return new Date(ms).toDateString() === new Date(now).toDateString() ? time : `${dayFormat.format(ms)} ${time}`;
+}
+
+/** 412 ms, 3.2 s, 42 s, 3 m 12 s, 5 h 20 m, 3 d 4 h */
+export function duration(ms) {
+  const value = Math.max(0, ms);
+  if (value < SECOND) return `${Math.round(value)} ms`;
+  if (value < 10 * SECOND) return `${(Math.floor(value / 100) / 10).toFixed(1)} s`;
+  return age(value);
+}
+
+/** The same in whole seconds, for what counts on. */
+export function age(ms) {
+  const value = Math.max(0, ms);
+  if (value < MINUTE) return `${Math.floor(value / SECOND)} s`;
+  if (value < HOUR) return `${Math.floor(value / MINUTE)} m ${Math.floor((value % MINUTE) / SECOND)} s`;
+  if (value < DAY) return `${Math.floor(value / HOUR)} h ${Math.floor((value % HOUR) / MINUTE)} m`;
+  return `${Math.floor(value / DAY)} d ${Math.floor((value % DAY) / HOUR)} h`;
+}
+
+/** What tells ids apart in a narrow place: their end. */
+export const shortId = (id) => (id.length <= 18 ? id : `…${id.slice(-12)}`);
+
+/** Any JSON value, laid out; a text as it is. */
+export const pretty = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2));
+
+export const FAILURES = new Set(["crashed", "start_failed", "owner_lost"]);
+
+/** A reason in words. */
+export const words = (reason) => reason.replaceAll("_", " ");

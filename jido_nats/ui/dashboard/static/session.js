@@ -1,0 +1,384 @@
+// One session: its record, its life as bars and events, what its worker says, and the commands about it.
+
+import { ApiError, command, getSession, newMessageId } from "./api.js";
+import { announce, byId, chip, el, setText } from "./dom.js";
+import { age, duration, FAILURES, moment, pretty, words } from "./format.js";
+
+const SHOWN_MAX = 1000; // events, and outputs, on the page at one time
+const SEGMENTS_MAX = 400;
+const NEAR_END_PX = 40;
+const MS = (time) => Date.parse(time);
+
+export class SessionView {
+  constructor(store, askForEnd) {
+    this.store = store;
+    this.askForEnd = askForEnd;
+    this.id = null;
+    store.listeners.add((event) => this.#onEvent(event));
+    byId("idle").addEventListener("click", () => this.#act("idle"));
+    byId("activate").addEventListener("click", () => this.#act("activate"));
+    byId("terminate").addEventListener("click", () => this.askForEnd(this.id));
+    byId("copy-id").addEventListener("click", () => this.#copyId());
+    byId("send-form").addEventListener("submit", (event) => this.#onSend(event));
+    byId("send-content").addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("send-form").requestSubmit();
+    });
+  }
+
+  /** Show a session, and follow it until `close`. */
+  async open(id) {
+    this.close();
+    this.id = id;
+    Object.assign(this, { record: null, events: new Map(), missing: false, outputs: [], numbers: new Set() });
+    setText(byId("session-id"), id);
+    setText(byId("session-error"), "");
+    setText(byId("action-error"), "");
+    setText(byId("send-error"), "");
+    byId("send-content").value = "";
+    this.messageId = null;
+    this.#clearOutput();
+    this.#draw();
+    this.#listen();
+    await this.load();
+  }
+
+  /** Ask for the record and the history (again); what comes meanwhile is kept. */
+  async load() {
+    const id = this.id;
+    byId("session").setAttribute("aria-busy", "true");
+    try {
+      const { record, history } = await getSession(id);
+      if (this.id !== id) return;
+      for (const event of history) this.#put(event);
+      if (record && (this.record === null || record.version >= this.record.version)) this.record = record;
+      setText(byId("session-error"), "");
+    } catch (error) {
+      if (this.id !== id) return;
+      if (!(error instanceof ApiError)) throw error;
+      this.missing = error.code === "not_found";
+      setText(byId("session-error"), error.message);
+    }
+    byId("session").setAttribute("aria-busy", "false");
+    this.#draw();
+  }
+
+  close() {
+    this.id = null;
+    this.output?.close();
+    this.output = null;
+  }
+
+  /** Durations that go on; called once a second while it is shown. */
+  tick() {
+    if (this.id === null) return;
+    this.#drawSince();
+    this.#drawTimeline();
+  }
+
+  #onEvent(event) {
+    if (event.session_id !== this.id) return;
+    const status = this.#status();
+    this.missing = false;
+    setText(byId("session-error"), "");
+    this.#put(event);
+    this.#draw();
+    if (this.#status() !== status) announce(`The session is ${this.#status()}`);
+  }
+
+  #put(event) {
+    this.events.set(`${event.version}.${event.type}`, event);
+  }
+
+  #ordered() {
+    const order = { session_created: 0, session_status: 1, session_terminated: 2 };
+    return [...this.events.values()].sort((a, b) => a.version - b.version || order[a.type] - order[b.type]);
+  }
+
+  /** The last that is known: of the record, or of an event that is newer. */
+  #last() {
+    const changes = this.#ordered().filter((event) => event.type !== "session_terminated");
+    const event = changes.at(-1);
+    if (event !== undefined && event.version > (this.record?.version ?? 0)) {
+      return { ...event, status: event.status ?? "initializing", updated_at: event.updated_at ?? event.created_at };
+    }
+    return this.record;
+  }
+
+  #status() {
+    return this.#last()?.status ?? null;
+  }
+
+  #draw() {
+    const last = this.#last();
+    const status = last?.status;
+    const ended = status === "terminated";
+    const failed = ended && FAILURES.has(last.reason);
+    byId("session-status").replaceChildren(...(status ? [chip(status, failed)] : []));
+    byId("session-actions").hidden = this.store.readOnly || !status || ended;
+    byId("idle").hidden = status !== "active";
+    byId("activate").hidden = status !== "idle";
+    byId("terminate").disabled = status === "terminating";
+    byId("send-form").hidden = this.store.readOnly || !(status === "active" || status === "idle");
+    this.#drawEnd(last, ended, failed);
+    this.#drawSince();
+    this.#drawRecord(last);
+    this.#drawTimeline();
+    this.#drawEvents();
+    byId("session-body").hidden = !last;
+  }
+
+  #drawEnd(last, ended, failed) {
+    const box = byId("session-end");
+    box.hidden = !ended;
+    if (!ended) return;
+    box.className = failed ? "callout bad" : "callout";
+    const parts = [el("strong", {}, `Ended: ${words(last.reason ?? "unknown")}`)];
+    if (last.forced) parts.push(el("span", { class: "tag" }, "forced"));
+    if (last.detail) parts.push(el("span", {}, last.detail));
+    if (last.error) parts.push(el("pre", {}, last.error));
+    box.replaceChildren(...parts);
+  }
+
+  #drawSince() {
+    const last = this.#last();
+    const since = last ? this.store.now() - MS(last.updated_at) : 0;
+    setText(byId("session-since"), !last ? "" : last.status === "terminated" ? `${age(since)} ago` : `for ${age(since)}`);
+  }
+
+  #drawRecord(last) {
+    if (!last) return;
+    const now = this.store.now();
+    const record = this.record ?? {};
+    const created = this.#ordered()[0]?.created_at ?? record.created_at;
+    const rows = [
+      ["Version", String(last.version)],
+      ["Created", created && time(created, now)],
+      ["Changed", time(last.updated_at, now)],
+      ["Owner", record.owner && el("span", { class: "mono" }, record.owner)],
+      ["Reason", last.reason && words(last.reason)],
+      ["Detail", last.detail],
+      ["Idle after", record.idle_after_s !== undefined && `${record.idle_after_s} s`],
+      ["Ends when idle for", record.idle_timeout_s !== undefined && `${record.idle_timeout_s} s`],
+      ["Lives at most", record.max_lifetime_s !== undefined && `${record.max_lifetime_s} s`],
+      ["Trace", record.traceparent && el("span", { class: "mono" }, record.traceparent)],
+    ].filter(([, value]) => value);
+    byId("record").replaceChildren(...rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+    this.#drawJson("metadata", record.metadata ?? this.#ordered()[0]?.metadata);
+    this.#drawJson("llm-config", record.llm_config);
+    byId("record-gone").hidden = this.record !== null;
+  }
+
+  #drawJson(id, value) {
+    const empty = value === undefined || value === null || Object.keys(value).length === 0;
+    byId(`${id}-part`).hidden = empty;
+    if (!empty) setText(byId(id), pretty(value));
+  }
+
+  #segments() {
+    const changes = this.#ordered().filter((event) => event.type !== "session_terminated");
+    const found = changes.map((event) => ({ status: event.status ?? "initializing", from: MS(event.updated_at ?? event.created_at) }));
+    if (changes.length > 0 && changes[0].type !== "session_created" && this.record) {
+      found.unshift({ status: changes[0].previous_status, from: MS(this.record.created_at) });
+    }
+    found.forEach((segment, index) => {
+      segment.to = found[index + 1]?.from ?? this.store.now();
+    });
+    return found.filter((segment) => segment.status !== "terminated");
+  }
+
+  #drawTimeline() {
+    const segments = this.#segments();
+    const shown = segments.slice(-SEGMENTS_MAX);
+    const bar = byId("timeline");
+    while (bar.children.length > shown.length) bar.lastChild.remove();
+    while (bar.children.length < shown.length) bar.append(el("li", {}, el("span", {})));
+    shown.forEach((segment, index) => {
+      const node = bar.children[index];
+      const length = duration(segment.to - segment.from);
+      node.className = `segment ${segment.status}`;
+      node.style.flexGrow = String(Math.max(1, segment.to - segment.from));
+      node.title = `${segment.status} for ${length}, since ${moment(segment.from, this.store.now())}`;
+      setText(node.firstChild, `${segment.status} ${length}`);
+    });
+    this.#drawTotals(segments);
+  }
+
+  #drawTotals(segments) {
+    const totals = new Map();
+    for (const { status, from, to } of segments) totals.set(status, (totals.get(status) ?? 0) + Math.max(0, to - from));
+    const list = byId("totals");
+    const wanted = [...totals].map(([status, ms]) => [status, duration(ms)]);
+    if (list.children.length !== wanted.length) {
+      list.replaceChildren(...wanted.map(() => el("li", {}, el("span", {}), el("span", { class: "number" }))));
+    }
+    wanted.forEach(([status, text], index) => {
+      const [name, length] = list.children[index].children;
+      name.className = `chip ${status}`;
+      setText(name, status);
+      setText(length, text);
+    });
+  }
+
+  #drawEvents() {
+    const all = this.#ordered();
+    const events = all.slice(-SHOWN_MAX);
+    const list = byId("events");
+    const atEnd = nearEnd(list);
+    setText(byId("events-note"), all.length > events.length ? `The first ${all.length - events.length} are not shown.` : "");
+    const known = new Map([...list.children].map((node) => [node.dataset.key, node]));
+    list.replaceChildren(...events.map((event, index) => known.get(eventKey(event)) ?? this.#eventNode(event, all[all.length - events.length + index - 1])));
+    if (atEnd) list.scrollTop = list.scrollHeight;
+  }
+
+  #eventNode(event, before) {
+    const at = MS(event.updated_at ?? event.created_at);
+    const passed = before && event.type !== "session_terminated" ? `+${duration(at - MS(before.updated_at ?? before.created_at))}` : "";
+    const what = {
+      session_created: () => [el("strong", {}, "created")],
+      session_status: () => [chip(event.previous_status), el("span", { class: "arrow", "aria-label": "to" }, "→"), chip(event.status, FAILURES.has(event.reason))],
+      session_terminated: () => [el("strong", {}, "ended")],
+    }[event.type]();
+    const why = [event.reason && words(event.reason), event.detail, event.forced && "forced"].filter(Boolean).join(" · ");
+    return el(
+      "li",
+      { data: { key: eventKey(event) } },
+      el(
+        "details",
+        {},
+        el(
+          "summary",
+          {},
+          el("span", { class: "number muted version" }, `v${event.version}`),
+          el("time", { class: "number", datetime: event.updated_at ?? event.created_at }, moment(at, this.store.now())),
+          el("span", { class: "number muted passed" }, passed),
+          el("span", { class: "what" }, ...what, why && el("span", { class: "why" }, why)),
+          event.error && event.type === "session_status" && el("span", { class: "error-line" }, event.error),
+        ),
+        el("pre", {}, pretty(event)),
+      ),
+    );
+  }
+
+  #listen() {
+    const source = new EventSource(`/api/sessions/${encodeURIComponent(this.id)}/output`);
+    this.output = source;
+    source.addEventListener("output", (message) => this.#onOutput(JSON.parse(message.data)));
+    source.addEventListener("problem", (message) => {
+      setText(byId("output-empty"), `The output cannot be read: ${JSON.parse(message.data).message}`);
+      source.close();
+    });
+    source.addEventListener("reset", () => {
+      source.close();
+      this.#clearOutput();
+      this.#listen();
+    });
+  }
+
+  #onOutput(said) {
+    const key = `${said.ephemeral ? "live" : "kept"}.${said.number}`;
+    if (this.numbers.has(key)) return;
+    this.numbers.add(key);
+    this.outputs.push(said);
+    if (this.outputs.length === 1) requestAnimationFrame(() => this.#drawOutput());
+  }
+
+  #drawOutput() {
+    const list = byId("output");
+    const atEnd = nearEnd(list);
+    for (const said of this.outputs.slice(-SHOWN_MAX)) {
+      // What is heard live only may be here before what was said first and had to be stored.
+      let next = null;
+      while (list.children.length && (next ? next.previousSibling : list.lastChild)?.dataset.at > said.created_at) {
+        next = next ? next.previousSibling : list.lastChild;
+      }
+      list.insertBefore(this.#outputNode(said), next);
+    }
+    this.outputs = [];
+    while (list.children.length > SHOWN_MAX) list.firstChild.remove();
+    byId("output-empty").hidden = list.children.length > 0;
+    if (atEnd) list.scrollTop = list.scrollHeight;
+  }
+
+  #outputNode(said) {
+    const spoken = said.type === "conversation_added";
+    const value = spoken ? said.content : said.data;
+    const text = value === undefined || value === null ? "" : pretty(value);
+    return el(
+      "li",
+      { class: spoken ? `said ${said.role === "user" ? "mine" : ""}` : "emitted", data: { at: said.created_at } },
+      el(
+        "div",
+        { class: "said-head muted" },
+        el("span", { class: spoken ? "role" : "mono" }, spoken ? said.role : said.name),
+        said.ephemeral && el("span", { class: "tag" }, "live only"),
+        el("time", { class: "number", datetime: said.created_at }, moment(MS(said.created_at), this.store.now())),
+      ),
+      el("div", { class: typeof value === "string" ? "said-text" : "said-text mono" }, text),
+    );
+  }
+
+  #clearOutput() {
+    this.numbers.clear();
+    this.outputs = [];
+    byId("output").replaceChildren();
+    byId("output-empty").hidden = false;
+    setText(byId("output-empty"), "Nothing was said yet.");
+  }
+
+  async #act(verb) {
+    const id = this.id;
+    const buttons = [...byId("session-actions").querySelectorAll("button")];
+    setText(byId("action-error"), "");
+    for (const button of buttons) button.setAttribute("aria-disabled", "true");
+    try {
+      await command(id, verb);
+    } catch (error) {
+      if (this.id === id) setText(byId("action-error"), error.message);
+    }
+    for (const button of buttons) button.removeAttribute("aria-disabled");
+  }
+
+  async #onSend(event) {
+    event.preventDefault();
+    const id = this.id;
+    const field = byId("send-content");
+    const content = field.value;
+    if (content.trim() === "") return field.focus();
+    const button = byId("send-button");
+    button.disabled = true;
+    setText(byId("send-error"), "");
+    // The same message again, after an error, has the same id: it is delivered once.
+    if (this.messageId === null || this.messageText !== content) Object.assign(this, { messageId: newMessageId(), messageText: content });
+    try {
+      await command(id, "send", { role: byId("send-role").value.trim(), content, message_id: this.messageId });
+      if (this.id !== id) return undefined;
+      this.messageId = null;
+      field.value = "";
+      announce("Sent");
+    } catch (error) {
+      if (this.id === id) setText(byId("send-error"), error.message);
+    } finally {
+      button.disabled = false;
+    }
+    return field.focus();
+  }
+
+  async #copyId() {
+    try {
+      await navigator.clipboard.writeText(this.id);
+      announce("Copied");
+      byId("copy-id").dataset.done = "yes";
+      setTimeout(() => delete byId("copy-id").dataset.done, 1200);
+    } catch {
+      getSelection()?.selectAllChildren(byId("session-id")); // where the browser does not allow it: select it
+    }
+  }
+}
+
+function time(text, now) {
+  return el("time", { datetime: text, title: text }, moment(MS(text), now));
+}
+
+const eventKey = (event) => `${event.version}.${event.type}`;
+
+const nearEnd = (list) => list.scrollHeight - list.scrollTop - list.clientHeight < NEAR_END_PX;
