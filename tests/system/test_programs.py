@@ -359,8 +359,8 @@ async def test_serve_ends_them_on_whichever_event_loop_it_runs(server: LocalServ
             kill(kin_of(f"{prefix}_{name}"))
 
         assert {name: (r["reason"], r.get("error"), r.get("forced")) for name, r in records.items()} == {
-            **{name: ("completed", None, None) for name in ("last_words", "leaves_children")},
-            **{name: ("requested", None, None) for name in ("family", "daemon", "deaf_daemon", "flooding_daemon")},
+            **dict.fromkeys(("last_words", "leaves_children"), ("completed", None, None)),
+            **dict.fromkeys(("family", "daemon", "deaf_daemon", "flooding_daemon"), ("requested", None, None)),
         }
         assert await eventually(lambda: has_said(stranger, f"{prefix}_last_words", 2)) == ["first", "last"]
 
