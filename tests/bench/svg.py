@@ -63,7 +63,8 @@ def chart(title: str, note: str, x_label: str, legend: Sequence[tuple[str, str]]
 def _panel(panel: Panel, left: float, x_label: str) -> list[str]:
     xs = sorted({x for line in panel.lines for x, _ in line.points})
     ys = [y for line in panel.lines for _, y in line.points]
-    low, high = 10 ** math.floor(math.log10(min(ys))), 10 ** math.ceil(math.log10(max(ys)))
+    ticks = _ticks(min(ys), max(ys))
+    low, high = ticks[0], ticks[-1]
 
     def at(x: float, y: float) -> tuple[float, float]:
         across = math.log(x / xs[0]) / math.log(xs[-1] / xs[0])
@@ -71,7 +72,7 @@ def _panel(panel: Panel, left: float, x_label: str) -> list[str]:
         return round(left + PANEL_WIDTH * across, 1), round(TOP + PANEL_HEIGHT * (1 - up), 1)
 
     parts = [f'<text x="{left}" y="{TOP - 8}">{escape(panel.title)}</text>']
-    for tick in _ticks(low, high):
+    for tick in ticks:
         y = at(xs[0], tick)[1]
         parts.append(f'<path class="grid" d="M{left} {y}h{PANEL_WIDTH}"/>')
         parts.append(f'<text class="note" x="{left - 6}" y="{y + 4}" text-anchor="end">{tick:,g} {panel.unit}</text>')
@@ -89,7 +90,10 @@ def _panel(panel: Panel, left: float, x_label: str) -> list[str]:
     return parts
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 of each power of ten."""
-    powers = range(round(math.log10(low)), round(math.log10(high)) + 1)
-    return [tick for power in powers for step in (1, 2, 5) if low <= (tick := step * 10.0**power) <= high]
+def _ticks(least: float, greatest: float) -> list[float]:
+    """1, 2 and 5 of each power of ten, from the last one that is below all values to the first above."""
+    powers = range(math.floor(math.log10(least)), math.ceil(math.log10(greatest)) + 1)
+    ticks = [step * 10.0**power for power in powers for step in (1, 2, 5)]
+    low = max(tick for tick in ticks if tick <= least)
+    high = min(tick for tick in ticks if tick >= greatest and tick > low)
+    return [tick for tick in ticks if low <= tick <= high]
