@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -44,6 +45,10 @@ from jido_nats.worker import Session, Worker
 DEFAULT_SERVER: Final = "nats://127.0.0.1:4222"
 EXIT_INTERRUPTED: Final = 130
 HURRY_AFTER_S: Final = 1.0
+GC_YOUNG: Final = 20_000
+GC_MIDDLE: Final = 20
+GC_OLD: Final = 50
+DESCRIPTORS_MAX: Final = 65_536
 
 TRY_THESE: Final = """\
 Try, in another terminal:
@@ -271,6 +276,7 @@ async def serve(
     **overrides: Any,
 ) -> None:
     """Run a manager against an existing server until SIGTERM or Ctrl-C."""
+    _prepare_process()
     logs.use_format(log_format)
     settings, api = _load_settings(config_file, **overrides), common.connection
     if api_user is not None:
@@ -631,6 +637,21 @@ def _on_signals(numbers: tuple[signal.Signals, ...], handler: Callable[[], objec
 
 def _ignore() -> None:
     """One signal is enough."""
+
+
+def _prepare_process() -> None:
+    """For many sessions: as many descriptors as this process may have, and less searching for garbage.
+
+    Sessions are freed by their reference counts; what the collector finds are rare cycles, and each search in vain
+    walks over all sessions.
+    """
+    gc.set_threshold(GC_YOUNG, GC_MIDDLE, GC_OLD)
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _choose_worker(worker: str | None, command: str | None, isolation: str, settings: Settings) -> Worker:

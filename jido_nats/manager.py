@@ -324,6 +324,7 @@ class SessionManager:
             self._claims,
             interval_s=settings.lease_s / 3,
             runs_here=self._sessions.__contains__,
+            let_go=self._sessions.let_go,
             may_judge=self._may_judge,
             now=_now,
         )
@@ -561,7 +562,7 @@ class SessionManager:
 
     async def _page(self, request: ListRequest) -> ListReply:
         position = await self._event_log.last_sequence()  # first: what is published is committed
-        await self._index.position.reached(await self._registry.last_position())
+        await self._registry.caught_up(self._index.position)
         return msgspec.structs.replace(self._index.page(request), position=position)
 
     async def _replay(self, session_id: str, request: HistoryRequest) -> HistoryReply:

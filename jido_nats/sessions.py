@@ -111,6 +111,9 @@ class Sessions:
         self._live: dict[str, _Live] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
+        self._closed = False
+        # Sessions of this manager's that it runs no more, and that may not have ended.
+        self.let_go: set[str] = set()
         self._drained: asyncio.Future[None] | None = None
 
     def __len__(self) -> int:
@@ -197,21 +200,8 @@ class Sessions:
     async def terminate(self, session_id: str, reason: Reason, detail: str | None = None) -> SessionRecord:
         """The record, `terminated`; at once where it is already. Raises `NotHere`, `StopTimeout`."""
         live = self._find(session_id)
-        async with live.lock:
-            _check_here(session_id, live)
-            if live.record.status not in (Status.TERMINATING, Status.TERMINATED):
-                await self._advance(live, Status.TERMINATING, reason=reason, detail=detail)
-        if live.record.status is Status.TERMINATED:
-            return live.record
-        assert live.run is not None, "a session that has started has a worker"
-        live.run.cancel()
-        if not await live.wait_ended(self._settings.stop_timeout_s):
-            raise StopTimeout(
-                f"the worker has not stopped within {self._settings.stop_timeout_s:g} s; stopping goes on",
-                session_id=session_id,
-            )
-        _check_here(session_id, live)
-        return live.record
+        await self._ask_to_stop(session_id, live, reason, detail)
+        return await self._stopped(session_id, live)
 
     def lose(self, session_id: str) -> None:
         """Another manager has this session now: stop its worker, write nothing more."""
@@ -222,6 +212,7 @@ class Sessions:
             "letting go of a session that another manager has, or that a defect broke", extra={"session_id": session_id}
         )
         live.writer.lost = True
+        self.let_go.add(session_id)
         if live.run is not None:
             live.run.cancel()
         live.tell_ended()
@@ -247,6 +238,7 @@ class Sessions:
         left = len(self._live)
         for task in self._tasks:
             task.cancel()
+        self._closed = True
         await asyncio.gather(*self._tasks, return_exceptions=True)
         return left
 
@@ -433,7 +425,7 @@ class Sessions:
 
     def _on_worker_end(self, session_id: str, outcome: Outcome) -> None:
         live = self._live.get(session_id)
-        if live is not None:
+        if live is not None and not self._closed:
             self._keep(asyncio.create_task(self._finish(live, outcome), name=f"finish {session_id}"))
 
     async def _finish(self, live: _Live, outcome: Outcome) -> None:
@@ -503,16 +495,36 @@ class Sessions:
             return
         if live.writer is not None and live.record.status is Status.INITIALIZING and live.run is not None:
             live.run.cancel()  # a start that is still waited for
-        async with gate:
-            try:
-                await self.terminate(session_id, Reason.MANAGER_STOPPED)
-            except StopTimeout:
-                await live.wait_ended(KILL_GRACE_S)
-                async with live.lock:
-                    if live.record.status is Status.TERMINATING:
-                        await self._end(live, forced=True)
-            except NotHere:
-                pass
+        try:
+            async with gate:
+                await self._ask_to_stop(session_id, live, Reason.MANAGER_STOPPED)
+            await self._stopped(session_id, live)
+        except StopTimeout:
+            await live.wait_ended(KILL_GRACE_S)
+            async with gate, live.lock:
+                if live.record.status is Status.TERMINATING:
+                    await self._end(live, forced=True)
+        except NotHere:
+            pass
+
+    async def _ask_to_stop(self, session_id: str, live: _Live, reason: Reason, detail: str | None = None) -> None:
+        async with live.lock:
+            _check_here(session_id, live)
+            if live.record.status not in (Status.TERMINATING, Status.TERMINATED):
+                await self._advance(live, Status.TERMINATING, reason=reason, detail=detail)
+            if live.record.status is not Status.TERMINATED:
+                assert live.run is not None, "a session that has started has a worker"
+                live.run.cancel()
+
+    async def _stopped(self, session_id: str, live: _Live) -> SessionRecord:
+        if live.record.status is not Status.TERMINATED:
+            if not await live.wait_ended(self._settings.stop_timeout_s):
+                raise StopTimeout(
+                    f"the worker has not stopped within {self._settings.stop_timeout_s:g} s; stopping goes on",
+                    session_id=session_id,
+                )
+            _check_here(session_id, live)
+        return live.record
 
     def _drop(self, session_id: str) -> _Live | None:
         live = self._live.pop(session_id, None)

@@ -39,6 +39,7 @@ class Sweeper:
         *,
         interval_s: float,
         runs_here: Callable[[str], bool],
+        let_go: set[str],
         may_judge: Callable[[], bool],
         now: Callable[[], datetime],
     ) -> None:
@@ -46,6 +47,7 @@ class Sweeper:
         self._index = index
         self._interval_s = interval_s
         self._runs_here = runs_here
+        self._let_go = let_go
         self._may_judge = may_judge
         self._now = now
         self._claims = claims
@@ -76,22 +78,33 @@ class Sweeper:
             await self._take_over(orphans[begin : begin + TOGETHER])
 
     async def _orphans(self) -> list[str]:
-        await self._index.position.reached(await self._path.registry.last_position())
+        await self._path.registry.caught_up(self._index.position)
         self._forget_settled_claims()
         claimants = {claimant for _, claimant in self._claims.items()}
         gone = {owner for owner in self._index.owners() | claimants if not await self._is_alive(owner)}
+        self._let_go -= {session_id for session_id in self._let_go if self._is_settled(session_id)}
         orphans = {session_id for owner in gone for session_id in self._index.unsealed(owner)}
         orphans |= {session_id for session_id, claimant in self._claims.items() if claimant in gone}
-        orphans.update(self._index.unsealed(self._path.manager_id))  # let go of here, after a defect
+        orphans |= {session_id for session_id in self._let_go if self._is_left_behind(session_id)}
         return sorted(session_id for session_id in orphans if not self._runs_here(session_id))
 
     async def _is_alive(self, manager_id: str) -> bool:
         return manager_id == self._path.manager_id or await self._path.is_alive(manager_id)
 
+    def _is_left_behind(self, session_id: str) -> bool:
+        """Whether a session that was let go of here, after a defect, is nobody else's."""
+        record = self._index.get(session_id)
+        return record is not None and not record.sealed and record.owner == self._path.manager_id
+
+    def _is_settled(self, session_id: str) -> bool:
+        record = self._index.get(session_id)
+        return record is not None and record.sealed
+
     def _forget_settled_claims(self) -> None:
         for session_id, _ in self._claims.items():
-            record = self._index.get(session_id)
-            if (record is None or record.sealed) and not self._runs_here(session_id):
+            if self._runs_here(session_id):
+                continue
+            if self._index.get(session_id) is None or self._is_settled(session_id):
                 self._claims.forget(session_id)
 
     async def _take_over(self, session_ids: list[str]) -> None:
@@ -125,7 +138,7 @@ class Sweeper:
 
         What the index has once it is where the bucket's leader is now is as good as reading each at the leader.
         """
-        await self._index.position.reached(await self._path.registry.last_position())
+        await self._path.registry.caught_up(self._index.position)
         orphans: list[SessionWriter] = []
 
         async def read(writer: SessionWriter) -> None:

@@ -10,10 +10,10 @@ import jido_nats
 ROOT = Path(jido_nats.__file__).parent
 # Each layer may import those above it in this list, and itself; a folder stands for all that is in it.
 LAYERS: list[set[str]] = [
-    {"errors", "failpoints", "ids", "logs", "trace", "stats", "systemd"},
+    {"errors", "failpoints", "ids", "logs", "trace", "stats", "systemd", "position"},
     {"core"},
     {"broker"},
-    {"monitoring", "inbox", "outbox", "deadlines", "position", "blocked"},
+    {"monitoring", "inbox", "outbox", "deadlines", "blocked"},
     {"worker"},
     {"write_path", "talk", "processes"},
     {"sessions", "index"},

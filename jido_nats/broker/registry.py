@@ -4,18 +4,21 @@ The bucket is read and written as the stream that it is: nats-py's `kv` cannot g
 update, cannot create over an expiry marker, and its watch is deaf for seconds after a restart.
 """
 
+import asyncio
 import logging
 import math
 from typing import Final, NamedTuple
 
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumers import Delivered, OrderedConsumer, Start, last_position
+from jido_nats.broker.consumers import Delivered, OrderedConsumer, Start, last_position, stream_state
 from jido_nats.broker.jetstream import EXPECTED_SEQUENCE, MESSAGE_TTL, last_message, settled, store
 from jido_nats.core import codec, subjects
 from jido_nats.core.session import SessionRecord
+from jido_nats.position import Position
 
 # Expecting revision 0 means: no entry and no marker.
 NO_REVISION: Final = 0
+CATCH_UP_S: Final = 0.1
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +76,19 @@ class Registry:
         """The sequence of the last change (of one session), at the leader; whoever follows gets to it. 0 for none."""
         keys = subjects.all_keys(self._bucket) if session_id is None else subjects.key(self._bucket, session_id)
         return await last_position(self._connection, self.stream, keys)
+
+    async def caught_up(self, position: Position) -> None:
+        """Return when whoever follows, and is at `position`, has taken in what the leader has now.
+
+        The stream's last sequence is cheap to ask for, and may have expired, so that nobody ever gets to it: then,
+        a moment later, the last message that is there counts, which the server searches for.
+        """
+        _, last = await stream_state(self._connection, self.stream)
+        try:
+            async with asyncio.timeout(CATCH_UP_S):
+                await position.reached(last)
+        except TimeoutError:
+            await position.reached(await self.last_position())
 
 
 def entry_of(message: Delivered) -> Entry:

@@ -30,6 +30,7 @@ class Deployment:
     managers: int
     sync_interval: str | None = None
     config_file: Path | None = None
+    starts: bool = False
     processes: list[ManagerProcess] = field(default_factory=list)
     exit: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
 
@@ -42,6 +43,11 @@ class Deployment:
     def server_version(self) -> str:
         """The nats-server's."""
         return ".".join(map(str, self.connection.server_version))
+
+    async def start_managers(self) -> None:
+        """Start those that the bench was asked for; nothing where the deployment has its own."""
+        while self.starts and len(self.processes) < self.managers:
+            await self.add_manager()
 
     async def add_manager(self) -> None:
         """Start one manager process more."""
@@ -77,10 +83,8 @@ async def local(settings: Settings, config_file: Path | None, *, managers: int, 
         server = await stack.enter_async_context(LocalServer(sync_interval=SYNC_INTERVALS[sync]))
         connection = await Connection.open(ConnectOptions(servers=(server.url,)), "jido-nats bench")
         stack.push_async_callback(connection.close)
-        deployment = Deployment(connection, settings, managers, sync, config_file, exit=stack)
-        for _ in range(managers):
-            await deployment.add_manager()
-        yield deployment
+        await topology.declare(connection, settings)
+        yield Deployment(connection, settings, managers, sync, config_file, starts=True, exit=stack)
 
 
 def machine() -> dict[str, Any]:

@@ -21,9 +21,10 @@ COMMAND_TIMEOUT_S: Final = 60.0
 CLEAN_UP_TIMEOUT_S: Final = 30.0
 
 MEASURES: Final[dict[Part, Callable[[Bench], Findings]]] = {
-    Part.COMMANDS: commands.measure,
+    # With a manager in this process: before the others are there, which follow every record and need the cores too.
     Part.TRANSITION: transitions.measure_transition,
     Part.HEARD: transitions.measure_heard,
+    Part.COMMANDS: commands.measure,
     Part.REPLAY: replay.measure,
     Part.RECOVER: recovery.measure,  # the last: it kills a manager
 }
@@ -57,6 +58,8 @@ async def run(deployment: Deployment, plan: Plan, tell: Tell) -> AsyncGenerator[
         try:
             for part, measure in MEASURES.items():
                 if part in plan.parts:
+                    if part not in (Part.TRANSITION, Part.HEARD):
+                        await deployment.start_managers()
                     async for found in measure(bench):
                         yield _result(found, bench, surroundings)
         finally:
