@@ -41,7 +41,8 @@ export class Table {
     this.refreshAt = 0;
     this.drawnRevision = -1;
     this.drawAt = 0;
-    this.viewport.addEventListener("scroll", () => this.draw(), { passive: true });
+    this.viewport.addEventListener("scroll", () => (this.drawAt = 0), { passive: true }); // with the frame that follows
+    this.viewport.addEventListener("pointerover", (event) => this.#explain(event.target.closest(".row")));
     new ResizeObserver(() => this.#measure()).observe(this.viewport);
     this.grid.addEventListener("keydown", (event) => this.#onKey(event));
     this.grid.addEventListener("focus", () => this.#activate(this.activeId ?? this.visible[0]?.id ?? null));
@@ -142,26 +143,44 @@ export class Table {
       slot.owner = row.owner;
       slot.node.id = `row-${row.id}`;
       slot.chip.className = `chip ${row.status}${row.failed ? " failed" : ""}`;
-      setText(slot.chip, row.status);
-      setText(slot.reason, row.reason && row.status === "terminated" ? words(row.reason) : "");
+      slot.chip.textContent = row.status;
+      slot.reason.textContent = row.reason && row.status === "terminated" ? words(row.reason) : "";
       slot.link.href = `#/session/${row.id}`;
       // What tells ids apart is their end: it stays where the middle has no room.
-      setText(slot.idHead, row.id.slice(0, -ID_TAIL));
-      setText(slot.idTail, row.id.slice(-ID_TAIL));
+      slot.idHead.data = row.id.slice(0, -ID_TAIL);
+      slot.idTail.data = row.id.slice(-ID_TAIL);
+      slot.ownerCell.textContent = row.owner ? shortId(row.owner) : "";
       if (slot.label !== row.label) this.#fillMetadata(slot, row);
-      setText(slot.owner_, row.owner ? shortId(row.owner) : "");
-      slot.owner_.title = row.owner;
-      slot.created.title = moment(row.created, now);
     }
-    setText(slot.updated, age(now - row.updated));
-    setText(slot.created, age(now - row.created));
+    const ages = [age(now - row.updated), age(now - row.created)];
+    if (slot.ages[0].data !== ages[0]) slot.ages[0].data = ages[0];
+    if (slot.ages[1].data !== ages[1]) slot.ages[1].data = ages[1];
   }
 
   #fillMetadata(slot, row) {
     slot.label = row.label;
-    slot.metadata.title = row.label;
     const pairs = Object.entries(row.metadata).slice(0, PAIRS_MAX);
-    slot.metadata.replaceChildren(...pairs.map(([key, value]) => el("span", { class: "pair" }, el("span", {}, key), value)));
+    while (slot.pairs.length < pairs.length) {
+      const [key, value] = [document.createTextNode(""), document.createTextNode("")];
+      const node = el("span", { class: "pair" }, el("span", {}, key), value);
+      slot.pairs.push({ node, key, value });
+      slot.metadata.append(node);
+    }
+    slot.pairs.forEach(({ node, key, value }, index) => {
+      node.hidden = index >= pairs.length;
+      if (!node.hidden) [key.data, value.data] = pairs[index];
+    });
+  }
+
+  /** What a row has no room for, where it is pointed at. */
+  #explain(node) {
+    const slot = this.slots.find((each) => each.node === node);
+    if (!slot?.row) return;
+    const now = this.store.now();
+    slot.metadata.title = slot.row.label;
+    slot.ownerCell.title = slot.row.owner;
+    slot.updated.title = moment(slot.row.updated, now);
+    slot.created.title = moment(slot.row.created, now);
   }
 
   #measure() {
@@ -177,16 +196,17 @@ export class Table {
 
   #add() {
     const cell = (name, ...children) => el("div", { role: "gridcell", class: `cell ${name}` }, ...children);
-    const slot = { index: -1, row: null };
+    const slot = { index: -1, row: null, pairs: [] };
     slot.chip = chip("active");
     slot.reason = el("span", { class: "reason" });
-    slot.idHead = el("span", { class: "id-head" });
-    slot.idTail = el("span", {});
-    slot.link = el("a", { tabindex: "-1", href: "#/" }, slot.idHead, slot.idTail);
+    slot.idHead = document.createTextNode("");
+    slot.idTail = document.createTextNode("");
+    slot.link = el("a", { tabindex: "-1", href: "#/" }, el("span", { class: "id-head" }, slot.idHead), el("span", {}, slot.idTail));
     slot.metadata = cell("metadata");
-    slot.updated = cell("updated number");
-    slot.created = cell("created number");
-    slot.owner_ = cell("owner");
+    slot.ages = [document.createTextNode(""), document.createTextNode("")];
+    slot.updated = cell("updated number", slot.ages[0]);
+    slot.created = cell("created number", slot.ages[1]);
+    slot.ownerCell = cell("owner");
     slot.node = el(
       "div",
       { role: "row", class: "row", hidden: true },
@@ -195,7 +215,7 @@ export class Table {
       slot.metadata,
       slot.updated,
       slot.created,
-      slot.owner_,
+      slot.ownerCell,
     );
     this.sizer.append(slot.node);
     this.slots.push(slot);
