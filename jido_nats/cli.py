@@ -38,7 +38,9 @@ from jido_nats.tools.bench.plan import CONCURRENCY, SESSIONS, Part, Plan
 from jido_nats.tools.conform import Checker, check_file, check_server
 from jido_nats.tools.doctor import examine, exit_code
 from jido_nats.ui import bench as bench_ui
+from jido_nats.ui.screen import WatchScreen
 from jido_nats.ui.show import Shower
+from jido_nats.ui.terminal import is_screen
 from jido_nats.worker import Session, Worker
 
 DEFAULT_SERVER: Final = "nats://127.0.0.1:4222"
@@ -437,22 +439,30 @@ async def history(common: Common, session_id: str) -> None:
 @click.option("--status", type=click.Choice([s.value for s in Status]), help="Only those in this status.")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Only those that have this.")
 @click.option("--cursor", type=int, help="Resume behind this position, with no snapshot.")
-@_common
+@click.option("--plain", is_flag=True, help="A line for each session and change, also in a terminal.")
+@partial(_common, fast=True)
 async def watch(
-    common: Common, session_id: str | None, status: str | None, metadata: tuple[str, ...], cursor: int | None
+    common: Common,
+    session_id: str | None,
+    status: str | None,
+    metadata: tuple[str, ...],
+    cursor: int | None,
+    plain: bool,
 ) -> None:
-    """Show the sessions there are, then every change."""
-    async with (
-        Client.connect(common.connection) as client,
-        client.watch_sessions(
-            session_id=session_id,
-            status=Status(status) if status else None,
-            metadata=_pairs(metadata),
-            cursor=cursor,
-        ) as watched,
-    ):
-        async for message in watched:
-            common.show.watched(message)
+    """Show the sessions there are, then every change: a live table in a terminal (? tells its keys), else lines."""
+    asked: dict[str, Any] = {
+        "session_id": session_id,
+        "status": Status(status) if status else None,
+        "metadata": _pairs(metadata),
+    }
+    async with Client.connect(common.connection) as client:
+        if is_screen() and not (plain or common.show.as_json):
+            _end_on_sigterm()
+            await WatchScreen(client, common.connection.safe_servers(), **asked).run(cursor)
+            return
+        async with client.watch_sessions(cursor=cursor, **asked) as watched:
+            async for message in watched:
+                common.show.watched(message)
 
 
 @main.command()

@@ -105,6 +105,11 @@ class Client:
     ) -> None:
         await self._connection.close()
 
+    @property
+    def connected(self) -> bool:
+        """Whether a command would be sent now; after a loss the client connects again by itself."""
+        return self._opened is not None and self._opened.connected
+
     async def create_session(
         self,
         *,
