@@ -39,6 +39,7 @@ OWNER_WIDTH: Final = 14
 METADATA_MIN: Final = 12
 METADATA_GOOD: Final = 56
 NARROW: Final = 72
+WIDTH_MIN: Final = 32
 EVENTS_SHOWN_MAX: Final = 10
 
 HELP: Final = (
@@ -84,6 +85,7 @@ class Layout(NamedTuple):
 
 def frame(view: View, scene: Scene, width: int, height: int) -> list[Text]:
     """All lines of the screen, each no wider than it."""
+    screen, width = width, max(width, WIDTH_MIN)
     layout = Layout.of(height)
     view.fit(layout.rows)
     if view.paused_at is not None:
@@ -98,8 +100,9 @@ def frame(view: View, scene: Scene, width: int, height: int) -> list[Text]:
             lines.append(_rule(view, width))
             lines += _padded(_events(view, layout.events, width), layout.events)
     lines.append(_foot(view, scene, width))
-    # Where even the fixed lines have no room, the keys go last, the heads first.
-    return lines[:height] if height >= 4 else [*lines[: height - 1], lines[-1]][:height]
+    for line in lines:
+        line.truncate(screen, overflow="crop")
+    return lines if height >= 4 else [*lines[: height - 1], lines[-1]]
 
 
 class Columns(NamedTuple):
@@ -148,10 +151,10 @@ def metadata_text(metadata: dict[str, Any], width: int) -> Text:
     text = Text()
     for name, value in metadata.items():
         shown = value[:width] if isinstance(value, str) else codec.encode(value).decode()[:width]
-        text.append(f"{printable(name[:width])}=", "dim").append(f"{printable(shown)} ")
+        text.append(" " if text else "")
+        text.append(f"{printable(name[:width])}=", "dim").append(printable(shown))
         if len(text) > width:
             break
-    text.right_crop(1)
     return _cut(text, width)
 
 

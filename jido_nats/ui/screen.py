@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -68,20 +68,25 @@ class WatchScreen:
             await asyncio.gather(follower, return_exceptions=True)
 
     async def _follow(self, cursor: int | None) -> None:
-        """Take in what the watch tells; begin with a new snapshot where the stream has lost the place."""
+        """Take in what the watch tells; begin with a new snapshot whenever that ends."""
         async with self._open(cursor) as watch:
-            with contextlib.suppress(PositionTooOld):
-                await self._take_all(watch)
+            await self._until_lost(self._take_all(watch))
         while True:
             self._board.begin()
-            try:
-                async with self._open(None) as watch:
-                    await self._take_all(watch)
-            except PositionTooOld:
-                continue
-            except JidoError as error:  # such as a stream that is not there yet again
-                self._tell(str(error))
-                await asyncio.sleep(RETRY_S)
+            await self._until_lost(self._take_anew())
+
+    async def _until_lost(self, taking: Coroutine[Any, Any, None]) -> None:
+        try:
+            await taking
+        except PositionTooOld:
+            self._tell("the stream has lost the place: reading all sessions anew")
+        except JidoError as error:  # such as a stream that is not there yet again
+            self._tell(str(error))
+            await asyncio.sleep(RETRY_S)
+
+    async def _take_anew(self) -> None:
+        async with self._open(None) as watch:
+            await self._take_all(watch)
 
     def _open(self, cursor: int | None) -> SessionWatch:
         return self._client.watch_sessions(

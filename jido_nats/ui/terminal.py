@@ -3,7 +3,6 @@
 import asyncio
 import atexit
 import contextlib
-import io
 import os
 import select
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
+from rich.color import ColorSystem
 from rich.console import Console
 from rich.text import Text
 
@@ -23,6 +23,11 @@ LEAVE: Final = b"\x1b[0m\x1b[?7h\x1b[?25h\x1b[?1049l"
 BEGIN_FRAME: Final = b"\x1b[?2026h"
 END_FRAME: Final = b"\x1b[?2026l"
 LEAVE_TIMEOUT_S: Final = 1.0
+_COLORS: Final = {
+    "standard": ColorSystem.STANDARD,
+    "256": ColorSystem.EIGHT_BIT,
+    "truecolor": ColorSystem.TRUECOLOR,
+}
 _LOCAL_FLAGS: Final = 3
 _CONTROL_KEYS: Final = 6
 
@@ -41,14 +46,8 @@ class Terminal:
         self._out = _own_descriptor(sys.stdout.fileno())
         found = Console(file=sys.stdout)
         self._encoding = found.encoding
-        self._ink = io.StringIO()
-        self._console = Console(
-            file=self._ink,
-            force_terminal=True,
-            color_system=found.color_system,  # type: ignore[arg-type]  # rich's own property, as a plain str
-            no_color=found.no_color,
-            highlight=False,
-        )
+        self._console = found
+        self._colors = _COLORS.get(found.color_system or "")
         self._before: list[Any] | None = None
         self._entered = False
         self._painted: list[bytes] = []
@@ -107,7 +106,7 @@ class Terminal:
 
     async def paint(self, lines: Sequence[Text]) -> None:
         """Show these lines; only those that differ are sent, and it takes as long as the terminal does."""
-        inked = self._inked(lines)
+        inked = [self._inked(line) for line in lines]
         if len(inked) != len(self._painted):
             self._painted = []
         frame = b"" if self._painted else b"\x1b[2J"
@@ -118,12 +117,13 @@ class Terminal:
         if frame:
             await self._write(BEGIN_FRAME + frame + END_FRAME)
 
-    def _inked(self, lines: Sequence[Text]) -> list[bytes]:
-        self._ink.seek(0)
-        self._ink.truncate()
-        for line in lines:
-            self._console.print(line, soft_wrap=True)
-        return self._ink.getvalue().encode(self._encoding, "replace").split(b"\n")[:-1]
+    def _inked(self, line: Text) -> bytes:
+        """The line as the terminal is sent it; not by `Console.print`, which costs three times as much."""
+        ink = ""
+        for text, style, _ in line.render(self._console):
+            seen = style.without_color if style and self._console.no_color else style
+            ink += seen.render(text, color_system=self._colors) if seen else text
+        return ink.encode(self._encoding, "replace")
 
     async def _write(self, data: bytes) -> None:
         loop = asyncio.get_running_loop()
