@@ -183,6 +183,20 @@ def test_typed_letters_are_searched_for() -> None:
     assert ids(view.board) == ["none", "other", "qips"]
 
 
+@pytest.mark.parametrize("text", ["project=demo", "n=[1,2]", r"note=\x1b[2j", "LONG"])
+def test_what_is_seen_can_be_searched_for(text: str) -> None:
+    metadata = {"project": "demo", "n": [1, 2], "note": "\x1b[2J", "text": "x" * 1000 + "long"}
+    view = View(board_of(record("s1", metadata=metadata), record("s2")))
+    press(view, "/", *text)
+    assert ids(view.board) == ["s1"]
+
+
+def test_keys_that_are_no_letters_are_not_searched_for() -> None:
+    view = View(board_of(record("s1")))
+    press(view, "/", "s", "\x07", "\x1b[A", "\x1b[15~", "1")
+    assert view.board.search == "s1"
+
+
 def test_scrolling_ends_with_the_rows() -> None:
     view = View(board_of(*(record(f"s{number}") for number in range(9))))
     view.fit(4)

@@ -7,12 +7,11 @@ from typing import Any, Final, NamedTuple
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from jido_nats.core import codec
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.ui.safe import printable
 from jido_nats.ui.show import STATUS_STYLES, event_text
 from jido_nats.ui.view import View
-from jido_nats.ui.watch import Board, Order
+from jido_nats.ui.watch import Board, Order, pairs
 
 MARKS: Final = {
     Status.INITIALIZING: "◌",
@@ -39,7 +38,7 @@ OWNER_WIDTH: Final = 14
 METADATA_MIN: Final = 12
 METADATA_GOOD: Final = 56
 NARROW: Final = 72
-WIDTH_MIN: Final = 32
+WIDTH_MIN: Final = 16
 EVENTS_SHOWN_MAX: Final = 10
 
 HELP: Final = (
@@ -149,10 +148,9 @@ def sparks(numbers: Sequence[int]) -> str:
 def metadata_text(metadata: dict[str, Any], width: int) -> Text:
     """`project=demo task=…`, no wider than it may be."""
     text = Text()
-    for name, value in metadata.items():
-        shown = value[:width] if isinstance(value, str) else codec.encode(value).decode()[:width]
+    for name, value in pairs(metadata):
         text.append(" " if text else "")
-        text.append(f"{printable(name[:width])}=", "dim").append(printable(shown))
+        text.append(f"{printable(name[:width])}=", "dim").append(printable(value[:width]))
         if len(text) > width:
             break
     return _cut(text, width)
@@ -193,7 +191,7 @@ def _counts(view: View, scene: Scene, width: int) -> Text:
 def _counted(board: Board, words: int) -> Text:
     """How many sessions are in which status; `words`: 2 for all, 1 for short ones, 0 for none."""
     live = sum(board.counts[status] for status in LIVE)
-    line = Text.assemble(" ", (f"{live:,}", "bold"), " sessions" if words == 2 else "")
+    line = Text.assemble(" ", (f"{live:,}", "bold"), (" session" if live == 1 else " sessions") if words == 2 else "")
     for status in Status:
         number = board.ended if status is Status.TERMINATED else board.counts[status]
         if number or (words and status in (Status.ACTIVE, Status.IDLE)):

@@ -96,7 +96,7 @@ class View:
                 self._find(self.board.search[:-1])
             case "clear":
                 self._find("")
-            case letter if len(letter) == 1:
+            case letter if len(letter) == 1 and letter.isprintable():
                 self._find(self.board.search + letter)
 
     def _find(self, text: str) -> None:

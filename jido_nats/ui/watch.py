@@ -7,13 +7,14 @@ import bisect
 import copy
 import itertools
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Any, Final, Self
 
 from jido_nats.core import codec
 from jido_nats.core.events import Event, SessionTerminated
 from jido_nats.core.session import SessionRecord, Status
+from jido_nats.ui.safe import printable
 from jido_nats.watch import SessionChanged, SnapshotComplete, Watched, WatchedSession
 
 # How long a session that has ended is still shown, and how many at most.
@@ -195,4 +196,11 @@ class Board:
     def _is_found(self, record: SessionRecord) -> bool:
         if not self.search or self.search in record.session_id.casefold():
             return True
-        return self.search in codec.encode(record.metadata).decode().casefold()
+        shown = " ".join(f"{name}={value}" for name, value in pairs(record.metadata))
+        return self.search in printable(shown).casefold()
+
+
+def pairs(metadata: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Metadata as it is shown, and searched: text as it is, other values as JSON."""
+    for name, value in metadata.items():
+        yield name, value if isinstance(value, str) else codec.encode(value).decode()
