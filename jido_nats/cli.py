@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
@@ -32,6 +32,7 @@ from jido_nats.monitoring import Monitoring
 from jido_nats.processes.load import load_worker
 from jido_nats.processes.program import Program, isolated
 from jido_nats.server import LocalServer
+from jido_nats.streams import EventStream, OutputStream
 from jido_nats.tools import asyncapi, schema
 from jido_nats.tools.bench import deployment
 from jido_nats.tools.bench import run as benchmark
@@ -39,7 +40,10 @@ from jido_nats.tools.bench.plan import CONCURRENCY, SESSIONS, Part, Plan
 from jido_nats.tools.conform import Checker, check_file, check_server
 from jido_nats.tools.doctor import examine, exit_code
 from jido_nats.ui import bench as bench_ui
+from jido_nats.ui.progress import progress
+from jido_nats.ui.screen import WatchScreen
 from jido_nats.ui.show import Shower
+from jido_nats.ui.terminal import is_screen
 from jido_nats.worker import Session, Worker
 
 DEFAULT_SERVER: Final = "nats://127.0.0.1:4222"
@@ -405,8 +409,11 @@ async def output(common: Common, session_id: str | None, since: str, no_follow: 
         Client.connect(common.connection) as client,
         client.output(session_id=session_id, since=since) as stream,
     ):
-        while not (no_follow and stream.caught_up):
-            common.show.output(await anext(stream))
+        with _replay_progress(stream, no_follow) as tell:
+            while not (no_follow and stream.caught_up):
+                message = await anext(stream)
+                common.show.output(message)
+                tell(message.sequence)
 
 
 @main.command()
@@ -423,9 +430,29 @@ async def events(common: Common, session_id: str | None, since: str, durable: st
         Client.connect(common.connection) as client,
         client.events(session_id=session_id, since=since, durable=durable) as stream,
     ):
-        while not (no_follow and stream.caught_up):
-            common.show.event(await anext(stream))
+        with _replay_progress(stream, no_follow) as tell:
+            while not (no_follow and stream.caught_up):
+                message = await anext(stream)
+                common.show.event(message)
+                tell(message.sequence)
         await stream.acknowledge()
+
+
+@contextlib.contextmanager
+def _replay_progress(stream: EventStream | OutputStream, no_follow: bool) -> Iterator[Callable[[int], None]]:
+    """A bar by position, where the replay goes to a file or a pipe and has an end: on a terminal it shows itself."""
+    if not no_follow or sys.stdout.isatty():
+        yield lambda position: None
+        return
+    first = 0
+    with progress() as tell:
+
+        def at(position: int) -> None:
+            nonlocal first
+            first = first or position
+            tell("replaying", position - first + 1, max(stream.until, position) - first + 1)
+
+        yield at
 
 
 @main.command()
@@ -443,22 +470,30 @@ async def history(common: Common, session_id: str) -> None:
 @click.option("--status", type=click.Choice([s.value for s in Status]), help="Only those in this status.")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Only those that have this.")
 @click.option("--cursor", type=int, help="Resume behind this position, with no snapshot.")
-@_common
+@click.option("--plain", is_flag=True, help="A line for each session and change, also in a terminal.")
+@partial(_common, fast=True)
 async def watch(
-    common: Common, session_id: str | None, status: str | None, metadata: tuple[str, ...], cursor: int | None
+    common: Common,
+    session_id: str | None,
+    status: str | None,
+    metadata: tuple[str, ...],
+    cursor: int | None,
+    plain: bool,
 ) -> None:
-    """Show the sessions there are, then every change."""
-    async with (
-        Client.connect(common.connection) as client,
-        client.watch_sessions(
-            session_id=session_id,
-            status=Status(status) if status else None,
-            metadata=_pairs(metadata),
-            cursor=cursor,
-        ) as watched,
-    ):
-        async for message in watched:
-            common.show.watched(message)
+    """Show the sessions there are, then every change: a live table in a terminal (? tells its keys), else lines."""
+    asked: dict[str, Any] = {
+        "session_id": session_id,
+        "status": Status(status) if status else None,
+        "metadata": _pairs(metadata),
+    }
+    async with Client.connect(common.connection) as client:
+        if is_screen() and not (plain or common.show.as_json):
+            _end_on_sigterm()
+            await WatchScreen(client, common.connection.safe_servers(), **asked).run(cursor)
+            return
+        async with client.watch_sessions(cursor=cursor, **asked) as watched:
+            async for message in watched:
+                common.show.watched(message)
 
 
 @main.command()
@@ -523,8 +558,13 @@ async def conform(common: Common, file: BinaryIO | None, partial: bool, stream: 
         for finding in check_file(file, checker):
             common.show.violation(finding)
     else:
-        async for finding in check_server(common.connection, stream, checker):
-            common.show.violation(finding)
+        with progress() as bar:
+
+            def tell(done: int, of: int) -> None:
+                bar("checking", done, of)
+
+            async for finding in check_server(common.connection, stream, checker, tell):
+                common.show.violation(finding)
     common.show.say(f"{checker.messages} messages of {checker.sessions} sessions, {checker.violations} violations")
     return 1 if checker.violations else 0
 
@@ -581,7 +621,7 @@ async def bench(
     )
     results = []
     async with found as where:
-        with bench_ui.progress() as tell:
+        with progress() as tell:
             async with contextlib.aclosing(benchmark.run(where, plan, tell)) as measured:
                 async for result in measured:
                     results.append(result)

@@ -111,8 +111,8 @@ class Client:
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection to NATS right now; one that was lost is made again by itself."""
-        return self._connection.connected
+        """Whether a command would be sent now; after a loss the client connects again by itself."""
+        return self._opened is not None and self._opened.connected
 
     async def create_session(
         self,

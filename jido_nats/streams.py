@@ -49,6 +49,11 @@ class MessageStream(ABC, Generic[M]):
         position = self._consumer.position
         return self._consumer.caught_up and (position == 0 or position >= self._until)
 
+    @property
+    def until(self) -> int:
+        """The sequence of the last message that was stored when it was opened; 0 for none."""
+        return self._until
+
     async def acknowledge(self) -> None:
         """Acknowledge a durable's last message without asking for the next."""
         if isinstance(self._consumer, DurableConsumer):

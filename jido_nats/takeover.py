@@ -22,6 +22,7 @@ from jido_nats.index import ClaimIndex, SessionIndex
 from jido_nats.write_path import SessionWriter, WritePath
 
 AT_ONCE: Final = 128
+TELL_INTERVAL_S: Final = 3.0
 TOGETHER: Final = 4096
 ALL_SUBJECTS: Final = (subjects.EVENTS, subjects.ALL_SESSIONS, subjects.ALL_FENCES)
 
@@ -52,6 +53,7 @@ class Sweeper:
         self._now = now
         self._claims = claims
         self._nudge = asyncio.Event()
+        self._done = 0
 
     def nudge(self) -> None:
         """Sweep soon: a lease has expired."""
@@ -74,8 +76,19 @@ class Sweeper:
         orphans = await self._orphans()
         if orphans:
             log.warning("taking over sessions of managers that are gone", extra={"sessions": len(orphans)})
-        for begin in range(0, len(orphans), TOGETHER):
-            await self._take_over(orphans[begin : begin + TOGETHER])
+        self._done = 0
+        telling = asyncio.create_task(self._tell(len(orphans)), name="takeover: tell")
+        try:
+            for begin in range(0, len(orphans), TOGETHER):
+                await self._take_over(orphans[begin : begin + TOGETHER])
+        finally:
+            telling.cancel()
+
+    async def _tell(self, total: int) -> None:
+        """Say now and then how far a long sweep has come."""
+        while True:
+            await asyncio.sleep(TELL_INTERVAL_S)
+            log.warning("taking over sessions", extra={"done": self._done, "total": total})
 
     async def _orphans(self) -> list[str]:
         await self._path.registry.caught_up(self._index.position)
@@ -117,6 +130,7 @@ class Sweeper:
         broken = [writer for writer in orphans if writer.record.session_id not in complete]
         stored = await self._look(broken)
         ended: list[SessionWriter] = []
+        self._done += len(session_ids) - len(orphans)  # those are another's now, or settled
         await _side_by_side(self._end(writer, None, ended) for writer in whole)
         await _side_by_side(self._end(writer, stored, ended) for writer in broken)
         await _side_by_side(self._seal(writer) for writer in ended)
@@ -172,6 +186,8 @@ class Sweeper:
             extra = {"session_id": writer.record.session_id, "why": str(error)}
             log.info("another manager takes this session over", extra=extra)
             return
+        finally:
+            self._done += 1
         ended.append(writer)
 
     async def _terminate(self, writer: SessionWriter) -> bool:

@@ -5,7 +5,7 @@ from what it saw, so that one defect is told once.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from jido_nats.tools.rules import Copies, Finding, Life, Place
 
 # How long the rest of a version, which is published message by message, is waited for at the end of the stream.
 REST_WAIT_S: Final = 5.0
+TELL_EVERY: Final = 100
 _KINDS: Final[dict[object, type[Any]]] = {kind.__struct_config__.tag: kind for kind in Event.__args__}
 _STATUS: Final = str(SessionStatus.__struct_config__.tag)
 
@@ -206,8 +207,13 @@ def check_file(lines: Iterable[bytes], checker: Checker) -> Iterator[Finding]:
     yield from checker.finish()
 
 
-async def check_server(options: ConnectOptions, stream: str, checker: Checker) -> AsyncIterator[Finding]:
-    """What is wrong in what the stream holds now; one that has lost its beginning to its limits is partial."""
+async def check_server(
+    options: ConnectOptions, stream: str, checker: Checker, tell: Callable[[int, int], None]
+) -> AsyncIterator[Finding]:
+    """What is wrong in what the stream holds now; one that has lost its beginning to its limits is partial.
+
+    `tell` is called now and then with how many sequences have been read, and of how many.
+    """
     connection = await Connection.open(options, "jido-nats conform")
     try:
         first, until = await stream_state(connection, stream)
@@ -217,6 +223,8 @@ async def check_server(options: ConnectOptions, stream: str, checker: Checker) -
             async for message in _until_settled(consumer, checker, until):
                 for finding in checker.message(message):
                     yield finding
+                if checker.messages % TELL_EVERY == 0:
+                    tell(message.sequence - first + 1, max(until, message.sequence) - first + 1)
         for finding in checker.finish():
             yield finding
     finally:

@@ -1,13 +1,10 @@
-"""How a bench looks: a progress bar on stderr, then a table, or a JSON line for each result."""
+"""How a bench looks: a table, or a JSON line for each result."""
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -15,23 +12,6 @@ from jido_nats.core import codec
 from jido_nats.tools.bench.plan import Result
 
 VERDICTS: Final = {True: "green", False: "red", None: ""}
-
-
-@contextlib.contextmanager
-def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """What a bench tells, as a bar on stderr; nothing where that is no terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda what, done, of: None
-        return
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def tell(what: str, done: int, of: int) -> None:
-            bar.update(task, description=what, completed=done, total=of or None)
-
-        yield tell
 
 
 def line(result: Result) -> None:

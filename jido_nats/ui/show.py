@@ -16,6 +16,7 @@ from jido_nats.core.output import ConversationAdded
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.streams import EventMessage, OutputMessage
 from jido_nats.tools.rules import Finding
+from jido_nats.ui.safe import printable, printable_lines
 from jido_nats.watch import SessionChanged, SnapshotComplete, Watched, WatchedSession
 
 STATUS_STYLES: Final = {
@@ -56,7 +57,7 @@ class Shower:
             self.console.print("no sessions")
         for record in rows:
             line = Text.assemble(
-                (f"{record.session_id:<44} ", "bold"),
+                (f"{printable(record.session_id):<44} ", "bold"),
                 (f"{record.status:<13}", STATUS_STYLES[record.status]),
                 (_clock(record.updated_at), "dim"),
             )
@@ -172,11 +173,11 @@ def event_text(event: Event, subject: str | None = None) -> Text:
 
 
 def _why(reason: str | None, error: str | None) -> str:
-    return "".join([f" ({reason})" if reason else "", f" {error}" if error else ""])
+    return "".join([f" ({reason})" if reason else "", f" {printable(error)}" if error else ""])
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else codec.encode(value).decode()
+    return printable_lines(value if isinstance(value, str) else codec.encode(value).decode())
 
 
 def _value(name: str, value: Any) -> Text:
@@ -184,16 +185,16 @@ def _value(name: str, value: Any) -> Text:
         return Text(value, STATUS_STYLES[Status(value)])
     if isinstance(value, datetime):
         return Text(value.isoformat().replace("+00:00", "Z"))
-    return Text(value if isinstance(value, str) else codec.encode(value).decode())
+    return Text(_text(value))
 
 
 def _brief(session_id: str) -> str:
     """Enough of an id to tell sessions apart in a line: a long one keeps its end."""
-    return session_id if len(session_id) <= 16 else f"…{session_id[-15:]}"
+    return printable(session_id if len(session_id) <= 16 else f"…{session_id[-15:]}")
 
 
 def _short(metadata: dict[str, Any], width: int = 40) -> str:
-    text = codec.encode(metadata).decode()
+    text = printable(codec.encode(metadata).decode())
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 

@@ -17,6 +17,7 @@ from jido_nats.tools.bench.deployment import SYNC_INTERVALS, Deployment, local
 from jido_nats.tools.bench.plan import CONCURRENCY, SESSIONS, Part, Plan, Result
 from jido_nats.tools.bench.run import run
 from jido_nats.ui import bench as ui
+from jido_nats.ui.progress import progress
 from tests import audit
 
 QUIET_TIMEOUT_S = 120.0
@@ -28,7 +29,7 @@ async def audited(
 ) -> tuple[list[Result], list[audit.Violation]]:
     """What a bench on a server of its own found, and what the auditor did."""
     async with local(Settings(lease_s=lease_s), None, managers=managers, sync=sync) as deployment:
-        with ui.progress() as tell:
+        with progress() as tell:
             results = [result async for result in run(deployment, plan, tell)]
         return results, await violations(deployment)
 

@@ -205,11 +205,11 @@ async def test_a_server_that_is_not_there_is_told() -> None:
     await refused("127.0.0.1:1", "--server", "nats://127.0.0.1:1")
 
 
-async def test_a_manager_that_does_not_start_is_told(tmp_path: Path) -> None:
+async def test_settings_that_cannot_be_are_told(tmp_path: Path) -> None:
     config = tmp_path / "settings.toml"
     config.write_text('events_stream = "KV_JIDO_SESSIONS"\n')
 
-    await refused("a manager did not start: jido-nats: ", "--managers", "1", "--config", str(config))
+    await refused("the stream KV_JIDO_SESSIONS ", "--managers", "1", "--config", str(config))
 
 
 @pytest.mark.parametrize(
