@@ -209,6 +209,7 @@ async def test_no_colour_is_shown_where_none_is_wanted(server: LocalServer, stra
         await plain.showed("s1")
         assert COLOUR.search(coloured.raw)
         assert not COLOUR.search(plain.raw)
+        assert b"\x1b[1;7m SESSION" in plain.raw
 
 
 @pytest.mark.usefixtures("manager")
