@@ -40,7 +40,7 @@ from jido_nats.tools.bench.plan import CONCURRENCY, SESSIONS, Part, Plan
 from jido_nats.tools.conform import Checker, check_file, check_server
 from jido_nats.tools.doctor import examine, exit_code
 from jido_nats.ui import bench as bench_ui
-from jido_nats.ui.progress import progress
+from jido_nats.ui.progress import prints_to_file, progress
 from jido_nats.ui.screen import WatchScreen
 from jido_nats.ui.show import Shower
 from jido_nats.ui.terminal import is_screen
@@ -440,8 +440,8 @@ async def events(common: Common, session_id: str | None, since: str, durable: st
 
 @contextlib.contextmanager
 def _replay_progress(stream: EventStream | OutputStream, no_follow: bool) -> Iterator[Callable[[int], None]]:
-    """A bar by position, where the replay goes to a file or a pipe and has an end: on a terminal it shows itself."""
-    if not no_follow or sys.stdout.isatty():
+    """A bar by position, where the replay has an end and goes to a file; elsewhere it is seen itself."""
+    if not no_follow or not prints_to_file():
         yield lambda position: None
         return
     first = 0
@@ -564,7 +564,8 @@ async def conform(common: Common, file: BinaryIO | None, partial: bool, stream: 
                 bar("checking", done, of)
 
             async for finding in check_server(common.connection, stream, checker, tell):
-                common.show.violation(finding)
+                with bar.aside():
+                    common.show.violation(finding)
     common.show.say(f"{checker.messages} messages of {checker.sessions} sessions, {checker.violations} violations")
     return 1 if checker.violations else 0
 

@@ -299,6 +299,10 @@ def test_the_search_is_marked() -> None:
     assert _marked(row) == ["Haiku"]
 
 
+def test_a_notice_takes_the_place_of_the_hints() -> None:
+    assert "something is odd" in plain(View(board_of()), scene=SCENE._replace(notice="something is odd"))
+
+
 def test_reconnecting_is_told() -> None:
     assert "reconnecting, 12s" in plain(View(board_of()), scene=SCENE._replace(down_s=12.4))
 

@@ -259,6 +259,8 @@ def _rule(view: View, width: int) -> Text:
 
 def _events(view: View, number: int, width: int) -> Iterator[Text]:
     events = view.board.events
+    if not events:
+        yield _cut(Text("  none yet", "dim italic"), width)
     for place in range(max(0, len(events) - number), len(events)):
         yield _cut(Text(" ") + event_text(events[place]), width)
 
@@ -278,7 +280,7 @@ def _foot(view: View, scene: Scene, width: int) -> Text:
         return _ends(
             Text.assemble((" /", KEY), printable(board.search), ("▏", KEY), ("  Enter, Esc", "dim")), place, width
         )
-    if scene.notice:
+    if scene.notice and scene.down_s is None:  # else the title says it
         return _ends(Text(f" {printable(scene.notice)}", "yellow"), place, width)
     left = Text()
     if board.search:

@@ -1,30 +1,53 @@
 """How far long work has come, as a bar on stderr; nothing where that is no terminal."""
 
 import contextlib
+import os
+import stat
 import sys
-from collections.abc import Callable, Iterator
-from typing import TypeAlias
+from collections.abc import Iterator
+from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-# What is being done, how much of it is done, and of how much (0: nobody knows).
-Tell: TypeAlias = Callable[[str, int, int], None]
+_COLUMNS: Final = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+
+
+class Bar:
+    """Call it as often as you like: it is drawn ten times a second."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._task = progress.add_task("starting", total=None) if progress is not None else None
+
+    def __call__(self, what: str, done: int, of: int) -> None:
+        """What is being done, how much of it is done, and of how much (0: nobody knows)."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=what, completed=done, total=of or None)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Out of the way, while something is printed."""
+        if self._progress is None:
+            yield
+            return
+        self._progress.stop()
+        yield
+        self._progress.start()
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[Tell]:
-    """Call what it gives as often as you like: the bar is drawn ten times a second."""
+def progress() -> Iterator[Bar]:
+    """A bar that is gone in the end."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda what, done, of: None
+        yield Bar(None)
         return
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # What is printed to the same terminal goes above the bar; what goes to a file or a pipe must stay there.
-    with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
-        task = bar.add_task("starting", total=None)
+    with Progress(*_COLUMNS, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as shown:
+        yield Bar(shown)
 
-        def tell(what: str, done: int, of: int) -> None:
-            bar.update(task, description=what, completed=done, total=of or None)
 
-        yield tell
+def prints_to_file() -> bool:
+    """Whether stdout is seen nowhere meanwhile: it is no terminal, nor a pipe, whose other end may show it on one."""
+    return not (sys.stdout.isatty() or stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode))

@@ -118,7 +118,8 @@ class WatchScreen:
 
     def _scene(self, now: float) -> Scene:
         if self._client.connected:
-            self._down_since = None
+            if self._down_since is not None:
+                self._down_since, self._notice = None, ""  # what was said of that is over too
         elif self._down_since is None:
             self._down_since = now
         return Scene(

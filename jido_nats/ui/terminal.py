@@ -120,7 +120,8 @@ class Terminal:
     def _inked(self, line: Text) -> bytes:
         """The line as the terminal is sent it; not by `Console.print`, which costs three times as much."""
         ink = ""
-        for text, style, _ in line.render(self._console):
+        whole = line if line.spans else Text().append_text(line)  # `render` leaves out the style of plain text
+        for text, style, _ in whole.render(self._console):
             seen = style.without_color if style and self._console.no_color else style
             ink += seen.render(text, color_system=self._colors) if seen else text
         return ink.encode(self._encoding, "replace")

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 
 import msgspec
+import pytest
 
-from jido_nats import Client, LocalServer, SessionManager
+from jido_nats import Client, LocalServer, SessionManager, takeover
 from tests.conftest import StartManager
 from tests.programs import serving
 from tests.support import Puppet, Stranger, eventually
@@ -42,6 +43,27 @@ async def test_a_killed_manager_s_sessions_are_told_of_once(
         own = await stranger.stored_brief(f"jido.client.session.s{number}")
         assert own == ["2 active", "3 terminated"]
     assert len(await stranger.stored_events()) == 20 * len(LOST)
+
+
+async def test_a_long_takeover_says_how_far_it_is(
+    server: LocalServer,
+    stranger: Stranger,
+    start_manager: StartManager,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving(server.url, "--lease-s", "2") as program:
+        await asyncio.gather(*(stranger.create(f"s{n}") for n in range(20)))
+        program.process.kill()
+        await program.process.wait()
+    monkeypatch.setattr(takeover, "TELL_INTERVAL_S", 0.001)
+
+    await start_manager()
+
+    await asyncio.gather(*(stranger.ends(f"s{n}") for n in range(20)))
+    told = [vars(record) for record in caplog.records if record.message == "taking over sessions"]
+    assert {record["total"] for record in told} == {20}
+    assert [record["done"] for record in told] == sorted(record["done"] for record in told)
 
 
 async def test_a_killed_manager_s_last_commands_are_told_whole(
