@@ -2,35 +2,37 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
-import os
-import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
+from typing import Any, BinaryIO, Final
 
 import click
 import msgspec
 
 from jido_nats import demo as story
 from jido_nats import logs, systemd
-from jido_nats.broker.connection import ConnectOptions
-from jido_nats.broker.context import read_context
 from jido_nats.client import Client
-from jido_nats.core import settings as settings_module
 from jido_nats.core import subjects
 from jido_nats.core.codec import Encoding
 from jido_nats.core.session import Status
-from jido_nats.core.settings import Settings
-from jido_nats.errors import ConfigurationError, JidoError
+from jido_nats.errors import ConfigurationError
 from jido_nats.manager import VERSION, SessionManager
-from jido_nats.monitoring import Monitoring
-from jido_nats.processes.load import load_worker
-from jido_nats.processes.program import Program, isolated
+from jido_nats.options import (
+    DEFAULT_SERVER,
+    IDENTITY,
+    Common,
+    common_options,
+    connect_options,
+    connection_options,
+    json_object,
+    load_settings,
+    pairs_of,
+)
+from jido_nats.running import end_on_sigterm, fail, monitored, prepare_process, run_program, serve_until_signal
 from jido_nats.server import LocalServer
 from jido_nats.streams import EventStream, OutputStream
 from jido_nats.tools import asyncapi, schema
@@ -44,15 +46,7 @@ from jido_nats.ui.progress import prints_to_file, progress
 from jido_nats.ui.screen import WatchScreen
 from jido_nats.ui.show import Shower
 from jido_nats.ui.terminal import is_screen
-from jido_nats.worker import Session, Worker
-
-DEFAULT_SERVER: Final = "nats://127.0.0.1:4222"
-EXIT_INTERRUPTED: Final = 130
-HURRY_AFTER_S: Final = 1.0
-GC_YOUNG: Final = 20_000
-GC_MIDDLE: Final = 20
-GC_OLD: Final = 50
-DESCRIPTORS_MAX: Final = 65_536
+from jido_nats.worker_options import choose_worker, worker_options
 
 TRY_THESE: Final = """\
 Try, in another terminal:
@@ -66,103 +60,6 @@ or with the nats CLI:
   nats sub --stream JIDO_CLIENT --all 'jido.client.>'{nats_where}
   nats micro info jido-session-manager{nats_where}
 Ctrl-C ends it."""
-
-
-class Common(NamedTuple):
-    """The options that every command about a server has."""
-
-    connection: ConnectOptions
-    show: Shower
-
-
-async def wait_for_ever(session: Session) -> None:
-    """The worker of a manager that was given none: it does nothing until it is terminated."""
-    await asyncio.Event().wait()
-
-
-def _common(command: Callable[..., Coroutine[Any, Any, int | None]], *, fast: bool = False) -> Callable[..., None]:
-    """Add the options of every command, and run it (`fast`: on uvloop); what it returns is the exit code."""
-
-    @_connection_options
-    @click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
-    @wraps(command)
-    def run(as_json: bool, **arguments: Any) -> None:
-        connection = {name: arguments.pop(name) for name in _CONNECTION}
-        _run(_with_common(connection, as_json, arguments), fast=fast)
-
-    async def _with_common(connection: dict[str, Any], as_json: bool, arguments: dict[str, Any]) -> int | None:
-        return await command(Common(_connect_options(**connection), Shower(as_json=as_json)), **arguments)
-
-    return run
-
-
-def _connection_options(command: Callable[..., None], **flags: str) -> Callable[..., None]:
-    """Where to connect, and as whom. `flags`: those that are called otherwise here."""
-    for name, option in reversed(_CONNECTION.items()):
-        command = click.option(flags.get(name, f"--{name.replace('_', '-')}"), name, **option)(command)
-    return command
-
-
-_FILE: Final = click.Path(dir_okay=False)
-_CONNECTION: Final[dict[str, dict[str, Any]]] = {
-    "server": {"envvar": "NATS_URL", "help": f"NATS URL; several with commas.  [default: {DEFAULT_SERVER}]"},
-    "context": {"help": "A context of the nats CLI: its server and credentials, where no option says otherwise."},
-    "user": {"envvar": "NATS_USER", "help": "User name."},
-    "password": {"envvar": "NATS_PASSWORD", "help": "Better in NATS_PASSWORD: other users see command lines."},
-    "token": {"envvar": "NATS_TOKEN", "help": "Token; better in NATS_TOKEN."},
-    "nkey": {"envvar": "NATS_NKEY", "type": _FILE, "help": "File with the seed of an nkey."},
-    "creds": {"envvar": "NATS_CREDS", "type": _FILE, "help": "A .creds file."},
-    "tls_ca": {"envvar": "NATS_CA", "type": _FILE, "help": "The CA of the server's certificate."},
-    "tls_cert": {"envvar": "NATS_CERT", "type": _FILE, "help": "A client certificate."},
-    "tls_key": {"envvar": "NATS_KEY", "type": _FILE, "help": "Its key."},
-    "inbox_prefix": {"help": "Where replies come.  [default: _INBOX.<user>]"},
-}
-
-
-def _connect_options(
-    *, server: str | None, context: str | None, nkey: str | None, creds: str | None, **others: str | None
-) -> ConnectOptions:
-    """The context's options where one is named, with those that were given instead."""
-    base = read_context(context) if context is not None else ConnectOptions()
-    given: dict[str, Any] = {name: value for name, value in others.items() if value is not None}
-    given |= {"nkey_seed_file": nkey} if nkey else {}
-    given |= {"credentials_file": creds} if creds else {}
-    given |= {"servers": tuple(server.split(","))} if server else {}
-    if given.keys() & _IDENTITY.keys() - {"password"}:  # one identity at a time
-        base = replace(base, **_IDENTITY, inbox_prefix=None)
-    return replace(base, **given)
-
-
-_IDENTITY: Final[dict[str, Any]] = dict.fromkeys(("user", "password", "token", "nkey_seed_file", "credentials_file"))
-
-
-def _run(work: Coroutine[Any, Any, int | None], *, fast: bool = False) -> None:
-    """Run it, and end with its exit code. `fast`: on uvloop, where it is installed."""
-    try:
-        with asyncio.Runner(loop_factory=_fast_loop() if fast else None) as runner:
-            sys.exit(runner.run(work) or 0)
-    except JidoError as error:
-        _fail(str(error))
-    except TimeoutError:
-        _fail("it took too long; try again, or give it more time with --timeout")
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: nothing to complain of
-        sys.exit(0)
-
-
-def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
-
-
-def _fail(message: str) -> NoReturn:
-    click.echo(f"jido-nats: {message}", err=True)
-    sys.exit(1)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -180,35 +77,11 @@ def demo(binary: Path | None, as_json: bool) -> None:
     """Show the whole story on a server of its own, in seconds."""
 
     async def tell() -> int:
-        _end_on_sigterm()
+        end_on_sigterm()
         return 0 if await story.run(Shower(as_json=as_json), binary) else 1
 
     logs.configure(logging.ERROR)
-    _run(tell())
-
-
-def _worker_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What a session runs, and for how long."""
-    for option in reversed(_WORKER):
-        command = option(command)
-    return command
-
-
-_WORKER: Final[tuple[Callable[..., Callable[..., None]], ...]] = (
-    click.option("--worker", help="What a session runs, as package.module:callable; without one it only waits."),
-    click.option("--exec", "command", metavar="COMMAND", help="What a session runs: a program, in any language."),
-    click.option(
-        "--isolation",
-        type=click.Choice(["task", "process"]),
-        default="task",
-        show_default=True,
-        help="Run --worker in the manager's own process, or each session in a process of its own.",
-    ),
-    click.option("--wait-ready", is_flag=True, default=None, help="A session is active when its worker says so."),
-    click.option("--idle-after-s", type=float, help="active → idle after so long without message or output."),
-    click.option("--idle-timeout-s", type=float, help="End a session that has been idle for so long."),
-    click.option("--max-lifetime-s", type=float, help="End a session so long after its creation."),
-)
+    run_program(tell())
 
 
 @main.command()
@@ -216,7 +89,7 @@ _WORKER: Final[tuple[Callable[..., Callable[..., None]], ...]] = (
 @click.option("--store-dir", type=click.Path(path_type=Path, file_okay=False), help="Keep what is stored here.")
 @click.option("--nats-server", "binary", type=click.Path(path_type=Path), help="A nats-server to use.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="Settings, as TOML.")
-@_worker_options
+@worker_options
 def up(
     port: int,
     store_dir: Path | None,
@@ -230,9 +103,9 @@ def up(
     """Run a local server and a manager until Ctrl-C."""
 
     async def run() -> None:
-        _end_on_sigterm()
-        settings = _load_settings(config_file, **overrides)
-        run_worker = _choose_worker(worker, command, isolation, settings)
+        end_on_sigterm()
+        settings = load_settings(config_file, **overrides)
+        run_worker = choose_worker(worker, command, isolation, settings)
         async with LocalServer(port=port, store_dir=store_dir, binary=binary) as server:
             async with SessionManager.connect(server.url, worker=run_worker, settings=settings) as manager:
                 await manager.start_serving()
@@ -245,13 +118,13 @@ def up(
                         where=f" --server {server.url}" if away else "", nats_where=f" -s {server.url}" if away else ""
                     )
                 )
-                await _serve_until_signal(manager)
+                await serve_until_signal(manager)
 
-    _run(run())
+    run_program(run())
 
 
 @main.command()
-@_worker_options
+@worker_options
 @click.option("--encoding", type=click.Choice([e.value for e in Encoding]), help="How events are written.")
 @click.option("--replicas", type=int, help="Copies of the stream and the buckets.")
 @click.option("--lease-s", type=int, help="Seconds after which a silent manager counts as dead.")
@@ -265,7 +138,7 @@ def up(
 @click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="Settings, as TOML.")
 @click.option("--api-user", envvar="NATS_API_USER", help="The user that answers commands.  [default: the same]")
 @click.option("--api-password", envvar="NATS_API_PASSWORD", help="Its password; better in NATS_API_PASSWORD.")
-@partial(_common, fast=True)
+@partial(common_options, fast=True)
 async def serve(
     common: Common,
     worker: str | None,
@@ -280,21 +153,21 @@ async def serve(
     **overrides: Any,
 ) -> None:
     """Run a manager against an existing server until SIGTERM or Ctrl-C."""
-    _prepare_process()
+    prepare_process()
     logs.use_format(log_format)
-    settings, api = _load_settings(config_file, **overrides), common.connection
+    settings, api = load_settings(config_file, **overrides), common.connection
     if api_user is not None:
-        api = replace(api, **_IDENTITY | {"user": api_user, "password": api_password}, inbox_prefix=None)
-    run_worker = _choose_worker(worker, command, isolation, settings)
+        api = replace(api, **IDENTITY | {"user": api_user, "password": api_password}, inbox_prefix=None)
+    run_worker = choose_worker(worker, command, isolation, settings)
     async with (
         systemd.served(),
         SessionManager.connect(common.connection, worker=run_worker, settings=settings, api=api) as manager,
-        _monitored(manager, metrics_host, metrics_port),
+        monitored(manager, metrics_host, metrics_port),
     ):
         await manager.start_serving()
         systemd.notify("READY=1")
         logs.announce(f"{manager.manager_id} serves on {common.connection.safe_servers()}; Ctrl-C ends it")
-        await _serve_until_signal(manager)
+        await serve_until_signal(manager)
 
 
 @main.command()
@@ -304,7 +177,7 @@ async def serve(
 @click.option("--idle-after-s", type=float, help="active → idle after so long without message or output; 0: never.")
 @click.option("--idle-timeout-s", type=float, help="End it when it has been idle for so long; 0: never.")
 @click.option("--max-lifetime-s", type=float, help="End it so long after its creation; 0: never.")
-@_common
+@common_options
 async def create(
     common: Common,
     session_id: str | None,
@@ -313,7 +186,7 @@ async def create(
     **limits: float | None,
 ) -> None:
     """Create a session; shows its record once it is active."""
-    pairs, config = _pairs(metadata), _json_object("--llm-config", llm_config)
+    pairs, config = pairs_of(metadata), json_object("--llm-config", llm_config)
     async with Client.connect(common.connection) as client:
         common.show.record(
             await client.create_session(session_id=session_id, metadata=pairs, llm_config=config, **limits)
@@ -324,14 +197,14 @@ async def create(
 @click.option("--all", "include_terminated", is_flag=True, help="Also those that have ended.")
 @click.option("--status", type=click.Choice([s.value for s in Status]), help="Only those in this status.")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Only those that have this.")
-@_common
+@common_options
 async def list_(common: Common, include_terminated: bool, status: str | None, metadata: tuple[str, ...]) -> None:
     """List the live sessions, ordered by id."""
     async with Client.connect(common.connection) as client:
         common.show.records(
             await client.list_sessions(
                 status=Status(status) if status else None,
-                metadata=_pairs(metadata),
+                metadata=pairs_of(metadata),
                 include_terminated=include_terminated,
             )
         )
@@ -339,7 +212,7 @@ async def list_(common: Common, include_terminated: bool, status: str | None, me
 
 @main.command()
 @click.argument("session_id", metavar="ID")
-@_common
+@common_options
 async def get(common: Common, session_id: str) -> None:
     """Show a session's record."""
     async with Client.connect(common.connection) as client:
@@ -350,7 +223,7 @@ async def get(common: Common, session_id: str) -> None:
 @click.argument("session_id", metavar="ID")
 @click.option("--for", "status", type=click.Choice([s.value for s in Status]), default="terminated", show_default=True)
 @click.option("--timeout", type=float, help="Give up after so many seconds.")
-@_common
+@common_options
 async def wait(common: Common, session_id: str, status: str, timeout: float | None) -> None:
     """Wait until a session is in a status; shows its record."""
     async with Client.connect(common.connection) as client:
@@ -360,7 +233,7 @@ async def wait(common: Common, session_id: str, status: str, timeout: float | No
 @main.command()
 @click.argument("session_id", metavar="ID")
 @click.option("--detail", help="Why, in your words; told in the events.")
-@_common
+@common_options
 async def terminate(common: Common, session_id: str, detail: str | None) -> None:
     """End a session; shows its record."""
     async with Client.connect(common.connection) as client:
@@ -369,7 +242,7 @@ async def terminate(common: Common, session_id: str, detail: str | None) -> None
 
 @main.command()
 @click.argument("session_id", metavar="ID")
-@_common
+@common_options
 async def idle(common: Common, session_id: str) -> None:
     """Make an active session idle."""
     async with Client.connect(common.connection) as client:
@@ -378,7 +251,7 @@ async def idle(common: Common, session_id: str) -> None:
 
 @main.command()
 @click.argument("session_id", metavar="ID")
-@_common
+@common_options
 async def activate(common: Common, session_id: str) -> None:
     """Make an idle session active."""
     async with Client.connect(common.connection) as client:
@@ -390,7 +263,7 @@ async def activate(common: Common, session_id: str) -> None:
 @click.argument("content")
 @click.option("--role", default="user", show_default=True, help="Who says it.")
 @click.option("--message-id", help="Choose the id; then the same command again sends nothing more.")
-@_common
+@common_options
 async def send(common: Common, session_id: str, content: str, role: str, message_id: str | None) -> None:
     """Send a message to a session's worker; - as CONTENT reads it from standard input."""
     text = sys.stdin.read() if content == "-" else content
@@ -402,7 +275,7 @@ async def send(common: Common, session_id: str, content: str, role: str, message
 @click.argument("session_id", metavar="[ID]", required=False)
 @click.option("--since", default="new", show_default=True, help="As of 'events'.")
 @click.option("--no-follow", is_flag=True, help="End when everything stored was shown.")
-@_common
+@common_options
 async def output(common: Common, session_id: str | None, since: str, no_follow: bool) -> None:
     """Show what a session's worker says and is told (or all sessions'), live or replayed."""
     async with (
@@ -423,7 +296,7 @@ async def output(common: Common, session_id: str | None, since: str, no_follow: 
 )
 @click.option("--durable", metavar="NAME", help="A consumer that the server keeps: carries on where it stopped.")
 @click.option("--no-follow", is_flag=True, help="End when everything stored was shown.")
-@_common
+@common_options
 async def events(common: Common, session_id: str | None, since: str, durable: str | None, no_follow: bool) -> None:
     """Show events, live or replayed."""
     async with (
@@ -457,7 +330,7 @@ def _replay_progress(stream: EventStream | OutputStream, no_follow: bool) -> Ite
 
 @main.command()
 @click.argument("session_id", metavar="ID")
-@_common
+@common_options
 async def history(common: Common, session_id: str) -> None:
     """Show every event of a session, by request-reply: also when its record has expired."""
     async with Client.connect(common.connection) as client:
@@ -471,7 +344,7 @@ async def history(common: Common, session_id: str) -> None:
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Only those that have this.")
 @click.option("--cursor", type=int, help="Resume behind this position, with no snapshot.")
 @click.option("--plain", is_flag=True, help="A line for each session and change, also in a terminal.")
-@partial(_common, fast=True)
+@partial(common_options, fast=True)
 async def watch(
     common: Common,
     session_id: str | None,
@@ -484,11 +357,11 @@ async def watch(
     asked: dict[str, Any] = {
         "session_id": session_id,
         "status": Status(status) if status else None,
-        "metadata": _pairs(metadata),
+        "metadata": pairs_of(metadata),
     }
     async with Client.connect(common.connection) as client:
         if is_screen() and not (plain or common.show.as_json):
-            _end_on_sigterm()
+            end_on_sigterm()
             await WatchScreen(client, common.connection.safe_servers(), **asked).run(cursor)
             return
         async with client.watch_sessions(cursor=cursor, **asked) as watched:
@@ -501,35 +374,35 @@ async def watch(
 @click.option("--host", default="127.0.0.1", show_default=True, help="Beyond loopback only with --token.")
 @click.option("--read-only", is_flag=True, help="Show, and change nothing.")
 @click.option("--token", "page_token", envvar="JIDO_DASHBOARD_TOKEN", help="What a browser has to bring: /?token=…")
-@partial(_connection_options, token="--nats-token")
+@partial(connection_options, token="--nats-token")
 def dashboard(port: int, host: str, read_only: bool, page_token: str | None, **connection: Any) -> None:
     """Show sessions live in the browser, and command them."""
     try:
         from jido_nats.ui.dashboard.serve import dashboard as serving
     except ImportError as error:
-        _fail(f"the dashboard needs more packages: pip install 'jido_nats[dashboard]' ({error})")
+        fail(f"the dashboard needs more packages: pip install 'jido_nats[dashboard]' ({error})")
 
     async def run() -> None:
-        _end_on_sigterm()
-        options = _connect_options(**connection)
+        end_on_sigterm()
+        options = connect_options(**connection)
         async with serving(options, host=host, port=port, token=page_token, read_only=read_only) as url:
             click.echo(f"The dashboard of {options.safe_servers()} is on {url}; Ctrl-C ends it")
             if page_token is not None:
                 click.echo(f"A browser gets in once with {url}/?token=… and is known from then on")
             await asyncio.Event().wait()
 
-    _run(run())
+    run_program(run())
 
 
 @main.command()
 @click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="Settings, as TOML.")
 @click.option("--replicas", type=int, help="Copies of the stream and the buckets, as the managers have it.")
 @click.option("--monitoring", default="http://127.0.0.1:8222", show_default=True, help="The server's monitoring URL.")
-@_common
+@common_options
 async def doctor(common: Common, config_file: Path | None, monitoring: str, **overrides: Any) -> int:
     """Say what is wrong, and what to do: exit code 0, 1 with warnings, 2 with errors."""
     levels = set()
-    settings = _load_settings(config_file, **overrides)
+    settings = load_settings(config_file, **overrides)
     async for finding in examine(common.connection, settings, monitoring):
         common.show.finding(finding.level, finding.check, finding.says)
         levels.add(finding.level)
@@ -550,7 +423,7 @@ def schema_(kind: str) -> None:
 @click.option("--file", type=click.File("rb"), help="A recording, as 'events --json' prints it; - for stdin.")
 @click.option("--partial", is_flag=True, help="The recording begins and ends in the middle of sessions' lives.")
 @click.option("--stream", default=subjects.EVENTS_STREAM, show_default=True, help="The stream, without --file.")
-@_common
+@common_options
 async def conform(common: Common, file: BinaryIO | None, partial: bool, stream: str) -> int:
     """Say where events break the contract, in a recording or in the stream: exit code 0 or 1."""
     checker = Checker(partial=partial)
@@ -570,18 +443,6 @@ async def conform(common: Common, file: BinaryIO | None, partial: bool, stream: 
     return 1 if checker.violations else 0
 
 
-@contextlib.asynccontextmanager
-async def _monitored(manager: SessionManager, host: str, port: int | None) -> AsyncIterator[None]:
-    """Until the manager is closed, its draining included, it can be asked how it is."""
-    if port is None:
-        yield
-        return
-    with Monitoring(manager.snapshot, host=host, port=port) as monitoring:
-        logs.announce(f"metrics and health on http://{host}:{monitoring.port}")
-        yield
-        await manager.close()
-
-
 @main.command()
 @click.option("--sessions", type=click.IntRange(1), default=SESSIONS, show_default=True, help="How many sessions.")
 @click.option("--concurrency", type=click.IntRange(1), default=CONCURRENCY, show_default=True, help="Commands at once.")
@@ -597,7 +458,7 @@ async def _monitored(manager: SessionManager, host: str, port: int | None) -> As
 @click.option("--lease-s", type=int, help="As the managers have it; of managers that are started, theirs.")
 @click.option("--replicas", type=int, help="Copies of the stream and the buckets, as the managers have it.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="Settings, as TOML.")
-@partial(_common, fast=True)
+@partial(common_options, fast=True)
 async def bench(
     common: Common,
     sessions: int,
@@ -609,8 +470,8 @@ async def bench(
     **overrides: Any,
 ) -> None:
     """Measure a deployment, or a server and managers of its own, beside the same writes in bare nats-py."""
-    _end_on_sigterm()
-    settings, named = _load_settings(config_file, **overrides), _server_is_named()
+    end_on_sigterm()
+    settings, named = load_settings(config_file, **overrides), _server_is_named()
     if named and (managers or sync):
         raise ConfigurationError("--managers and --sync are for a server of the bench's own: leave out --server")
     plan = Plan(sessions, concurrency, frozenset(map(Part, only)) or frozenset(Part))
@@ -637,98 +498,6 @@ def _server_is_named() -> bool:
     context = click.get_current_context()
     sources = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
     return any(context.get_parameter_source(name) in sources for name in ("server", "context"))
-
-
-async def _serve_until_signal(manager: SessionManager) -> None:
-    """Serve until the first SIGTERM or Ctrl-C. One that comes a second or more later hurries what is being ended.
-
-    (`timeout` and others send the same signal twice at once: that is one.)
-    """
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    hurry = task.cancel
-
-    def on_signal() -> None:
-        systemd.notify("STOPPING=1")
-        manager.stop()
-        _on_signals((signal.SIGTERM, signal.SIGINT), _ignore)
-        loop.call_later(HURRY_AFTER_S, lambda: _on_signals((signal.SIGTERM, signal.SIGINT), hurry))
-
-    _on_signals((signal.SIGTERM, signal.SIGINT), on_signal)
-    await manager.serve()
-
-
-def _end_on_sigterm() -> None:
-    """Let SIGTERM, and a terminal that is closed, unwind what is running, as Ctrl-C does."""
-    task = asyncio.current_task()
-    assert task is not None
-    numbers, cancel = (signal.SIGTERM, signal.SIGHUP), task.cancel
-
-    def on_signal() -> None:
-        _on_signals(numbers, _ignore)  # a second one must not interrupt the cleaning up
-        cancel()
-
-    _on_signals(numbers, on_signal)
-
-
-def _on_signals(numbers: tuple[signal.Signals, ...], handler: Callable[[], object]) -> None:
-    for number in numbers:
-        asyncio.get_running_loop().add_signal_handler(number, handler)
-
-
-def _ignore() -> None:
-    """One signal is enough."""
-
-
-def _prepare_process() -> None:
-    """For many sessions: as many descriptors as this process may have, and less searching for garbage.
-
-    Sessions are freed by their reference counts; what the collector finds are rare cycles, and each search in vain
-    walks over all sessions.
-    """
-    gc.set_threshold(GC_YOUNG, GC_MIDDLE, GC_OLD)
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _choose_worker(worker: str | None, command: str | None, isolation: str, settings: Settings) -> Worker:
-    """What each session runs: a coroutine of this process, one in a process of its own, or a program."""
-    if worker is not None and command is not None:
-        raise ConfigurationError("--worker and --exec are two ways to say what a session runs; give one")
-    if command is not None:
-        return Program(command, stop_timeout_s=settings.stop_timeout_s, wait_ready=settings.wait_ready)
-    if worker is None:
-        return wait_for_ever
-    loaded = load_worker(worker)  # also where it will run elsewhere: a wrong name is told at once
-    return isolated(worker, settings) if isolation == "process" else loaded
-
-
-def _load_settings(file: Path | None, **overrides: Any) -> Settings:
-    try:
-        content = file.read_bytes() if file is not None else b""
-    except OSError as error:
-        raise ConfigurationError(f"--config {file}: {error.strerror}") from error
-    return settings_module.load(content, **overrides)
-
-
-def _pairs(texts: tuple[str, ...]) -> dict[str, Any]:
-    for text in texts:
-        if "=" not in text:
-            raise ConfigurationError(f"--metadata takes KEY=VALUE, not {text!r}")
-    return dict(text.split("=", 1) for text in texts)
-
-
-def _json_object(option: str, text: str | None) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    try:
-        return msgspec.json.decode(text, type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeError) as error:
-        raise ConfigurationError(f"{option} takes a JSON object: {error}") from error
 
 
 if __name__ == "__main__":

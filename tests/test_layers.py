@@ -23,7 +23,8 @@ LAYERS: list[set[str]] = [
     {"client"},
     {"server"},
     {"ui", "tools"},
-    {"demo"},
+    {"demo", "running", "worker_options"},
+    {"options"},
     {"cli"},
 ]
 PURE_NOT = {"asyncio", "nats", "random", "time", "logging", "secrets", "uuid", "os", "socket", "threading"}

@@ -1,0 +1,122 @@
+"""How a program of ours runs: its event loop, its signals, its limits, its exit code."""
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Final, NoReturn
+
+import click
+
+from jido_nats import logs, systemd
+from jido_nats.errors import JidoError
+from jido_nats.manager import SessionManager
+from jido_nats.monitoring import Monitoring
+
+EXIT_INTERRUPTED: Final = 130
+HURRY_AFTER_S: Final = 1.0
+GC_YOUNG: Final = 20_000
+GC_MIDDLE: Final = 20
+GC_OLD: Final = 50
+DESCRIPTORS_MAX: Final = 65_536
+
+
+def run_program(work: Coroutine[Any, Any, int | None], *, fast: bool = False) -> None:
+    """Run it, and end with its exit code. `fast`: on uvloop, where it is installed."""
+    try:
+        with asyncio.Runner(loop_factory=_fast_loop() if fast else None) as runner:
+            sys.exit(runner.run(work) or 0)
+    except JidoError as error:
+        fail(str(error))
+    except TimeoutError:
+        fail("it took too long; try again, or give it more time with --timeout")
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: nothing to complain of
+        sys.exit(0)
+
+
+def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def fail(message: str) -> NoReturn:
+    """Say in one line what is wrong, and end."""
+    click.echo(f"jido-nats: {message}", err=True)
+    sys.exit(1)
+
+
+async def serve_until_signal(manager: SessionManager) -> None:
+    """Serve until the first SIGTERM or Ctrl-C. One that comes a second or more later hurries what is being ended.
+
+    (`timeout` and others send the same signal twice at once: that is one.)
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    hurry = task.cancel
+
+    def on_signal() -> None:
+        systemd.notify("STOPPING=1")
+        manager.stop()
+        _on_signals((signal.SIGTERM, signal.SIGINT), _ignore)
+        loop.call_later(HURRY_AFTER_S, lambda: _on_signals((signal.SIGTERM, signal.SIGINT), hurry))
+
+    _on_signals((signal.SIGTERM, signal.SIGINT), on_signal)
+    await manager.serve()
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM, and a terminal that is closed, unwind what is running, as Ctrl-C does."""
+    task = asyncio.current_task()
+    assert task is not None
+    numbers, cancel = (signal.SIGTERM, signal.SIGHUP), task.cancel
+
+    def on_signal() -> None:
+        _on_signals(numbers, _ignore)  # a second one must not interrupt the cleaning up
+        cancel()
+
+    _on_signals(numbers, on_signal)
+
+
+def _on_signals(numbers: tuple[signal.Signals, ...], handler: Callable[[], object]) -> None:
+    for number in numbers:
+        asyncio.get_running_loop().add_signal_handler(number, handler)
+
+
+def _ignore() -> None:
+    """One signal is enough."""
+
+
+@contextlib.asynccontextmanager
+async def monitored(manager: SessionManager, host: str, port: int | None) -> AsyncIterator[None]:
+    """Until the manager is closed, its draining included, it can be asked how it is."""
+    if port is None:
+        yield
+        return
+    with Monitoring(manager.snapshot, host=host, port=port) as monitoring:
+        logs.announce(f"metrics and health on http://{host}:{monitoring.port}")
+        yield
+        await manager.close()
+
+
+def prepare_process() -> None:
+    """For many sessions: as many descriptors as this process may have, and less searching for garbage.
+
+    Sessions are freed by their reference counts; what the collector finds are rare cycles, and each search in vain
+    walks over all sessions.
+    """
+    gc.set_threshold(GC_YOUNG, GC_MIDDLE, GC_OLD)
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
