@@ -12,7 +12,8 @@ import msgspec
 
 from jido_nats import trace
 from jido_nats.broker.connection import Connection, ConnectOptions, Heard
-from jido_nats.broker.consumers import Delivered, DurableConsumer, OrderedConsumer
+from jido_nats.broker.consumers import Delivered, OrderedConsumer
+from jido_nats.broker.durable import DurableConsumer
 from jido_nats.broker.event_log import event_in
 from jido_nats.broker.output_log import output_in
 from jido_nats.broker.peers import reply_error

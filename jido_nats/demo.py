@@ -60,7 +60,8 @@ async def run(show: Shower, binary: Path | None) -> bool:
             heard = await _play(show, client)
             show.say("\nA durable consumer replays all of it from the stream:", "bold")
             replayed = await _replay(client, heard)
-            return _compare(show, heard, replayed) and await _replay_output(show, client)
+            kept = await _replay_output(show, client)
+            return _compare(show, heard, replayed) and kept
 
 
 async def _play(show: Shower, client: Client) -> list[EventMessage]:

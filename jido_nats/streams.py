@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Final, Generic, NamedTuple, Self, TypeVar
 
-from jido_nats.broker.consumers import Delivered, DurableConsumer, OrderedConsumer, Start
+from jido_nats.broker.consumers import Delivered, OrderedConsumer, Start
+from jido_nats.broker.durable import DurableConsumer
 from jido_nats.broker.event_log import event_in
 from jido_nats.broker.output_log import output_in
 from jido_nats.core.events import Event

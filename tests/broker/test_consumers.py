@@ -6,7 +6,8 @@ import pytest
 
 from jido_nats import LocalServer
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumers import Delivered, DurableConsumer, OrderedConsumer, Start, parse_ack_subject
+from jido_nats.broker.consumers import Delivered, OrderedConsumer, Start, parse_ack_subject
+from jido_nats.broker.durable import DurableConsumer
 from jido_nats.errors import NotFound, PositionTooOld
 from tests.support import Stranger, eventually
 

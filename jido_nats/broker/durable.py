@@ -1,0 +1,193 @@
+"""A durable consumer: the server keeps it, and it carries on where its last reader stopped.
+
+One message at a time is out, so that a reader that was killed gets the same one again, and none out of order.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+from nats.aio.msg import Msg
+
+from jido_nats.broker.connection import Connection, Subscription
+from jido_nats.broker.consumers import (
+    BATCH,
+    RECREATE_WAIT_S,
+    SILENCE_MAX_S,
+    Delivered,
+    Start,
+    check_stream,
+    create_consumer,
+    filter_config,
+    last_position,
+    parse_ack_subject,
+    pull,
+)
+from jido_nats.broker.jetstream import CONSUMER_NOT_FOUND, JetStreamError, api, settled
+from jido_nats.errors import NotFound, NotSent, OutcomeUnknown
+
+ACK_WAIT_S: Final = 6
+_NS: Final = 1_000_000_000
+
+
+class DurableConsumer:
+    """A durable of the server's, read in order; `next` acknowledges the message before. Async context manager."""
+
+    def __init__(self, connection: Connection, stream: str, durable: str, filters: Sequence[str], start: Start) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._durable = durable
+        self._filters = list(filters)
+        self._start = start
+        self._inbox: Subscription | None = None
+        self._queue: deque[Msg] = deque()
+        self._arrived = asyncio.Event()
+        self._unacknowledged: Msg | None = None
+        self._outstanding = 0
+        self._keeper: asyncio.Task[None] | None = None
+        self.position = 0
+        self.caught_up = False
+
+    async def __aenter__(self) -> Self:
+        self._connection.on_up(self._on_up)
+        info = await settled(self._connection, self._open)
+        self.position = info["ack_floor"]["stream_seq"]
+        self.caught_up = info["num_pending"] == 0 and info["num_ack_pending"] == 0
+        self._inbox = await self._connection.subscribe(self._connection.new_inbox(), self._on_message)
+        self._keeper = asyncio.create_task(self._keep_alive(), name=f"durable {self._durable}: in progress")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.off_up(self._on_up)
+        if self._keeper is not None:
+            self._keeper.cancel()
+        await self._answer(b"-NAK")  # the next reader gets it at once, and what came while this one was leaving
+        if self._inbox is not None:
+            await self._inbox.unsubscribe()
+        with contextlib.suppress(NotSent, OutcomeUnknown):
+            await self._connection.flush()
+        for message in self._queue:
+            if message.reply:
+                self._unacknowledged = message
+                await self._answer(b"-NAK")
+
+    async def __aiter__(self) -> AsyncIterator[Delivered]:
+        while True:
+            yield await self.next()
+
+    async def next(self) -> Delivered:
+        """Acknowledge the message before, and wait for the next."""
+        await self._answer(b"+ACK")
+        while True:
+            message = await self._next_message()
+            status = message.headers.get("Status") if message.headers and not message.data else None
+            if status is not None and not message.reply:
+                await self._on_status(status)
+                continue
+            sequence, _, time_ns, pending = parse_ack_subject(message.reply)
+            self._outstanding -= 1
+            self._unacknowledged = message
+            if sequence <= self.position:  # delivered before; its acknowledgement was lost
+                await self._answer(b"+ACK")
+                continue
+            self.position = sequence
+            self.caught_up = pending == 0
+            return Delivered(message.subject, sequence, message.data, message.headers or {}, time_ns, pending)
+
+    async def check(self) -> None:
+        """`ServerUnusable` where its stream cannot be read at all."""
+        await check_stream(self._connection, self._stream)
+
+    async def last_position(self) -> int:
+        """The sequence of the last message there is for this consumer now, at the leader; 0 for none."""
+        return max(
+            [await last_position(self._connection, self._stream, subject) for subject in self._filters], default=0
+        )
+
+    async def acknowledge(self) -> None:
+        """Acknowledge the last message, and wait until the server has taken that in."""
+        message, self._unacknowledged = self._unacknowledged, None
+        if message is not None:
+            with contextlib.suppress(NotSent, OutcomeUnknown):  # else it is delivered again, and known
+                await self._connection.request(message.reply, b"+ACK")
+
+    async def _next_message(self) -> Msg:
+        while not self._queue:
+            if self._outstanding <= 0:
+                await self._ask()
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(SILENCE_MAX_S):
+                    await self._arrived.wait()
+            except TimeoutError:
+                await settled(self._connection, self._check)
+                self._outstanding = 0
+        return self._queue.popleft()
+
+    async def _ask(self) -> None:
+        assert self._inbox is not None
+        try:
+            await pull(self._connection, self._stream, self._durable, self._inbox.subject, BATCH)
+            self._outstanding = BATCH
+        except NotSent:
+            await self._connection.wait_up()
+
+    async def _on_status(self, status: str) -> None:
+        if status == "100":
+            return
+        self._outstanding = 0
+        if status not in ("404", "408"):
+            await settled(self._connection, self._check)
+            await asyncio.sleep(RECREATE_WAIT_S)
+
+    async def _open(self) -> dict[str, Any]:
+        try:
+            return await self._check()
+        except NotFound:
+            pass
+        config = {
+            "name": self._durable,
+            "durable_name": self._durable,
+            "ack_policy": "explicit",
+            "ack_wait": ACK_WAIT_S * _NS,
+            "max_ack_pending": 1,
+            **filter_config(self._filters),
+            **self._start.config(),
+        }
+        return await create_consumer(self._connection, self._stream, config, self._filters)
+
+    async def _check(self) -> dict[str, Any]:
+        try:
+            return await api(self._connection, f"CONSUMER.INFO.{self._stream}.{self._durable}")
+        except JetStreamError as error:
+            if error.code == CONSUMER_NOT_FOUND:
+                raise NotFound(f"the durable consumer {self._durable} does not exist any more") from error
+            raise
+
+    async def _answer(self, answer: bytes) -> None:
+        message, self._unacknowledged = self._unacknowledged, None
+        if message is None:
+            return
+        with contextlib.suppress(NotSent):  # else it is delivered again, and known by its sequence
+            await self._connection.publish(message.reply, answer)
+
+    async def _keep_alive(self) -> None:
+        """Tell the server that the message in hand is still being worked on."""
+        while True:
+            await asyncio.sleep(ACK_WAIT_S / 3)
+            if self._unacknowledged is not None:
+                with contextlib.suppress(NotSent):
+                    await self._connection.publish(self._unacknowledged.reply, b"+WPI")
+
+    def _on_message(self, message: Msg) -> None:
+        self._queue.append(message)
+        self._arrived.set()
+
+    def _on_up(self) -> None:
+        self._outstanding = 0
+        self._arrived.set()
