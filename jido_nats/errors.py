@@ -24,7 +24,7 @@ JidoError
     └── Fenced                another manager has this session now: stop
 """
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class JidoError(Exception):
@@ -171,4 +171,6 @@ def command_error(code: str, message: str, session_id: str | None) -> CommandErr
     return _BY_CODE.get(code, InternalError)(message, session_id=session_id)
 
 
-_BY_CODE: dict[str, type[CommandError]] = {cls.code: cls for cls in CommandError.__subclasses__()}
+# What the API answers with; programs that stand on it may have errors of their own.
+COMMAND_ERRORS: Final[tuple[type[CommandError], ...]] = tuple(CommandError.__subclasses__())
+_BY_CODE: Final[dict[str, type[CommandError]]] = {kind.code: kind for kind in COMMAND_ERRORS}

@@ -11,13 +11,13 @@ from jido_nats.core.events import Event
 from jido_nats.core.lifecycle import TRANSITIONS
 from jido_nats.core.output import Output
 from jido_nats.core.session import SessionRecord
-from jido_nats.errors import CommandError
+from jido_nats.errors import COMMAND_ERRORS, CommandError
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 CONTRACT_VERSION: Final = "1.0.0"
 EVENTS: Final = Event.__args__
 OUTPUTS: Final = Output.__args__
-_ERROR_KINDS: Final[list[type[CommandError]]] = [CommandError, *CommandError.__subclasses__()]
+_ERROR_KINDS: Final[list[type[CommandError]]] = [CommandError, *COMMAND_ERRORS]
 ERRORS: Final = {kind.code: kind.status for kind in _ERROR_KINDS}
 DESCRIPTION: Final = (
     "Every event, command, reply and stored value of a jido_nats session manager. "

@@ -36,6 +36,7 @@ async def audited(
 
 async def violations(deployment: Deployment) -> list[audit.Violation]:
     """What the auditor says once every session has ended and is sealed."""
+    await deployment.start_managers()
     url = deployment.options.servers[0]
     async with Client.connect(url, timeout_s=60) as client:
         deadline = time.monotonic() + QUIET_TIMEOUT_S

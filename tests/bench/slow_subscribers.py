@@ -42,6 +42,7 @@ async def measure(
     """The samples of each kind, and the exit code."""
     found = {kind: Samples() for kind in KINDS}
     async with local(Settings(), None, managers=1, sync=sync) as deployment:
+        await deployment.start_managers()
         url = deployment.options.servers[0]
         async with Client.connect(url, timeout_s=60) as client:
             await _round(client, 2 * concurrency, concurrency, Samples())

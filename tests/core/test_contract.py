@@ -15,7 +15,7 @@ from jido_nats.core import subjects
 from jido_nats.core.events import Event
 from jido_nats.core.lifecycle import TRANSITIONS
 from jido_nats.core.session import SessionRecord
-from jido_nats.errors import CommandError
+from jido_nats.errors import COMMAND_ERRORS
 from jido_nats.service import API
 from jido_nats.tools import asyncapi, schema
 from tests.core.samples import walks
@@ -107,7 +107,7 @@ def test_every_command_has_its_channel() -> None:
 def test_every_error_is_described() -> None:
     messages = asyncapi.document()["components"]["messages"]
 
-    for kind in CommandError.__subclasses__():
+    for kind in COMMAND_ERRORS:
         headers = messages[f"error_{kind.code}"]["headers"]["properties"]
         assert headers["Nats-Service-Error-Code"]["const"] == str(kind.status)
 
