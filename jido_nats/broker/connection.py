@@ -254,9 +254,10 @@ class Connection:
 
     async def close(self) -> None:
         """Send what is waiting, and close."""
-        for task in (self._keeper, self._echo):
-            if task is not None:
-                task.cancel()
+        tasks = [task for task in (self._keeper, self._echo) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)  # one that is just connecting closes what it has
         self._up.clear()
         if self._client is not None:
             if self._client.is_connected:
@@ -325,17 +326,19 @@ class Connection:
         connecting: asyncio.Task[None] = asyncio.create_task(
             client.connect(error_cb=on_error, disconnected_cb=on_lost, closed_cb=on_lost, **self._nats_options())
         )
+        connected = False
         try:
             await asyncio.wait([connecting, failed], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if connecting.done() and connecting.exception() is None:
-                self._lost = lost
+                self._lost, connected = lost, True
                 return client
         finally:
             failed.cancel()
             if not connecting.done():
                 connecting.cancel()
                 await asyncio.gather(connecting, return_exceptions=True)
-        await self._discard(client)
+            if not connected:
+                await self._discard(client)
         error = connecting.exception() if not connecting.cancelled() else None
         raise ServerUnusable(_why(error or self._last_error, self.options)) from error
 
@@ -368,8 +371,12 @@ class Connection:
         }
 
     async def _attach(self, client: NatsClient) -> None:
-        for subscription in list(self._subscriptions):
-            await subscription.attach(client)
+        try:
+            for subscription in list(self._subscriptions):
+                await subscription.attach(client)
+        except BaseException:
+            await self._discard(client)
+            raise
         self._client = client
         self.up_since = boottime()
         self._up.set()

@@ -11,6 +11,7 @@ import pytest
 from jido_nats import LocalServer
 from jido_nats.broker.connection import Connection, ConnectOptions, Heard
 from jido_nats.errors import NoResponders, NotSent, OutcomeUnknown, ServerUnusable, TooLarge
+from tests.proxy import Proxy
 from tests.support import Stranger, eventually
 
 
@@ -119,6 +120,19 @@ async def test_a_frozen_server_costs_only_the_time_that_it_is_frozen(
     os.kill(server.pid, signal.SIGCONT)
 
     await eventually(lambda: answers(connection))
+
+
+async def test_closing_while_it_reconnects_leaves_nothing_open(server: LocalServer) -> None:
+    async with Proxy(server.port) as proxy:
+        connection = await Connection.open(ConnectOptions(servers=(proxy.url,)), "to be closed")
+        proxy.black_hole()
+        proxy.cut()
+        await eventually(lambda: not connection.connected)
+        await eventually(lambda: proxy.connections)  # the next one, which hears nothing
+
+        await connection.close()
+
+        assert [task for task in asyncio.all_tasks() if "to be closed" in task.get_name()] == []
 
 
 async def test_a_handler_that_fails_goes_on_hearing(stranger: Stranger, connection: Connection) -> None:
