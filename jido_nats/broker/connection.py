@@ -46,6 +46,8 @@ PING_INTERVAL_S: Final = 3
 POLL_S: Final = 0.5
 CLOSE_TIMEOUT_S: Final = 2.0
 ECHO_TIMEOUT_S: Final = 2.0
+CANCELS_MAX: Final = 5
+CANCEL_AGAIN_S: Final = 0.1
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +150,7 @@ class Connection:
         self._echo: asyncio.Task[None] | None = None
         self._reported: set[str] = set()
         self._last_error: Exception | None = None
+        self._closing = False
 
     @classmethod
     async def open(cls, options: ConnectOptions, name: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> "Connection":
@@ -254,10 +257,10 @@ class Connection:
 
     async def close(self) -> None:
         """Send what is waiting, and close."""
-        tasks = [task for task in (self._keeper, self._echo) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)  # one that is just connecting closes what it has
+        self._closing = True
+        for task in (self._keeper, self._echo):
+            if task is not None:
+                await _end(task, every_s=CLOSE_TIMEOUT_S)  # one that is just connecting closes what it has
         self._up.clear()
         if self._client is not None:
             if self._client.is_connected:
@@ -271,7 +274,7 @@ class Connection:
         return f"<Connection {self.name} to {self.options.safe_servers()} {'up' if self.connected else 'down'}>"
 
     async def _keep_open(self) -> None:
-        while True:
+        while not self._closing:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await self._lost.wait()
@@ -292,7 +295,7 @@ class Connection:
 
     async def _reconnect(self) -> None:
         wait_s = RECONNECT_WAIT_S
-        while True:
+        while not self._closing:
             try:
                 await self._attach(await self._connect(CONNECT_TIMEOUT_S))
             except (JidoError, nats.errors.Error, OSError) as error:
@@ -301,6 +304,8 @@ class Connection:
                 wait_s = min(wait_s * 2, RECONNECT_WAIT_MAX_S)
             else:
                 break
+        if self._closing:
+            return
         self.reconnects += 1
         log.info("connected again", extra={"connection": self.name})
         for callback in list(self._on_up):
@@ -335,11 +340,10 @@ class Connection:
         finally:
             failed.cancel()
             if not connecting.done():
-                connecting.cancel()
-                await asyncio.gather(connecting, return_exceptions=True)
+                await _end(connecting, every_s=CANCEL_AGAIN_S)
             if not connected:
                 await self._discard(client)
-        error = connecting.exception() if not connecting.cancelled() else None
+        error = connecting.exception() if connecting.done() and not connecting.cancelled() else None
         raise ServerUnusable(_why(error or self._last_error, self.options)) from error
 
     def _nats_options(self) -> dict[str, Any]:
@@ -383,13 +387,15 @@ class Connection:
 
     async def _discard(self, client: Client) -> None:
         """Close a client that may hang while it does; its socket goes in any case."""
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await client.close()
-        # nats-py waits for the peer to take what is buffered, for ever in a black hole, and has no abort of its own.
-        writer = getattr(client._transport, "_io_writer", None)
-        if writer is not None:
-            writer.transport.abort()
+        try:
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await client.close()
+        finally:
+            # nats-py waits for the peer to take what is buffered, for ever in a black hole; it has no abort of its own.
+            writer = getattr(client._transport, "_io_writer", None)
+            if writer is not None:
+                writer.transport.abort()
 
     def _open_request(self, subject: str | None, timeout_s: float) -> Pending:
         if self._replies is not None and self._replies.refused:
@@ -451,6 +457,17 @@ class Connection:
         if self._up.is_set() and text not in self._reported and len(self._reported) < 100:
             self._reported.add(text)
             log.warning("nats reported a problem", extra={"connection": self.name, "error": text})
+
+
+async def _end(task: "asyncio.Task[None]", *, every_s: float) -> None:
+    """Cancel a task and wait for its end; nats-py may swallow a cancellation, so that it is repeated, some times."""
+    for _ in range(CANCELS_MAX):
+        task.cancel()
+        await asyncio.wait({task}, timeout=every_s)
+        if task.done():
+            if not task.cancelled():
+                task.exception()  # it was told where it belongs
+            return
 
 
 def _is_refusal(error: Exception) -> bool:

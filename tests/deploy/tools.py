@@ -4,20 +4,17 @@
 Without them their tests are skipped, unless `JIDO_REQUIRE_INTEROP=1`.
 """
 
-import contextlib
-import fcntl
 import hashlib
-import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import pytest
 
-from tests.interop.programs import BUILD_TIMEOUT_S, CACHE, REQUIRED
+from tests.interop.programs import CACHE, REQUIRED
+from tests.interop.tools import alone, run
 
 KINDS: Final = Path(__file__).parent / "kinds"
 KUSTOMIZE: Final = "sigs.k8s.io/kustomize/kustomize/v5@v5.7.1"
@@ -52,9 +49,9 @@ def _kustomize() -> list[str]:
     if shutil.which("kubectl"):
         return ["kubectl", "kustomize"]
     binary = CACHE / "bin" / "kustomize"
-    with _alone():
+    with alone():
         if not binary.exists():
-            _run([tool("go"), "install", KUSTOMIZE], CACHE, GOBIN=str(binary.parent))
+            run([tool("go"), "install", KUSTOMIZE], CACHE, GOBIN=str(binary.parent))
     return [str(binary), "build"]
 
 
@@ -62,29 +59,7 @@ def _kinds() -> Path:
     sources = b"".join((KINDS / name).read_bytes() for name in ("main.go", "go.mod", "go.sum"))
     binary = CACHE / "bin" / f"kinds-{hashlib.sha256(sources).hexdigest()[:12]}"
     if not binary.exists():
-        with _alone():
+        with alone():
             if not binary.exists():
-                _run([tool("go"), "build", "-o", str(binary), "."], KINDS)
+                run([tool("go"), "build", "-o", str(binary), "."], KINDS)
     return binary
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """One test at a time: pytest-xdist runs several."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _run(command: list[str], folder: Path, **env: str) -> None:
-    done = subprocess.run(
-        ["nice", "-n", "10", *command],
-        cwd=folder,
-        env=os.environ | env,
-        capture_output=True,
-        text=True,
-        timeout=BUILD_TIMEOUT_S,
-        check=False,
-    )
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"

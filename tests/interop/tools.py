@@ -25,9 +25,9 @@ def nats_cli() -> Path:
     binary = CACHE / "bin" / "nats"
     if not binary.exists() and shutil.which("go") is None:
         _absent("the nats CLI: neither it nor Go, to build it, is here; JIDO_NATS_CLI may name one")
-    with _alone():
+    with alone():
         if not binary.exists():
-            _run(["go", "install", NATS_CLI], CACHE, GOBIN=str(binary.parent))
+            run(["go", "install", NATS_CLI], CACHE, GOBIN=str(binary.parent))
     return binary
 
 
@@ -37,10 +37,10 @@ def asyncapi_schema(version: str) -> dict[str, Any]:
     file = folder / "node_modules" / "@asyncapi" / "specs" / "schemas" / f"{version}-without-$id.json"
     if not file.exists() and shutil.which("npm") is None:
         _absent("AsyncAPI's schema: npm is not here")
-    with _alone():
+    with alone():
         if not file.exists():
             folder.mkdir(exist_ok=True)
-            _run(["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder), ASYNCAPI], folder)
+            run(["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder), ASYNCAPI], folder)
     return msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
 
 
@@ -51,7 +51,7 @@ def _absent(text: str) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """One test at a time: pytest-xdist runs several."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock").open("w") as lock:
@@ -59,7 +59,8 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def _run(command: list[str], folder: Path, **env: str) -> None:
+def run(command: list[str], folder: Path, **env: str) -> None:
+    """Run it to its end, behind the tests; what it said, where it failed."""
     done = subprocess.run(
         ["nice", "-n", "10", *command],
         cwd=folder,
