@@ -273,7 +273,7 @@ async def test_a_daemon_that_does_not_read_leaves_no_descriptor_open(
 
 async def test_200_at_once_leave_nothing(stranger: Stranger, start_manager: StartManager) -> None:
     await start_manager(child("waits.sh"), **READY)
-    before = (open_files(), guards(os.getpid()))
+    files, guarding = open_files(), guards(os.getpid())
     prefix = new_id()
     ids = [f"{prefix}_{number}" for number in range(200)]
     began_at = time.monotonic()
@@ -286,7 +286,8 @@ async def test_200_at_once_leave_nothing(stranger: Stranger, start_manager: Star
 
     print(f"200 started in {started_at - began_at:.2f} s, ended in {time.monotonic() - started_at:.2f} s")
     assert not kin_of(prefix)
-    await eventually(lambda: (open_files(), guards(os.getpid())) == before)
+    # Fewer may be open by now: what earlier tests have left to the garbage collector.
+    await eventually(lambda: open_files() <= files and guards(os.getpid()) == guarding)
 
 
 async def test_one_guard_is_enough_for_all(stranger: Stranger, start_manager: StartManager) -> None:
