@@ -507,27 +507,37 @@ class SessionManager:
             return codec.decode(await self._pass_on("terminate", record, request, passed_on=passed_on), SessionRecord)
 
     async def _change(self, verb: str, status: Status, session_id: str, *, passed_on: bool = False) -> SessionRecord:
-        try:
-            return await self._carry_out(self._sessions.change(session_id, status), self._settings.command_timeout_s)
-        except NotHere:
-            record = await self._get(session_id, Empty())
-            if record.sealed:
-                raise InvalidTransition(
-                    f"a session that is {record.status} cannot become {status}", session_id=session_id
-                ) from None
-            return codec.decode(await self._pass_on(verb, record, Empty(), passed_on=passed_on), SessionRecord)
+        work = self._sessions.change(session_id, status)
+        return await self._at_owner(
+            verb, session_id, Empty(), work, SessionRecord, f"cannot become {status}", passed_on=passed_on
+        )
 
     async def _send(self, session_id: str, request: SendRequest, *, passed_on: bool = False) -> SendReply:
         commands.check_send(request)
+        work = self._sessions.send(session_id, request)
+        return await self._at_owner(
+            "send", session_id, request, work, SendReply, "takes no messages", passed_on=passed_on
+        )
+
+    async def _at_owner(
+        self,
+        verb: str,
+        session_id: str,
+        request: msgspec.Struct,
+        work: Coroutine[Any, Any, T],
+        kind: type[T],
+        refusal: str,
+        *,
+        passed_on: bool,
+    ) -> T:
+        """The result of `work` on a session that is run here, or its owner's answer; `refusal`: of one that ended."""
         try:
-            return await self._carry_out(self._sessions.send(session_id, request), self._settings.command_timeout_s)
+            return await self._carry_out(work, self._settings.command_timeout_s)
         except NotHere:
             record = await self._get(session_id, Empty())
             if record.sealed:
-                raise InvalidTransition(
-                    f"a session that is {record.status} takes no messages", session_id=session_id
-                ) from None
-            return codec.decode(await self._pass_on("send", record, request, passed_on=passed_on), SendReply)
+                raise InvalidTransition(f"a session that is {record.status} {refusal}", session_id=session_id) from None
+            return codec.decode(await self._pass_on(verb, record, request, passed_on=passed_on), kind)
 
     async def _carry_out(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
         """The result of a change. `Unavailable`: it takes too long (and goes on), or this manager may not answer."""

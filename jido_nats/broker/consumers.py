@@ -9,13 +9,14 @@ A durable one is in `durable`.
 import asyncio
 import contextlib
 import itertools
+import logging
 import math
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import msgspec
 from nats.aio.msg import Msg
@@ -23,12 +24,15 @@ from nats.aio.msg import Msg
 from jido_nats.broker.clock import boottime
 from jido_nats.broker.connection import Connection, Subscription
 from jido_nats.broker.jetstream import (
+    CONTENT_TYPE,
     STREAM_NOT_FOUND,
     JetStreamError,
     api,
     last_message,
     settled,
 )
+from jido_nats.core import codec
+from jido_nats.core.codec import Encoding
 from jido_nats.errors import NoResponders, NotSent, OutcomeUnknown, PositionTooOld, ServerUnusable
 
 BATCH: Final = 512
@@ -39,6 +43,10 @@ INACTIVE_S: Final = 30
 RECREATE_WAIT_S: Final = 0.2
 CHECK_ATTEMPTS: Final = 5
 _NS: Final = 1_000_000_000
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Delivered(NamedTuple):
@@ -295,6 +303,16 @@ class OrderedConsumer:
     def _on_up(self) -> None:
         self._broken = True
         self._arrived.set()
+
+
+def decoded(message: Delivered, decode: Callable[[bytes, Encoding], T], complaint: str) -> T | None:
+    """What a message says; None for what is not known here, and, with the complaint in the log, for what is none."""
+    try:
+        return decode(message.data, codec.encoding_of(message.headers.get(CONTENT_TYPE)))
+    except codec.DecodeError as error:
+        data = {"subject": message.subject, "sequence": message.sequence, "error": str(error)}
+        log.warning(complaint, extra=data)
+        return None
 
 
 def parse_ack_subject(reply: str) -> tuple[int, int, int, int]:

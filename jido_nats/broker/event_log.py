@@ -12,7 +12,7 @@ import msgspec
 
 from jido_nats import trace
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumers import Delivered, OrderedConsumer, Start, last_position, stream_state
+from jido_nats.broker.consumers import Delivered, OrderedConsumer, Start, decoded, last_position, stream_state
 from jido_nats.broker.jetstream import (
     CONTENT_TYPE,
     EXPECTED_SEQUENCE,
@@ -31,9 +31,9 @@ from jido_nats.core.events import Event, SessionCreated, SessionStatus
 from jido_nats.core.session import SessionRecord
 from jido_nats.core.subjects import Publication
 
-# How far before a session's second event its first is looked for, in messages: others' come in between.
 # How many subjects one consumer reads: its request has to fit into a message.
 FILTERS_MAX: Final = 500
+# How far before a session's second event its first is looked for, in messages: others' come in between.
 SEARCH_WINDOWS: Final = (256, 8192, 262_144)
 
 log = logging.getLogger(__name__)
@@ -202,14 +202,7 @@ class EventLog:
 
 def event_in(message: Delivered) -> Event | None:
     """The event that a stored message is; None for one of an unknown type and for what is no event (reported)."""
-    try:
-        return codec.decode_event(message.data, codec.encoding_of(message.headers.get(CONTENT_TYPE)))
-    except codec.DecodeError as error:
-        log.warning(
-            "a message on an event subject is not an event, skipping it",
-            extra={"subject": message.subject, "sequence": message.sequence, "error": str(error)},
-        )
-        return None
+    return decoded(message, codec.decode_event, "a message on an event subject is not an event, skipping it")
 
 
 def claimant(data: bytes) -> str:

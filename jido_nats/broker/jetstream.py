@@ -76,9 +76,8 @@ async def store(
     try:
         async with connection.gate:
             reply = await connection.request(subject, payload, headers=headers, timeout_s=timeout_s)
-    except (
-        NotAllowed
-    ) as error:  # a manager whose rights were taken away waits for them: giving up would strand sessions
+    except NotAllowed as error:
+        # A manager whose rights were taken away waits for them: giving up would strand sessions.
         raise NotSent(str(error)) from error
     try:
         ack = _ACK.decode(reply.data)

@@ -1,16 +1,13 @@
 """The stream of what workers say: store one message, or let it be heard without being stored."""
 
-import logging
 from typing import Final
 
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumers import Delivered
+from jido_nats.broker.consumers import Delivered, decoded
 from jido_nats.broker.jetstream import CONTENT_TYPE, MESSAGE_ID, store
 from jido_nats.core import codec
 from jido_nats.core.codec import Encoding
 from jido_nats.core.output import Output, Said
-
-log = logging.getLogger(__name__)
 
 # No stream is called `none`, so plain subscribers hear a message that asks for it and no stream stores it (measured).
 _NOT_STORED: Final = {"Nats-Expected-Stream": "none"}
@@ -44,11 +41,4 @@ class OutputLog:
 
 def output_in(message: Delivered) -> Output | None:
     """What a stored message says; None for one of an unknown type and for what is none (reported)."""
-    try:
-        return codec.decode_output(message.data, codec.encoding_of(message.headers.get(CONTENT_TYPE)))
-    except codec.DecodeError as error:
-        log.warning(
-            "a message on an output subject is no output, skipping it",
-            extra={"subject": message.subject, "sequence": message.sequence, "error": str(error)},
-        )
-        return None
+    return decoded(message, codec.decode_output, "a message on an output subject is no output, skipping it")
