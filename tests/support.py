@@ -32,6 +32,14 @@ async def eventually(condition: Callable[[], Any], *, within_s: float = DEADLINE
         await asyncio.sleep(POLL_S)
 
 
+async def nothing(of: Callable[[], Any], *, within_s: float = DEADLINE_S) -> None:
+    """As soon as there is nothing left of it; fails with what is left after `within_s`."""
+    deadline = time.monotonic() + within_s
+    while left := of():
+        assert time.monotonic() < deadline, f"after {within_s:g} s there is still {left!r}"
+        await asyncio.sleep(POLL_S)
+
+
 class Ear:
     """What a plain subscriber hears, in order."""
 

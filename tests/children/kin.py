@@ -1,10 +1,12 @@
 """The programs of this folder as workers, and which processes of a session there are."""
 
+import contextlib
 import os
 import secrets
 import shlex
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +57,21 @@ def leaders(prefix: str) -> list[int]:
 
 def guards(parent: int) -> list[int]:
     """The guards of that process, zombies too."""
-    mine = [pid for pid in _pids() if _stat(pid)[1:2] == [str(parent)]]
-    return [pid for pid in mine if _stat(pid)[0] == "Z" or b"guard.py" in _read(f"/proc/{pid}/cmdline")]
+    mine = {pid: stat[0] for pid in _pids() if (stat := _stat(pid))[1:2] == [str(parent)]}
+    return [pid for pid, state in mine.items() if state == "Z" or b"guard.py" in _read(f"/proc/{pid}/cmdline")]
 
 
-def open_files() -> int:
-    """How many file descriptors this process has."""
-    return len(os.listdir("/proc/self/fd"))
+def open_files() -> Counter[str]:
+    """The file descriptors of this process, by what they are: `pipe:[4711]`, `anon_inode:[pidfd]`, …
+
+    Take an earlier count from a later one for what is new: what tests before this one have left to the garbage
+    collector may be closed meanwhile.
+    """
+    found: Counter[str] = Counter()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # that of this listing is closed by now
+            found[os.readlink(descriptor)] += 1
+    return found
 
 
 def kill(pids: list[int]) -> None:

@@ -13,7 +13,7 @@ from jido_nats import Session, Settings
 from jido_nats.processes.program import Program, isolated
 from tests.children.kin import guards, kin_of, new_id
 from tests.conftest import StartManager
-from tests.support import Stranger, eventually, wait_for_ever
+from tests.support import Stranger, eventually, nothing, wait_for_ever
 from tests.system.test_programs import READY, has_said, said, terminated
 
 
@@ -165,7 +165,7 @@ async def test_a_worker_that_cannot_be_imported_did_not_start(stranger: Stranger
     answer = await stranger.create("s1")
 
     assert "has no 'no_such_worker'" in answer["error"]["message"]
-    await eventually(lambda: not guards(os.getpid()))
+    await nothing(lambda: guards(os.getpid()))
 
 
 # In the manager's own process
