@@ -1,6 +1,6 @@
 """jido_nats: sessions whose every status change is an event on NATS."""
 
-from jido_nats.broker.connection import ConnectOptions
+from jido_nats.broker.connect_options import ConnectOptions
 from jido_nats.client import Client
 from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated
 from jido_nats.core.output import ConversationAdded, Output, SessionOutput

@@ -11,26 +11,21 @@ from typing import Any, Final, Self, TypeVar
 import msgspec
 
 from jido_nats import trace
-from jido_nats.broker.connection import Connection, ConnectOptions, Heard
+from jido_nats.api import SessionApi
+from jido_nats.broker.connect_options import ConnectOptions
+from jido_nats.broker.connection import Connection, Heard
 from jido_nats.broker.consumers import Delivered, OrderedConsumer
 from jido_nats.broker.durable import DurableConsumer
 from jido_nats.broker.event_log import event_in
 from jido_nats.broker.output_log import output_in
 from jido_nats.broker.peers import reply_error
-from jido_nats.core import codec, commands, subjects
+from jido_nats.core import codec, subjects
 from jido_nats.core.commands import (
-    CreateReply,
     CreateRequest,
-    Empty,
-    HistoryReply,
-    HistoryRequest,
-    ListReply,
     ListRequest,
-    SendReply,
     SendRequest,
-    TerminateRequest,
 )
-from jido_nats.core.events import Event, SessionStatus
+from jido_nats.core.events import SessionStatus
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.errors import (
     BadRequest,
@@ -51,11 +46,18 @@ RETRY_WAIT_S: Final = 0.1
 RETRY_WAIT_MAX_S: Final = 2.0
 NO_MANAGER_WAIT_S: Final = 3.0
 
+_ABOUT_NO_SESSION: Final = {"create": subjects.CREATE, "list": subjects.LIST}
+_STEPS: Final = {"idle": Status.IDLE, "activate": Status.ACTIVE}
+
 T = TypeVar("T")
 
 
-class Client:
-    """A caller of session managers; make one with `Client.connect` and use it as `async with`."""
+class Client(SessionApi):
+    """A caller of session managers; make one with `Client.connect` and use it as `async with`.
+
+    A command is repeated, safely, while the managers are unavailable: the ids that a caller leaves open are chosen
+    here, so that a lost reply never makes two sessions, or delivers a message twice.
+    """
 
     def __init__(
         self,
@@ -115,86 +117,6 @@ class Client:
         """Whether a command would be sent now; after a loss the client connects again by itself."""
         return self._opened is not None and self._opened.connected
 
-    async def create_session(
-        self,
-        *,
-        session_id: str | None = None,
-        metadata: dict[str, Any] | None = None,
-        llm_config: dict[str, Any] | None = None,
-        idle_after_s: float | None = None,
-        idle_timeout_s: float | None = None,
-        max_lifetime_s: float | None = None,
-    ) -> CreateReply:
-        """Create a session and return its record once it is `active`.
-
-        The id is chosen here where none is given, so that a lost reply never makes two sessions.
-        The time limits (seconds; 0: none, None: as the manager is set): see `CreateRequest`.
-        Raises `StartFailed`, `AlreadyExists`, `Overloaded`, `BadRequest`, `TooLarge`, `Unavailable`.
-        """
-        chosen = subjects.check_session_id(session_id or new_session_id())
-        request = CreateRequest(
-            session_id=chosen,
-            metadata=metadata or {},
-            llm_config=llm_config,
-            idle_after_s=idle_after_s,
-            idle_timeout_s=idle_timeout_s,
-            max_lifetime_s=max_lifetime_s,
-        )
-        return await self._command(subjects.CREATE, request, CreateReply)
-
-    async def get_session_info(self, session_id: str) -> SessionRecord:
-        """The record, also of a session that has ended and not yet expired. Raises `NotFound`, `Unavailable`."""
-        return await self._command(subjects.command("get", session_id), Empty(), SessionRecord)
-
-    async def list_sessions(
-        self,
-        *,
-        status: Status | None = None,
-        metadata: dict[str, Any] | None = None,
-        include_terminated: bool = False,
-    ) -> list[SessionRecord]:
-        """The live sessions (or those of a status, or with these metadata), ordered by id. Raises `Unavailable`."""
-        found: list[SessionRecord] = []
-        request = ListRequest(
-            status=status,
-            metadata=metadata or {},
-            include_terminated=include_terminated,
-            limit=commands.LIST_LIMIT_MAX,
-        )
-        while True:
-            page = await self._command(subjects.LIST, request, ListReply)
-            found += page.sessions
-            if page.next_cursor is None:
-                return found
-            request = msgspec.structs.replace(request, cursor=page.next_cursor)
-
-    async def terminate_session(self, session_id: str, *, detail: str | None = None) -> SessionRecord:
-        """End a session and return its record, `terminated`; again on a terminated one: the same record.
-
-        Raises `NotFound`, `StopTimeout` (stopping goes on), `Unavailable`.
-        """
-        return await self._command(subjects.command("terminate", session_id), TerminateRequest(detail), SessionRecord)
-
-    async def idle_session(self, session_id: str) -> SessionRecord:
-        """`active` → `idle`. Raises `NotFound`, `InvalidTransition`, `Unavailable`."""
-        return await self._step("idle", session_id, Status.IDLE)
-
-    async def activate_session(self, session_id: str) -> SessionRecord:
-        """`idle` → `active`. Raises `NotFound`, `InvalidTransition`, `Unavailable`."""
-        return await self._step("activate", session_id, Status.ACTIVE)
-
-    async def send_message(
-        self, session_id: str, role: str, content: Any, *, message_id: str | None = None
-    ) -> SendReply:
-        """Send a message to the session's worker; one that is `idle` becomes `active` first.
-
-        `content`: plain JSON. The message's id is chosen here where none is given, so that it is delivered once.
-        Raises `NotFound`, `InvalidTransition` where the session is neither `active` nor `idle`, `Overloaded` where
-        its inbox is full, `AlreadyExists` where that id was another message's, `BadRequest`, `Unavailable`.
-        """
-        request = SendRequest(role=role, content=content, message_id=message_id or new_message_id())
-        return await self._command(subjects.command("send", session_id), request, SendReply)
-
     async def wait(self, session_id: str, status: Status | str, *, timeout_s: float | None = None) -> SessionRecord:
         """The record once the session is in `status`; at once where it is already.
 
@@ -217,20 +139,6 @@ class Client:
                 f"the session has ended ({record.reason}) and will not be {wanted}", session_id=session_id
             )
         return record
-
-    async def session_history(self, session_id: str) -> list[Event]:
-        """Every event of a session, in order, by request-reply: also without JetStream, and after its record expired.
-
-        Raises `NotFound` when the stream remembers none, `Unavailable`.
-        """
-        found: list[Event] = []
-        request = HistoryRequest(limit=commands.HISTORY_LIMIT_MAX)
-        while True:
-            page = await self._command(subjects.command("history", session_id), request, HistoryReply)
-            found += page.events
-            if page.next is None:
-                return found
-            request = msgspec.structs.replace(request, after=page.next)
 
     def watch_sessions(
         self,
@@ -342,15 +250,15 @@ class Client:
             raise JidoError("the client is not connected: use it inside 'async with Client.connect(...)'")
         return self._opened
 
-    async def _step(self, verb: str, session_id: str, wanted: Status) -> SessionRecord:
-        subject = subjects.command(verb, session_id)
+    async def _command(self, verb: str, session_id: str, request: msgspec.Struct, kind: type[T]) -> T:
+        subject = _ABOUT_NO_SESSION.get(verb) or subjects.command(verb, session_id)
         tries = _Tries(self._timeout_s)
         try:
-            return await self._command(subject, Empty(), SessionRecord, tries)
+            return await self._ask(subject, _with_ids(request), kind, tries)
         except InvalidTransition:
-            if tries.in_doubt:  # an earlier try, whose answer was lost, may have done it
+            if verb in _STEPS and tries.in_doubt:  # an earlier try, whose answer was lost, may have done it
                 record = await self.get_session_info(session_id)
-                if record.status is wanted and await self._is_told(record):
+                if record.status is _STEPS[verb] and await self._is_told(record) and isinstance(record, kind):
                     return record
             raise
 
@@ -359,10 +267,9 @@ class Client:
         told = await self.session_history(record.session_id)
         return bool(told) and told[-1].version >= record.version
 
-    async def _command(self, subject: str, request: msgspec.Struct, kind: type[T], tries: "_Tries | None" = None) -> T:
+    async def _ask(self, subject: str, request: msgspec.Struct, kind: type[T], tries: "_Tries") -> T:
         """The reply; asks again, until the time is over, while nobody can say that it is done."""
         payload = codec.encode(request)
-        tries = tries or _Tries(self._timeout_s)
         while True:
             try:
                 reply = await self._connection.request(
@@ -381,6 +288,18 @@ class Client:
                 raise answer
             tries.in_doubt = True
             await tries.wait(answer, answer)
+
+
+def _with_ids(request: msgspec.Struct) -> msgspec.Struct:
+    """The request with the ids that its caller left open, and checked: it may have to be repeated."""
+    match request:
+        case CreateRequest():
+            chosen = subjects.check_session_id(request.session_id or new_session_id())
+            return msgspec.structs.replace(request, session_id=chosen)
+        case SendRequest(message_id=None):
+            return msgspec.structs.replace(request, message_id=new_message_id())
+        case _:
+            return request
 
 
 class _Tries:

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import click
 import msgspec
 
-from jido_nats.broker.connection import ConnectOptions
+from jido_nats.broker.connect_options import ConnectOptions
 from jido_nats.broker.context import read_context
 from jido_nats.core import settings as settings_module
 from jido_nats.core.settings import Settings

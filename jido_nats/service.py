@@ -7,7 +7,7 @@ it came in.
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -62,7 +62,7 @@ class Service:
     """The API over a manager's verbs, as a NATS micro service; commands that other managers pass on as well."""
 
     def __init__(
-        self, endpoints: Endpoints, settings: Settings, manager_id: str, verbs: dict[str, Verb], stats: Stats
+        self, endpoints: Endpoints, settings: Settings, manager_id: str, verbs: Mapping[str, Verb], stats: Stats
     ) -> None:
         self._endpoints = endpoints
         self._settings = settings

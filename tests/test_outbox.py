@@ -8,7 +8,8 @@ import pytest
 
 from jido_nats import LocalServer, SessionOutput, Settings
 from jido_nats.broker import topology
-from jido_nats.broker.connection import Connection, ConnectOptions
+from jido_nats.broker.connect_options import ConnectOptions
+from jido_nats.broker.connection import Connection
 from jido_nats.broker.output_log import OutputLog
 from jido_nats.core.codec import Encoding
 from jido_nats.errors import TooLarge

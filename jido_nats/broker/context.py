@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from jido_nats.broker.connection import ConnectOptions
+from jido_nats.broker.connect_options import ConnectOptions
 from jido_nats.core.subjects import is_token
 from jido_nats.errors import ConfigurationError
 

@@ -27,7 +27,8 @@ from typing import Final
 import msgspec
 
 from jido_nats.broker.clock import boottime
-from jido_nats.broker.connection import Connection, ConnectOptions
+from jido_nats.broker.connect_options import ConnectOptions
+from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumers import Delivered, OrderedConsumer, Start
 from jido_nats.broker.jetstream import EXPECTED_SEQUENCE, MARKER_REASON, MESSAGE_TTL, last_message, settled, store
 from jido_nats.core import codec, subjects

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import msgspec
 
-from jido_nats.broker.connection import Connection, ConnectOptions
+from jido_nats.broker.connect_options import ConnectOptions
+from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumers import Delivered, OrderedConsumer, Start, stream_state
 from jido_nats.broker.jetstream import CONTENT_TYPE, MESSAGE_ID
 from jido_nats.core import codec, subjects

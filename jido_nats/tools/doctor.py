@@ -11,7 +11,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from jido_nats.broker import topology
-from jido_nats.broker.connection import Connection, ConnectOptions
+from jido_nats.broker.connect_options import ConnectOptions
+from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumers import OrderedConsumer, Start, last_position
 from jido_nats.broker.jetstream import MESSAGE_ID, STREAM_NOT_FOUND, JetStreamError, api, timestamp
 from jido_nats.broker.leases import Leases

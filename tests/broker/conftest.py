@@ -6,7 +6,8 @@ import pytest
 
 from jido_nats import LocalServer, Settings
 from jido_nats.broker import topology
-from jido_nats.broker.connection import Connection, ConnectOptions
+from jido_nats.broker.connect_options import ConnectOptions
+from jido_nats.broker.connection import Connection
 from jido_nats.broker.event_log import EventLog
 from jido_nats.broker.registry import Registry
 from jido_nats.core.codec import Encoding

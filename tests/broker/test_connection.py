@@ -9,7 +9,8 @@ from functools import partial
 import pytest
 
 from jido_nats import LocalServer
-from jido_nats.broker.connection import Connection, ConnectOptions, Heard
+from jido_nats.broker.connect_options import ConnectOptions
+from jido_nats.broker.connection import Connection, Heard
 from jido_nats.errors import NoResponders, NotSent, OutcomeUnknown, ServerUnusable, TooLarge
 from tests.proxy import Proxy
 from tests.support import Stranger, eventually

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from jido_nats import LocalServer
-from jido_nats.broker.connection import Connection, ConnectOptions
+from jido_nats.broker.connect_options import ConnectOptions
+from jido_nats.broker.connection import Connection
 from jido_nats.broker.leases import Lease, Leases, describe
 from jido_nats.errors import ServerUnusable
 from tests.programs import serving

@@ -18,7 +18,8 @@ from playwright.async_api import CDPSession, Page
 
 from jido_nats import LocalServer, Settings
 from jido_nats.broker import topology
-from jido_nats.broker.connection import Connection, ConnectOptions
+from jido_nats.broker.connect_options import ConnectOptions
+from jido_nats.broker.connection import Connection
 from jido_nats.core import codec, lifecycle, subjects
 from jido_nats.core.session import SessionRecord, Status
 from tests.browser import scene

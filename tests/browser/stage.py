@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
 
 from jido_nats import Client, LocalServer, SessionManager, Settings
-from jido_nats.broker.connection import ConnectOptions
+from jido_nats.broker.connect_options import ConnectOptions
 from jido_nats.ui.dashboard.serve import dashboard
 from tests.browser import scene
 

@@ -1,4 +1,3 @@
-# Leaves its group, by a session of its own; the daemon holds the pipes open.
-setsid sleep 300 &
-echo '{"type":"ready"}'
+# Leaves its group, by a session of its own, and says so; the daemon holds the pipes open.
+setsid sh -c 'echo "{\"type\":\"ready\"}"; exec sleep 300' &
 cat >/dev/null

@@ -16,8 +16,15 @@ AROUND = """
 import {{ connect }} from "@nats-io/transport-node";
 import {{ jetstream }} from "@nats-io/jetstream";
 const nc = await connect({{ servers: process.argv[2] }});
-setInterval(() => console.log(JSON.stringify([...view.values()].map((s) => [s.session_id, s.status, s.version]))), 50);
-console.log("[]");
+setInterval(() => {{
+  let seen = [];
+  try {{
+    seen = [...view.values()];
+  }} catch (error) {{
+    if (!(error instanceof ReferenceError)) throw error;  // the recipe has not come so far as to declare it
+  }}
+  console.log(JSON.stringify(seen.map((s) => [s.session_id, s.status, s.version])));
+}}, 50);
 {recipe}
 """
 

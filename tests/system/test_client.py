@@ -28,7 +28,7 @@ from jido_nats import (
 from jido_nats.streams import parse_since
 from tests.conftest import StartManager
 from tests.core.samples import record_in
-from tests.support import Puppet, Stranger, Stubborn, eventually
+from tests.support import Puppet, Stranger, Stubborn, eventually, wait_for_ever
 
 SEALED: dict[str, Any] = msgspec.to_builtins(
     msgspec.structs.replace(record_in(Status.TERMINATED), sealed=True), builtin_types=(datetime,)
@@ -133,6 +133,11 @@ async def test_no_manager_is_raised(client: Client) -> None:
 async def test_a_client_outside_its_block_is_told() -> None:
     with pytest.raises(JidoError, match="async with"):
         await Client.connect().list_sessions()
+
+
+async def test_a_manager_outside_its_block_is_told() -> None:
+    with pytest.raises(JidoError, match="async with"):
+        await SessionManager.connect(worker=wait_for_ever).list_sessions()
 
 
 async def test_wait_returns_at_once_where_it_is_so_already(client: Client, manager: SessionManager) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from jido_nats import Client, LocalServer, SessionManager, Settings
-from jido_nats.broker.connection import ConnectOptions
+from jido_nats.broker.connect_options import ConnectOptions
 from jido_nats.errors import ConfigurationError
 from jido_nats.ui.dashboard.serve import STOP_TIMEOUT_S, dashboard
 from tests.conftest import StartManager

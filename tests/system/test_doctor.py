@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from jido_nats import Client, JidoError, LocalServer, SessionManager
-from jido_nats.broker.connection import ConnectOptions
+from jido_nats.broker.connect_options import ConnectOptions
 from jido_nats.core.settings import Settings
 from jido_nats.tools.doctor import Finding, Level, examine, exit_code
 from tests.agents import waiting

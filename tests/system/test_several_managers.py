@@ -11,7 +11,6 @@ import pytest
 
 from jido_nats import Client, JidoError, LocalServer, Overloaded, SessionManager, Status, Unavailable
 from jido_nats.core import codec, lifecycle
-from jido_nats.core.commands import CreateRequest
 from tests import audit
 from tests.conftest import StartManager
 from tests.processes import manager_process
@@ -41,7 +40,7 @@ async def test_an_error_of_the_owner_is_passed_back(start_manager: StartManager)
 async def test_a_create_that_is_repeated_at_another_manager_gives_the_same_session(start_manager: StartManager) -> None:
     owner, other = await start_manager(), await start_manager()
     first = await owner.create_session(session_id="s1", metadata={"n": 1})
-    again = await other._create("", CreateRequest(session_id="s1", metadata={"n": 1}))
+    again = await other.create_session(session_id="s1", metadata={"n": 1})
     assert again.replayed
     assert (again.owner, again.version) == (owner.manager_id, first.version)
 

@@ -20,7 +20,8 @@ from jido_nats import (
     WatchedSession,
 )
 from jido_nats.broker import topology
-from jido_nats.broker.connection import Connection, ConnectOptions
+from jido_nats.broker.connect_options import ConnectOptions
+from jido_nats.broker.connection import Connection
 from jido_nats.broker.registry import Registry
 from jido_nats.core import codec, lifecycle, subjects
 from jido_nats.core.commands import ListReply, ListRequest
@@ -80,7 +81,7 @@ async def truth(client: Client) -> dict[str, tuple[str, int]]:
 async def last_change(client: Client) -> int:
     """The position of an event that comes after everything that was answered."""
     await client.create_session(session_id=f"end_{datetime.now(UTC).timestamp():.6f}".replace(".", "_"))
-    page = await client._command(subjects.LIST, ListRequest(limit=1), ListReply)
+    page = await client._command("list", "", ListRequest(limit=1), ListReply)
     return page.position - 1  # the last message is the copy on the session's own subject
 
 
@@ -144,7 +145,7 @@ async def test_a_reader_rides_a_restart_of_the_server(server: LocalServer, clien
 @pytest.mark.usefixtures("manager")
 async def test_a_list_says_the_position_from_which_to_follow(client: Client) -> None:
     await storm(client, 8)
-    page = await client._command(subjects.LIST, ListRequest(limit=1000), ListReply)
+    page = await client._command("list", "", ListRequest(limit=1000), ListReply)
     view = View()
     view.live = {r.session_id: (r.status, r.version) for r in page.sessions}
     await storm(client, 9)
@@ -212,7 +213,7 @@ async def test_pages_of_a_list_are_in_order_with_nothing_twice(manager: SessionM
     found, cursor = [], None
     while True:
         request = ListRequest(limit=10, cursor=cursor)
-        page = await client._command(subjects.LIST, request, ListReply)
+        page = await client._command("list", "", request, ListReply)
         found += [record.session_id for record in page.sessions]
         if (cursor := page.next_cursor) is None:
             break

@@ -12,7 +12,8 @@ import pytest
 
 from jido_nats import LocalServer, SessionManager
 from jido_nats.broker import topology
-from jido_nats.broker.connection import Connection, ConnectOptions
+from jido_nats.broker.connect_options import ConnectOptions
+from jido_nats.broker.connection import Connection
 from jido_nats.core import codec, lifecycle, subjects
 from jido_nats.core.settings import Settings
 from tests.core.samples import T0

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from jido_nats.broker import topology
-from jido_nats.broker.connection import Connection, ConnectOptions
+from jido_nats.broker.connect_options import ConnectOptions
+from jido_nats.broker.connection import Connection
 from jido_nats.broker.jetstream import STREAM_NOT_FOUND, JetStreamError, api
 from jido_nats.broker.leases import Leases
 from jido_nats.core.settings import Settings

@@ -11,7 +11,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from jido_nats.broker.connection import ConnectOptions
+from jido_nats.broker.connect_options import ConnectOptions
 from jido_nats.errors import JidoError, ServerUnusable
 from jido_nats.tools.floor.responder import ERROR_HEADER, READY
 from jido_nats.tools.floor.storage import Names

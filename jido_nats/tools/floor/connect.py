@@ -8,7 +8,7 @@ import nats
 import nats.errors
 from nats.aio.client import Client
 
-from jido_nats.broker.connection import ConnectOptions
+from jido_nats.broker.connect_options import ConnectOptions
 from jido_nats.errors import ServerUnusable
 
 CONNECT_TIMEOUT_S: Final = 5

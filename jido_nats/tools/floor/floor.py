@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from nats.aio.client import Client
 
-from jido_nats.broker.connection import ConnectOptions
+from jido_nats.broker.connect_options import ConnectOptions
 from jido_nats.tools.floor.asker import FloorAsker, responders
 from jido_nats.tools.floor.connect import connect
 from jido_nats.tools.floor.reader import FloorReader

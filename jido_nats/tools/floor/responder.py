@@ -14,7 +14,7 @@ from typing import Any, Final
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from jido_nats.broker.connection import ConnectOptions
+from jido_nats.broker.connect_options import ConnectOptions
 from jido_nats.tools.floor.connect import PENDING_MAX, connect, settle
 from jido_nats.tools.floor.session import OWNER, FloorSession, FloorWriter
 from jido_nats.tools.floor.storage import Names

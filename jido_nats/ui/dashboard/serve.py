@@ -8,7 +8,7 @@ from typing import Final
 
 import uvicorn
 
-from jido_nats.broker.connection import ConnectOptions
+from jido_nats.broker.connect_options import ConnectOptions
 from jido_nats.client import Client
 from jido_nats.errors import ConfigurationError
 from jido_nats.ui.dashboard.app import Pages, build

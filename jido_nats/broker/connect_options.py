@@ -1,0 +1,92 @@
+"""Where to connect and as whom."""
+
+import contextlib
+import re
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from jido_nats.errors import ConfigurationError
+
+# What can stand behind `_INBOX.`: tokens without wildcards.
+_IN_SUBJECT: Final = re.compile(r"\A[^\s.*>]+(?:\.[^\s.*>]+)*\Z")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ConnectOptions:
+    """Where to connect and as whom. Its `repr` shows no secret.
+
+    `user` and `password`, or `token`, or `nkey_seed_file` (a file with the seed of an nkey), or `credentials_file`
+    (a `.creds` file); `tls_ca` trusts a CA, `tls_cert` and `tls_key` are this side's certificate. All are paths.
+    `inbox_prefix`: where replies come; None is `_INBOX.<user>` where there is a user, else `_INBOX`.
+    """
+
+    servers: tuple[str, ...] = ("nats://127.0.0.1:4222",)
+    user: str | None = None
+    password: str | None = None
+    token: str | None = None
+    nkey_seed_file: str | None = None
+    credentials_file: str | None = None
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_hostname: str | None = None
+    inbox_prefix: str | None = None
+
+    def safe_servers(self) -> str:
+        """The servers without the secrets that their URLs may carry."""
+        return ", ".join(_without_userinfo(server) for server in self.servers)
+
+    def inbox(self) -> str:
+        """The prefix of the inboxes: each user's own, so that nobody else can be allowed to hear its replies."""
+        if self.inbox_prefix is not None:
+            return self.inbox_prefix
+        user = self.user or _user_in(self.servers[0])
+        return f"_INBOX.{user}" if user and _IN_SUBJECT.match(user) else "_INBOX"
+
+    def __repr__(self) -> str:
+        return f"<ConnectOptions {self.safe_servers()} as {self.user or _user_in(self.servers[0]) or 'nobody named'}>"
+
+
+def check_files(options: ConnectOptions) -> None:
+    """`ConfigurationError` where a file that the options name cannot be read, or holds no certificate."""
+    paths = (options.nkey_seed_file, options.credentials_file, options.tls_ca, options.tls_cert, options.tls_key)
+    for path in filter(None, paths):
+        try:
+            Path(path).read_bytes()
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+    if options.credentials_file is not None:
+        content = Path(options.credentials_file).read_bytes()
+        if b"BEGIN NATS USER JWT" not in content or b"BEGIN USER NKEY SEED" not in content:  # nats-py would hang
+            raise ConfigurationError(f"{options.credentials_file} is no .creds file")
+    try:
+        tls_context(options)
+    except (ssl.SSLError, OSError) as error:
+        named = ", ".join(filter(None, (options.tls_ca, options.tls_cert, options.tls_key)))
+        raise ConfigurationError(f"no certificate or key that can be used is in {named}: {error}") from error
+
+
+def tls_context(options: ConnectOptions) -> ssl.SSLContext | None:
+    """How TLS is spoken; None where nothing asks for it. Raises as `ssl` does."""
+    if not (options.tls_ca or options.tls_cert or any(s.startswith(("tls://", "wss://")) for s in options.servers)):
+        return None
+    context = ssl.create_default_context(cafile=options.tls_ca)
+    if options.tls_cert:
+        context.load_cert_chain(options.tls_cert, options.tls_key)
+    return context
+
+
+def _without_userinfo(server: str) -> str:
+    scheme, separator, rest = server.rpartition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
+def _user_in(server: str) -> str | None:
+    """The user that a URL carries; a name without a password is a token."""
+    with contextlib.suppress(ValueError):
+        url = urlsplit(server if "://" in server else f"nats://{server}")
+        return unquote(url.username) if url.username and url.password is not None else None
+    return None

@@ -1,0 +1,180 @@
+"""What a manager does for each command: carry it out where the session is its own, else read it or pass it on."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from jido_nats.broker.peers import Peers
+from jido_nats.core import codec, commands, lifecycle
+from jido_nats.core.commands import (
+    CreateReply,
+    CreateRequest,
+    Empty,
+    HistoryReply,
+    HistoryRequest,
+    ListReply,
+    ListRequest,
+    SendReply,
+    SendRequest,
+    TerminateRequest,
+)
+from jido_nats.core.session import Reason, SessionRecord, Status
+from jido_nats.core.settings import Settings
+from jido_nats.errors import AlreadyExists, InvalidTransition, NotFound, StartFailed, Unavailable
+from jido_nats.index import SessionIndex
+from jido_nats.service import Verb
+from jido_nats.sessions import NotHere, Sessions, Taken
+from jido_nats.write_path import WritePath
+
+T = TypeVar("T")
+
+
+class Verbs:
+    """The API's verbs over one manager's sessions; `by_name` has them as the service calls them."""
+
+    def __init__(
+        self,
+        path: WritePath,
+        sessions: Sessions,
+        index: SessionIndex,
+        peers: Peers,
+        settings: Settings,
+        *,
+        connected: Callable[[], bool],
+    ) -> None:
+        self._path = path
+        self._sessions = sessions
+        self._index = index
+        self._peers = peers
+        self._settings = settings
+        self._connected = connected
+        self.by_name: Final[Mapping[str, Verb]] = {
+            "create": self._create,
+            "get": self._get,
+            "list": self._list,
+            "history": self._history,
+            "terminate": self._terminate,
+            "send": self._send,
+            "idle": lambda session_id, _, **passed: self._change("idle", Status.IDLE, session_id, **passed),
+            "activate": lambda session_id, _, **passed: self._change("activate", Status.ACTIVE, session_id, **passed),
+        }
+
+    async def _create(self, _: str, request: CreateRequest, *, passed_on: bool = False) -> CreateReply:
+        commands.check_create(request, self._settings.metadata_bytes_max)
+        settings = self._settings
+        timeout_s = settings.command_timeout_s + (settings.start_timeout_s if settings.wait_ready else 0)
+        try:
+            record, replayed = await self._carry_out(self._sessions.create(request.session_id, request), timeout_s)
+        except Taken as taken:
+            record, replayed = taken.record, True
+            if not record.sealed:
+                data = await self._pass_on("create", record, request, passed_on=passed_on)
+                return codec.decode(data, CreateReply)
+        if replayed and not commands.same_content(request, record):
+            raise AlreadyExists("that session id is taken; choose another", session_id=record.session_id)
+        if replayed and record.reason is Reason.START_FAILED:
+            raise StartFailed(f"the session did not start: {record.error}", session_id=record.session_id)
+        return commands.reply_of(record, replayed=replayed)
+
+    async def _get(self, session_id: str, _: Empty, *, passed_on: bool = False) -> SessionRecord:
+        return await self._look_up(self._read(session_id))
+
+    async def _list(self, _: str, request: ListRequest, *, passed_on: bool = False) -> ListReply:
+        commands.check_list(request)
+        return await self._look_up(self._page(request))
+
+    async def _history(self, session_id: str, request: HistoryRequest, *, passed_on: bool = False) -> HistoryReply:
+        commands.check_history(request)
+        return await self._look_up(self._replay(session_id, request))
+
+    async def _terminate(self, session_id: str, request: TerminateRequest, *, passed_on: bool = False) -> SessionRecord:
+        commands.check_terminate(request)
+        timeout_s = max(self._settings.command_timeout_s, self._settings.stop_timeout_s + 1)
+        try:
+            work = self._sessions.terminate(session_id, Reason.REQUESTED, request.detail)
+            return commands.as_answered(await self._carry_out(work, timeout_s))
+        except NotHere:
+            record = await self._get(session_id, Empty())
+            if record.sealed:
+                return commands.as_answered(record)
+            return codec.decode(await self._pass_on("terminate", record, request, passed_on=passed_on), SessionRecord)
+
+    async def _change(self, verb: str, status: Status, session_id: str, *, passed_on: bool = False) -> SessionRecord:
+        work = self._sessions.change(session_id, status)
+        return await self._at_owner(
+            verb, session_id, Empty(), work, SessionRecord, f"cannot become {status}", passed_on=passed_on
+        )
+
+    async def _send(self, session_id: str, request: SendRequest, *, passed_on: bool = False) -> SendReply:
+        commands.check_send(request)
+        work = self._sessions.send(session_id, request)
+        return await self._at_owner(
+            "send", session_id, request, work, SendReply, "takes no messages", passed_on=passed_on
+        )
+
+    async def _at_owner(
+        self,
+        verb: str,
+        session_id: str,
+        request: msgspec.Struct,
+        work: Coroutine[Any, Any, T],
+        kind: type[T],
+        refusal: str,
+        *,
+        passed_on: bool,
+    ) -> T:
+        """The result of `work` on a session that is run here, or its owner's answer; `refusal`: of one that ended."""
+        try:
+            return await self._carry_out(work, self._settings.command_timeout_s)
+        except NotHere:
+            record = await self._get(session_id, Empty())
+            if record.sealed:
+                raise InvalidTransition(f"a session that is {record.status} {refusal}", session_id=session_id) from None
+            return codec.decode(await self._pass_on(verb, record, request, passed_on=passed_on), kind)
+
+    async def _carry_out(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
+        """The result of a change. `Unavailable`: it takes too long (and goes on), or this manager may not answer."""
+        if not (self._connected() and self._path.may_write()):
+            work.close()
+            raise Unavailable("not done: this manager has no connection to NATS, or no lease, right now; ask again")
+        result = await self._sessions.in_own_task(work, timeout_s)
+        if not self._path.may_write():
+            raise Unavailable("this manager's lease has lapsed; ask again")
+        return result
+
+    async def _look_up(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of a reading, or `Unavailable` when it takes too long (and ends)."""
+        try:
+            async with asyncio.timeout(self._settings.command_timeout_s):
+                return await work
+        except TimeoutError:
+            raise Unavailable("NATS does not answer this manager right now; ask again") from None
+
+    async def _pass_on(self, verb: str, record: SessionRecord, request: msgspec.Struct, *, passed_on: bool) -> bytes:
+        if passed_on or record.owner == self._path.manager_id:
+            raise Unavailable("the session is just changing hands; ask again", session_id=record.session_id)
+        return await self._peers.pass_on(
+            record.owner, verb, record.session_id, request, timeout_s=self._settings.command_timeout_s
+        )
+
+    async def _read(self, session_id: str) -> SessionRecord:
+        record = (await self._path.registry.get(session_id)).record
+        if record is None:
+            raise NotFound("there is no session of that id, or its record has expired", session_id=session_id)
+        return record
+
+    async def _page(self, request: ListRequest) -> ListReply:
+        position = await self._path.event_log.last_sequence()  # first: what is published is committed
+        await self._path.registry.caught_up(self._index.position)
+        return msgspec.structs.replace(self._index.page(request), position=position)
+
+    async def _replay(self, session_id: str, request: HistoryRequest) -> HistoryReply:
+        record = (await self._path.registry.get(session_id)).record
+        steps = await self._path.event_log.steps(session_id)
+        created = lifecycle.created_event(record) if record else await self._path.event_log.find_created(session_id)
+        if created is None and not steps:
+            raise NotFound("there is no session of that id, and the stream remembers none", session_id=session_id)
+        events, following = lifecycle.history(created, steps, after=request.after, limit=request.limit)
+        return HistoryReply(events=events, next=following)
