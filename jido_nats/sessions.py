@@ -1,7 +1,6 @@
-"""The sessions that this manager runs, and the one way in which they change.
+"""The sessions that this manager runs: found, limited in number and in time, and ended together.
 
-Every change is decided by the lifecycle and carried out by the session's writer, under the session's lock:
-one at a time for a session, side by side for different ones. What has begun is finished in a task of the
+One change at a time for a session, side by side for different ones. What has begun is finished in a task of the
 manager's own, whether or not its caller still waits.
 """
 
@@ -21,69 +20,28 @@ from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.deadlines import Deadlines
 from jido_nats.errors import (
-    AlreadyExists,
-    Fenced,
     InvalidTransition,
     JidoError,
     Overloaded,
-    StartFailed,
     StopTimeout,
     Unavailable,
 )
+from jido_nats.live import LiveSession, Parts, Taken
 from jido_nats.talk import Talk
-from jido_nats.worker import Outcome, Session, Worker, WorkerRun, error_text
+from jido_nats.worker import Outcome, Session, Worker
 from jido_nats.write_path import SessionWriter, WritePath
 
 STOPS_AT_ONCE: Final = 256
 # A manager that ends gives a worker that is being killed this long to be gone, before the record says `forced`.
 KILL_GRACE_S: Final = 1.0
-FIRST_COMMITS_MAX: Final = 3
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
-class Taken(Exception):
-    """A session of that id exists and is not run here; `.record` is what was read of it."""
-
-    def __init__(self, record: SessionRecord) -> None:
-        super().__init__(record.session_id)
-        self.record = record
-
-
 class NotHere(Exception):
     """This manager does not run that session (any more)."""
-
-
-class _Live:
-    """One session that this manager runs: from before its first commit until it is sealed."""
-
-    __slots__ = ("_ended", "began_at", "lock", "run", "session", "writer")
-
-    def __init__(self) -> None:
-        self.began_at = boottime()
-        self.lock = asyncio.Lock()
-        self.writer: SessionWriter | None = None
-        self.session: Session | None = None
-        self.run: WorkerRun | None = None
-        self._ended: asyncio.Future[None] | None = None
-
-    @property
-    def record(self) -> SessionRecord:
-        assert self.writer is not None, "begun"
-        return self.writer.record
-
-    async def wait_ended(self, timeout_s: float) -> bool:
-        """Whether the end was stored within `timeout_s`."""
-        if self._ended is None:
-            self._ended = asyncio.get_running_loop().create_future()
-        await asyncio.wait({self._ended}, timeout=timeout_s)
-        return self._ended.done()
-
-    def tell_ended(self) -> None:
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_result(None)
 
 
 class Sessions:
@@ -100,15 +58,25 @@ class Sessions:
         new_id: Callable[[], str],
     ) -> None:
         self._path = path
-        self._worker = worker
         self._settings = settings
         self._talk = talk
-        self._defaults = {name: limit for name, limit in limits_of(settings).items() if limit}
+        self._parts = Parts(
+            path,
+            worker,
+            settings,
+            host=self,
+            default_limits={name: limit for name, limit in limits_of(settings).items() if limit},
+            now=now,
+            on_worker_end=self._on_worker_end,
+            on_changed=self._on_changed,
+            on_lost=self.lose,
+            on_gone=self._drop,
+        )
         self.deadlines = Deadlines(self._due_at, self._on_due)
         self._limit_gate = asyncio.Semaphore(STOPS_AT_ONCE)
         self._now = now
         self._new_id = new_id
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, LiveSession] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = False
         self._closed = False
@@ -162,20 +130,23 @@ class Sessions:
         session_id = session_id or self._new_id()
         while (live := self._live.get(session_id)) is not None:
             async with live.lock:  # its start, if that still goes on
-                if live.writer is not None and not live.writer.lost:
+                if live.is_here:
                     return live.record, True
         if self._closing:
             raise Unavailable("this manager is stopping; ask again")
         if self.full:
             raise Overloaded(f"this manager runs {len(self._live)} sessions, its limit; ask again later")
-        return await self._create(session_id, request), False
+        live = self._live[session_id] = LiveSession(self._parts)
+        async with live.lock:
+            await live.create(self._first_record(session_id, request), chosen=request.session_id is not None)
+        return live.record, False
 
     async def change(self, session_id: str, status: Status) -> SessionRecord:
         """The record in its new status, `active` or `idle`. Raises `NotHere`, `InvalidTransition`."""
         live = self._find(session_id)
         async with live.lock:
             _check_here(session_id, live)
-            await self._advance(live, status)
+            await live.advance(status)
             return live.record
 
     async def send(self, session_id: str, request: SendRequest) -> SendReply:
@@ -192,7 +163,7 @@ class Sessions:
                 )
             known = self._talk.check_room(live.session, request)
             if not known and live.record.status is Status.IDLE:
-                await self._advance(live, Status.ACTIVE)
+                await live.advance(Status.ACTIVE)
             reply = self._talk.deliver(live.session, request)
         await self._talk.stored(live.session, reply.number)
         return reply
@@ -200,22 +171,22 @@ class Sessions:
     async def terminate(self, session_id: str, reason: Reason, detail: str | None = None) -> SessionRecord:
         """The record, `terminated`; at once where it is already. Raises `NotHere`, `StopTimeout`."""
         live = self._find(session_id)
-        await self._ask_to_stop(session_id, live, reason, detail)
+        async with live.lock:
+            _check_here(session_id, live)
+            await live.ask_to_stop(reason, detail)
         return await self._stopped(session_id, live)
 
     def lose(self, session_id: str) -> None:
         """Another manager has this session now: stop its worker, write nothing more."""
-        live = self._drop(session_id)
+        live = self._live.get(session_id)
+        self._drop(session_id)
         if live is None or live.writer is None:
             return
         log.warning(
             "letting go of a session that another manager has, or that a defect broke", extra={"session_id": session_id}
         )
-        live.writer.lost = True
         self.let_go.add(session_id)
-        if live.run is not None:
-            live.run.cancel()
-        live.tell_ended()
+        live.lose()
 
     async def drain(self, timeout_s: float) -> int:
         """Take no new sessions, and let those that run end by themselves within `timeout_s`; how many still run."""
@@ -242,19 +213,6 @@ class Sessions:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         return left
 
-    async def _create(self, session_id: str, request: CreateRequest) -> SessionRecord:
-        live = self._live[session_id] = _Live()
-        async with live.lock:
-            first = self._first_record(session_id, request)
-            error = self._call_worker(live, first)
-            if error is None and not self._settings.wait_ready:
-                opened, _ = lifecycle.opened(first)
-                await self._begin(live, opened, request)
-            else:
-                await self._begin(live, first, request)
-                await self._start(live, error)
-        return live.record
-
     def _first_record(self, session_id: str, request: CreateRequest) -> SessionRecord:
         record, _ = lifecycle.create(
             session_id,
@@ -269,78 +227,6 @@ class Sessions:
             max_lifetime_s=request.max_lifetime_s,
         )
         return record
-
-    def _call_worker(self, live: _Live, record: SessionRecord) -> str | None:
-        """Make the worker's coroutine, which does not run yet; what went wrong, or None."""
-        live.session = Session(record, self, wait_ready=self._settings.wait_ready)
-        try:
-            live.run = WorkerRun(self._worker, live.session)
-        except Exception as error:
-            return error_text(error)
-        return None
-
-    async def _begin(self, live: _Live, record: SessionRecord, request: CreateRequest) -> None:
-        """Commit the session's first record, start its worker, publish. A session that is opened is active with that.
-
-        Raises `Taken`, `AlreadyExists`: nothing has run, and nothing was written.
-        """
-        try:
-            live.writer = await self._commit_first(record, chosen=request.session_id is not None)
-        except BaseException:
-            if live.run is not None:
-                live.run.discard()
-            self._drop(record.session_id)
-            raise
-        assert live.session is not None
-        live.session.changed(record)
-        if live.run is not None:
-            live.run.start(self._on_worker_end)
-        await self._guarded(live, live.writer.publish())
-        self._watch_limits(live)
-
-    async def _commit_first(self, record: SessionRecord, *, chosen: bool) -> SessionWriter:
-        """The writer that has written the record. `chosen`: the id may have been used before.
-
-        The key is taken to be new, which the commit finds out: only where it is not, it is read.
-        """
-        path, revision = self._path, 0
-        for _ in range(FIRST_COMMITS_MAX):
-            used = chosen and await path.event_log.remembers(record.session_id)
-            if not used:
-                writer = SessionWriter(path, record, revision)
-                try:
-                    await writer.commit(record)
-                    return writer
-                except Fenced:
-                    pass
-            entry = await path.registry.get(record.session_id)
-            if entry.record is not None:
-                raise Taken(entry.record)
-            if used:
-                raise AlreadyExists(
-                    "a session of that id has been before, its record has expired; choose another",
-                    session_id=record.session_id,
-                )
-            revision = entry.revision  # an expiry's marker: what the stream remembers is read again
-        raise Unavailable("the session id is just being expired; ask again", session_id=record.session_id)
-
-    async def _start(self, live: _Live, error: str | None) -> None:
-        """From `initializing` to `active`, once the worker is ready; raises `StartFailed` where it is not."""
-        if error is None:
-            assert live.run is not None
-            error = await live.run.wait_ready(self._settings.start_timeout_s)
-        if error is None:
-            await self._advance(live, Status.ACTIVE)
-            return
-        await self._end_failed_start(live, error)
-        raise StartFailed(f"the session did not start: {error}", session_id=live.record.session_id)
-
-    async def _end_failed_start(self, live: _Live, error: str) -> None:
-        while live.run is not None and not live.run.ended:
-            live.run.cancel()
-            await live.run.wait_ended(self._settings.stop_timeout_s)
-        forced = live.run is not None and live.run.forced
-        await self._end(live, reason=Reason.START_FAILED, error=error, forced=forced)
 
     # What workers ask for.
 
@@ -382,112 +268,37 @@ class Sessions:
 
     def _due_at(self, session_id: str) -> float | None:
         live = self._live.get(session_id)
-        if live is None or live.session is None:
-            return None
-        moments = [moment for moment, _, _ in self._limits(live)]
-        return min(moments, default=None)
-
-    def _limits(self, live: _Live) -> list[tuple[float, str, float]]:
-        """(when, which, seconds) of the limits that count in the session's status."""
-        assert live.session is not None
-        given = {name: limit for name, limit in limits_of(live.record).items() if limit is not None}
-        seconds = self._defaults | given
-        since = {"max_lifetime_s": live.began_at}
-        match live.record.status:
-            case Status.ACTIVE:
-                since["idle_after_s"] = live.session.active_at
-            case Status.IDLE:
-                since["idle_timeout_s"] = live.session.active_at
-            case _:
-                return []
-        return [(since[name] + seconds[name], name, seconds[name]) for name in since if seconds.get(name)]
+        limit = live.next_limit() if live is not None else None
+        return None if limit is None else limit.moment
 
     def _on_due(self, session_id: str) -> None:
         live = self._live.get(session_id)
         if live is not None:
-            self._keep(asyncio.create_task(self._apply_limits(live), name=f"limit of {session_id}"))
+            self._keep(asyncio.create_task(self._apply_limits(session_id, live), name=f"limit of {session_id}"))
 
-    async def _apply_limits(self, live: _Live) -> None:
+    async def _apply_limits(self, session_id: str, live: LiveSession) -> None:
         async with self._limit_gate, live.lock:
-            session_id = live.record.session_id
-            if session_id not in self._live or not (limits := self._limits(live)):
+            if self._live.get(session_id) is not live or (limit := live.next_limit()) is None:
                 return
-            moment, name, seconds = min(limits)
-            if moment > boottime():
+            if limit.moment > boottime():
                 self.deadlines.watch(session_id)
-            elif name == "idle_after_s":
-                await self._advance(live, Status.IDLE)
             else:
-                detail = f"{name} of {seconds:g} s is over"
-                await self._advance(live, Status.TERMINATING, reason=Reason.TIMED_OUT, detail=detail)
-        if live.record.status is Status.TERMINATING and live.run is not None:
-            live.run.cancel()
+                await live.apply(limit)
 
     def _on_worker_end(self, session_id: str, outcome: Outcome) -> None:
         live = self._live.get(session_id)
         if live is not None and not self._closed:
-            self._keep(asyncio.create_task(self._finish(live, outcome), name=f"finish {session_id}"))
+            self._keep(asyncio.create_task(self._finish(session_id, live, outcome), name=f"finish {session_id}"))
 
-    async def _finish(self, live: _Live, outcome: Outcome) -> None:
+    async def _finish(self, session_id: str, live: LiveSession, outcome: Outcome) -> None:
         async with live.lock:
-            if live.writer is None or live.run is None or not live.run.ended:
-                return  # another run's end: one that was let go of
-            if live.record.status is Status.TERMINATED or self._live.get(live.record.session_id) is not live:
-                return
-            if live.record.status is Status.TERMINATING:
-                trace.CURRENT.set(live.record.traceparent)  # of what made it terminate, not of what made the worker
-                await self._end(live, error=outcome.error, forced=outcome.forced)
-            elif outcome.error is not None or outcome.cancelled:
-                error = outcome.error or "CancelledError"
-                await self._end(live, reason=Reason.CRASHED, error=error, forced=outcome.forced)
-            else:
-                await self._end(live, reason=Reason.COMPLETED)
+            if self._live.get(session_id) is live:
+                await live.finish(outcome)
 
-    async def _end(self, live: _Live, **why: Any) -> None:
-        """To `terminated`, tell those who wait, seal, and let go of it. The lock is held."""
-        await self._advance(live, Status.TERMINATED, **why)
-        live.tell_ended()
-        assert live.writer is not None
-        await self._guarded(live, live.writer.seal())
-        self._drop(live.record.session_id)
-
-    async def _advance(self, live: _Live, status: Status, **why: Any) -> None:
-        """Decide, commit, publish. The lock is held."""
-        changed, _ = lifecycle.transition(
-            live.record,
-            status,
-            at=self._now(),
-            after=self._path.event_log.acknowledged,
-            traceparent=trace.CURRENT.get(),
-            **why,
-        )
-        assert live.writer is not None
-        await self._guarded(live, self._write(live.writer, changed))
-        if live.session is not None:
-            live.session.changed(changed)
-            self._watch_limits(live)
-
-    def _watch_limits(self, live: _Live) -> None:
-        if self._defaults or live.record.has_limits:
-            self.deadlines.watch(live.record.session_id)
-
-    async def _write(self, writer: SessionWriter, changed: SessionRecord) -> None:
-        await writer.commit(changed)
-        await writer.publish()
-
-    async def _guarded(self, live: _Live, write: Coroutine[Any, Any, None]) -> None:
-        """Carry out a write; where another manager has the session, let go of it.
-
-        After a defect of ours nobody knows how far it got: it is let go of as well, and the sweep ends it.
-        """
-        try:
-            await write
-        except Exception as error:
-            session_id = live.record.session_id
-            self.lose(session_id)
-            if not isinstance(error, Fenced):
-                raise
-            raise Unavailable("another manager has taken the session over; ask again", session_id=session_id) from error
+    def _on_changed(self, session_id: str) -> None:
+        live = self._live.get(session_id)
+        if live is not None and (self._parts.default_limits or live.record.has_limits):
+            self.deadlines.watch(session_id)
 
     async def _stop_one(self, session_id: str, gate: asyncio.Semaphore) -> None:
         live = self._live.get(session_id)
@@ -496,27 +307,19 @@ class Sessions:
         if live.writer is not None and live.record.status is Status.INITIALIZING and live.run is not None:
             live.run.cancel()  # a start that is still waited for
         try:
-            async with gate:
-                await self._ask_to_stop(session_id, live, Reason.MANAGER_STOPPED)
+            async with gate, live.lock:
+                _check_here(session_id, live)
+                await live.ask_to_stop(Reason.MANAGER_STOPPED)
             await self._stopped(session_id, live)
         except StopTimeout:
             await live.wait_ended(KILL_GRACE_S)
             async with gate, live.lock:
                 if live.record.status is Status.TERMINATING:
-                    await self._end(live, forced=True)
+                    await live.end(forced=True)
         except NotHere:
             pass
 
-    async def _ask_to_stop(self, session_id: str, live: _Live, reason: Reason, detail: str | None = None) -> None:
-        async with live.lock:
-            _check_here(session_id, live)
-            if live.record.status not in (Status.TERMINATING, Status.TERMINATED):
-                await self._advance(live, Status.TERMINATING, reason=reason, detail=detail)
-            if live.record.status is not Status.TERMINATED:
-                assert live.run is not None, "a session that has started has a worker"
-                live.run.cancel()
-
-    async def _stopped(self, session_id: str, live: _Live) -> SessionRecord:
+    async def _stopped(self, session_id: str, live: LiveSession) -> SessionRecord:
         if live.record.status is not Status.TERMINATED:
             if not await live.wait_ended(self._settings.stop_timeout_s):
                 raise StopTimeout(
@@ -526,14 +329,13 @@ class Sessions:
             _check_here(session_id, live)
         return live.record
 
-    def _drop(self, session_id: str) -> _Live | None:
-        live = self._live.pop(session_id, None)
+    def _drop(self, session_id: str) -> None:
+        self._live.pop(session_id, None)
         self.deadlines.forget(session_id)
         if not self._live and self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
-        return live
 
-    def _find(self, session_id: str) -> _Live:
+    def _find(self, session_id: str) -> LiveSession:
         live = self._live.get(session_id)
         if live is None:
             raise NotHere(session_id)
@@ -556,7 +358,7 @@ def _ended(session: Session) -> InvalidTransition:
     return InvalidTransition("the session has ended, or another manager has it", session_id=session.session_id)
 
 
-def _check_here(session_id: str, live: _Live) -> None:
+def _check_here(session_id: str, live: LiveSession) -> None:
     """After waiting for the lock: was it made, and is it still ours?"""
-    if live.writer is None or live.writer.lost:
+    if not live.is_here:
         raise NotHere(session_id)

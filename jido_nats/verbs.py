@@ -24,8 +24,9 @@ from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.errors import AlreadyExists, InvalidTransition, NotFound, StartFailed, Unavailable
 from jido_nats.index import SessionIndex
+from jido_nats.live import Taken
 from jido_nats.service import Verb
-from jido_nats.sessions import NotHere, Sessions, Taken
+from jido_nats.sessions import NotHere, Sessions
 from jido_nats.write_path import WritePath
 
 T = TypeVar("T")

@@ -16,6 +16,7 @@ LAYERS: list[set[str]] = [
     {"api", "monitoring", "inbox", "outbox", "deadlines", "blocked"},
     {"worker"},
     {"write_path", "talk", "processes"},
+    {"live"},
     {"sessions", "index"},
     {"takeover", "service"},
     {"verbs"},
