@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from jido_nats.core import commands
+from jido_nats.core import commands, subjects
 from jido_nats.core.commands import (
     CreateReply,
     CreateRequest,
@@ -45,17 +45,17 @@ class SessionApi:
         """
         request = CreateRequest(
             session_id=session_id,
-            metadata=metadata or {},
+            metadata={} if metadata is None else metadata,
             llm_config=llm_config,
             idle_after_s=idle_after_s,
             idle_timeout_s=idle_timeout_s,
             max_lifetime_s=max_lifetime_s,
         )
-        return await self._command("create", "", request, CreateReply)
+        return await self._checked("create", "", request, CreateReply)
 
     async def get_session_info(self, session_id: str) -> SessionRecord:
         """The record, also of a session that has ended and not yet expired. Raises `NotFound`, `Unavailable`."""
-        return await self._command("get", session_id, Empty(), SessionRecord)
+        return await self._checked("get", session_id, Empty(), SessionRecord)
 
     async def list_sessions(
         self,
@@ -68,12 +68,12 @@ class SessionApi:
         found: list[SessionRecord] = []
         request = ListRequest(
             status=status,
-            metadata=metadata or {},
+            metadata={} if metadata is None else metadata,
             include_terminated=include_terminated,
             limit=commands.LIST_LIMIT_MAX,
         )
         while True:
-            page = await self._command("list", "", request, ListReply)
+            page = await self._checked("list", "", request, ListReply)
             found += page.sessions
             if page.next_cursor is None:
                 return found
@@ -87,7 +87,7 @@ class SessionApi:
         found: list[Event] = []
         request = HistoryRequest(limit=commands.HISTORY_LIMIT_MAX)
         while True:
-            page = await self._command("history", session_id, request, HistoryReply)
+            page = await self._checked("history", session_id, request, HistoryReply)
             found += page.events
             if page.next is None:
                 return found
@@ -98,15 +98,15 @@ class SessionApi:
 
         Raises `NotFound`, `StopTimeout` (stopping goes on), `Unavailable`.
         """
-        return await self._command("terminate", session_id, TerminateRequest(detail), SessionRecord)
+        return await self._checked("terminate", session_id, TerminateRequest(detail), SessionRecord)
 
     async def idle_session(self, session_id: str) -> SessionRecord:
         """`active` → `idle`. Raises `NotFound`, `InvalidTransition`, `Unavailable`."""
-        return await self._command("idle", session_id, Empty(), SessionRecord)
+        return await self._checked("idle", session_id, Empty(), SessionRecord)
 
     async def activate_session(self, session_id: str) -> SessionRecord:
         """`idle` → `active`. Raises `NotFound`, `InvalidTransition`, `Unavailable`."""
-        return await self._command("activate", session_id, Empty(), SessionRecord)
+        return await self._checked("activate", session_id, Empty(), SessionRecord)
 
     async def send_message(
         self, session_id: str, role: str, content: Any, *, message_id: str | None = None
@@ -118,7 +118,12 @@ class SessionApi:
         its inbox is full, `AlreadyExists` where that id was another message's, `BadRequest`, `Unavailable`.
         """
         request = SendRequest(role=role, content=content, message_id=message_id)
-        return await self._command("send", session_id, request, SendReply)
+        return await self._checked("send", session_id, request, SendReply)
+
+    async def _checked(self, verb: str, session_id: str, request: msgspec.Struct, kind: type[T]) -> T:
+        if verb not in subjects.ABOUT_NO_SESSION:
+            subjects.check_session_id(session_id)
+        return await self._command(verb, session_id, commands.checked(request), kind)
 
     async def _command(self, verb: str, session_id: str, request: msgspec.Struct, kind: type[T]) -> T:
         """The reply, of that kind. `session_id`: "" for a command that is about no one session."""

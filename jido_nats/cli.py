@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -31,6 +30,7 @@ from jido_nats.options import (
     json_object,
     load_settings,
     pairs_of,
+    text_of_stdin,
 )
 from jido_nats.running import end_on_sigterm, fail, monitored, prepare_process, run_program, serve_until_signal
 from jido_nats.server import LocalServer
@@ -266,7 +266,7 @@ async def activate(common: Common, session_id: str) -> None:
 @common_options
 async def send(common: Common, session_id: str, content: str, role: str, message_id: str | None) -> None:
     """Send a message to a session's worker; - as CONTENT reads it from standard input."""
-    text = sys.stdin.read() if content == "-" else content
+    text = text_of_stdin() if content == "-" else content
     async with Client.connect(common.connection) as client:
         common.show.sent(await client.send_message(session_id, role, text, message_id=message_id))
 
@@ -283,8 +283,7 @@ async def output(common: Common, session_id: str | None, since: str, no_follow: 
         client.output(session_id=session_id, since=since) as stream,
     ):
         with _replay_progress(stream, no_follow) as tell:
-            while not (no_follow and stream.caught_up):
-                message = await anext(stream)
+            async for message in stream.stored() if no_follow else stream:
                 common.show.output(message)
                 tell(message.sequence)
 
@@ -304,8 +303,7 @@ async def events(common: Common, session_id: str | None, since: str, durable: st
         client.events(session_id=session_id, since=since, durable=durable) as stream,
     ):
         with _replay_progress(stream, no_follow) as tell:
-            while not (no_follow and stream.caught_up):
-                message = await anext(stream)
+            async for message in stream.stored() if no_follow else stream:
                 common.show.event(message)
                 tell(message.sequence)
         await stream.acknowledge()
@@ -342,7 +340,7 @@ async def history(common: Common, session_id: str) -> None:
 @click.option("--session", "session_id", metavar="ID", help="Only this session.")
 @click.option("--status", type=click.Choice([s.value for s in Status]), help="Only those in this status.")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Only those that have this.")
-@click.option("--cursor", type=int, help="Resume behind this position, with no snapshot.")
+@click.option("--cursor", type=click.IntRange(0), help="Resume behind this position, with no snapshot.")
 @click.option("--plain", is_flag=True, help="A line for each session and change, also in a terminal.")
 @partial(common_options, fast=True)
 async def watch(

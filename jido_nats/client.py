@@ -19,7 +19,7 @@ from jido_nats.broker.durable import DurableConsumer
 from jido_nats.broker.event_log import event_in
 from jido_nats.broker.output_log import output_in
 from jido_nats.broker.peers import reply_error
-from jido_nats.core import codec, subjects
+from jido_nats.core import codec, commands, subjects
 from jido_nats.core.commands import (
     CreateRequest,
     ListRequest,
@@ -42,11 +42,11 @@ from jido_nats.watch import ManagerWatch, SessionWatch
 
 TIMEOUT_S: Final = 10.0
 ATTEMPT_TIMEOUT_S: Final = 5.0
+ATTEMPT_TIMEOUT_MIN_S: Final = 0.05
 RETRY_WAIT_S: Final = 0.1
 RETRY_WAIT_MAX_S: Final = 2.0
 NO_MANAGER_WAIT_S: Final = 3.0
 
-_ABOUT_NO_SESSION: Final = {"create": subjects.CREATE, "list": subjects.LIST}
 _STEPS: Final = {"idle": Status.IDLE, "activate": Status.ACTIVE}
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class Client(SessionApi):
         """A client, to be entered with `async with` (raises `ServerUnusable` where nobody answers).
 
         `server`: a URL, several with commas, or `ConnectOptions`. `timeout_s`: how long a command may take in
-        all; it is repeated, safely, while the managers are unavailable.
+        all; it is repeated, safely, while the managers are unavailable. Where none has run for 3 s it is given up.
         """
         options = server if isinstance(server, ConnectOptions) else ConnectOptions(servers=tuple(server.split(",")))
         return cls(
@@ -157,7 +157,13 @@ class Client(SessionApi):
         then, only what came behind it.
         Entering raises `PositionTooOld` when the stream no longer has what comes behind the cursor.
         """
-        wanted = ListRequest(status=status, metadata=metadata or {}, include_terminated=include_terminated)
+        wanted = commands.checked(
+            ListRequest(
+                status=status,
+                metadata={} if metadata is None else metadata,
+                include_terminated=include_terminated,
+            )
+        )
         if session_id is not None:
             subjects.check_session_id(session_id)
         return SessionWatch(self._connection, self._events_stream, self._sessions_bucket, session_id, wanted, cursor)
@@ -251,7 +257,7 @@ class Client(SessionApi):
         return self._opened
 
     async def _command(self, verb: str, session_id: str, request: msgspec.Struct, kind: type[T]) -> T:
-        subject = _ABOUT_NO_SESSION.get(verb) or subjects.command(verb, session_id)
+        subject = subjects.command(verb, session_id)
         tries = _Tries(self._timeout_s)
         try:
             return await self._ask(subject, _with_ids(request), kind, tries)
@@ -276,7 +282,7 @@ class Client(SessionApi):
                     subject, payload, headers=trace.headers(trace.CURRENT.get()) or None, timeout_s=tries.attempt_s()
                 )
             except NoResponders as error:
-                await tries.wait(_no_manager(), error, within_s=NO_MANAGER_WAIT_S)
+                await tries.wait_for_manager(error)
                 continue
             except (NotSent, OutcomeUnknown) as error:
                 tries.in_doubt = tries.in_doubt or isinstance(error, OutcomeUnknown)
@@ -291,11 +297,10 @@ class Client(SessionApi):
 
 
 def _with_ids(request: msgspec.Struct) -> msgspec.Struct:
-    """The request with the ids that its caller left open, and checked: it may have to be repeated."""
+    """The request with the ids that its caller left open: it may have to be repeated."""
     match request:
-        case CreateRequest():
-            chosen = subjects.check_session_id(request.session_id or new_session_id())
-            return msgspec.structs.replace(request, session_id=chosen)
+        case CreateRequest(session_id=None):
+            return msgspec.structs.replace(request, session_id=new_session_id())
         case SendRequest(message_id=None):
             return msgspec.structs.replace(request, message_id=new_message_id())
         case _:
@@ -309,21 +314,34 @@ class _Tries:
         self._started = asyncio.get_running_loop().time()
         self._timeout_s = timeout_s
         self._wait_s = RETRY_WAIT_S
+        self._nobody_since: float | None = None
+        # Whether a try may have been carried out, though its answer was lost.
         self.in_doubt = False
 
     def attempt_s(self) -> float:
-        return max(0.05, min(ATTEMPT_TIMEOUT_S, self._left_s(self._timeout_s)))
+        """How long the next try may take, in seconds."""
+        return max(ATTEMPT_TIMEOUT_MIN_S, min(ATTEMPT_TIMEOUT_S, self._left_s()))
 
-    async def wait(self, final: JidoError, cause: Exception, *, within_s: float = float("inf")) -> None:
+    async def wait(self, final: JidoError, cause: Exception) -> None:
         """Wait before the next try, longer each time; raise `final` where there is no time for one."""
-        wait_s = self._wait_s * (0.5 + random.random())  # spread, so that many callers do not come back at once
+        self._nobody_since = None
+        await self._wait(final, cause, self._left_s())
+
+    async def wait_for_manager(self, cause: Exception) -> None:
+        """The same where nobody answered at all: one that restarts is waited for, but not for long."""
+        now = asyncio.get_running_loop().time()
+        self._nobody_since = self._nobody_since or now
+        await self._wait(_no_manager(), cause, min(self._left_s(), self._nobody_since + NO_MANAGER_WAIT_S - now))
+
+    async def _wait(self, final: JidoError, cause: Exception, left_s: float) -> None:
+        wait_s = min(self._wait_s * (0.5 + random.random()), max(left_s, 0.0))  # spread: many callers come back
         self._wait_s = min(2 * self._wait_s, RETRY_WAIT_MAX_S)
-        if self._left_s(min(within_s, self._timeout_s)) <= wait_s:
+        if left_s < RETRY_WAIT_S:
             raise final from (cause if cause is not final else None)
         await asyncio.sleep(wait_s)
 
-    def _left_s(self, timeout_s: float) -> float:
-        return self._started + timeout_s - asyncio.get_running_loop().time()
+    def _left_s(self) -> float:
+        return self._started + self._timeout_s - asyncio.get_running_loop().time()
 
 
 def _no_manager() -> Unavailable:

@@ -121,14 +121,19 @@ class ConfigurationError(JidoError):
 
 
 class PositionTooOld(JidoError):
-    """The stream no longer holds the position that a reader wants to resume from: start anew."""
+    """The stream no longer holds the position that a reader wants to resume from: start anew.
 
-    def __init__(self, wanted: int, first: int) -> None:
-        super().__init__(
-            f"the position {wanted} is too old: what is stored starts at {first}; start anew with a snapshot, or there"
-        )
+    Attributes, sequences all: `wanted`, and `first` and `last` of what is stored.
+    """
+
+    def __init__(self, wanted: int, first: int, last: int) -> None:
+        why = f"is too old: what is stored starts at {first}"
+        if wanted > last + 1:
+            why = f"is none of this stream, which ends at {last} (was it deleted, or restored from a backup?)"
+        super().__init__(f"the position {wanted} {why}; start anew with a snapshot, or at {first}")
         self.wanted = wanted
         self.first = first
+        self.last = last
 
 
 class BrokerError(JidoError):

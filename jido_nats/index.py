@@ -7,7 +7,7 @@ from typing import Any
 
 from jido_nats.broker.registry import Entry
 from jido_nats.core import codec
-from jido_nats.core.commands import LIST_BYTES_MAX, ListReply, ListRequest, deterministic
+from jido_nats.core.commands import ListReply, ListRequest, deterministic
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.position import Position
 
@@ -75,14 +75,14 @@ class SessionIndex:
         """The ids of the unsealed records of one owner."""
         return sorted(self._unsealed.get(owner, ()))
 
-    def page(self, request: ListRequest) -> ListReply:
-        """The sessions that the request asks for, ordered by id, behind its cursor."""
+    def page(self, request: ListRequest, bytes_max: int) -> ListReply:
+        """The sessions that the request asks for, ordered by id, behind its cursor; of that size, or one."""
         found: list[SessionRecord] = []
         size = 0
         for record in self._behind(request.cursor):
             if matches(record, request):
                 size += len(codec.encode(record))
-                if found and (len(found) == request.limit or size > LIST_BYTES_MAX):
+                if found and (len(found) == request.limit or size > bytes_max):
                     return ListReply(sessions=found, next_cursor=found[-1].session_id)
                 found.append(record)
         return ListReply(sessions=found)

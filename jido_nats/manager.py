@@ -21,13 +21,14 @@ from jido_nats.broker import topology
 from jido_nats.broker.clock import boottime
 from jido_nats.broker.connect_options import ConnectOptions
 from jido_nats.broker.connection import Connection
+from jido_nats.broker.consumers import Delivered
 from jido_nats.broker.endpoints import Endpoints
 from jido_nats.broker.event_log import EventLog, claimant
-from jido_nats.broker.leases import Lease, Leases, ManagerInfo, describe
+from jido_nats.broker.leases import Lease, Leases, ManagerInfo, describe, lease_time
 from jido_nats.broker.output_log import OutputLog
 from jido_nats.broker.peers import Peers
 from jido_nats.broker.registry import Registry, entry_of
-from jido_nats.core import subjects
+from jido_nats.core import codec, subjects
 from jido_nats.core.settings import Settings
 from jido_nats.errors import (
     JidoError,
@@ -39,7 +40,7 @@ from jido_nats.ids import new_manager_id, new_message_id, new_session_id
 from jido_nats.index import ClaimIndex, SessionIndex
 from jido_nats.monitoring import Snapshot
 from jido_nats.outbox import Outbox
-from jido_nats.service import SERVICE_NAME, Service, overloaded
+from jido_nats.service import SERVICE_NAME, Service, overloaded, too_large
 from jido_nats.sessions import Sessions
 from jido_nats.stats import Stats
 from jido_nats.takeover import Sweeper
@@ -52,6 +53,7 @@ RESTART_WAIT_S: Final = 1.0
 CLOSE_GRACE_S: Final = 10.0
 OUTPUT_GRACE_S: Final = 5.0
 QUEUE_WATCH_S: Final = 0.25
+LEASE_POLL_S: Final = 0.5
 # What the index takes in is never on the way of a transition; `list` waits for it at most so much longer.
 INDEX_LINGER_S: Final = 0.002
 VERSION: Final = importlib.metadata.version("jido_nats")
@@ -78,12 +80,14 @@ class SessionManager(SessionApi):
         self._claims = ClaimIndex()
         self._verified_since: float | None = None
         self._verified = asyncio.Event()
+        self._lease_is_new = asyncio.Event()
         self._stop_serving = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._exit = contextlib.AsyncExitStack()
         self._serving = False
         self.stats = Stats()
         self._connections: list[Connection] = []
+        self._odd_leases: set[str] = set()
         self._verbs: Verbs | None = None
 
     @classmethod
@@ -127,7 +131,6 @@ class SessionManager(SessionApi):
         if self._serving:
             return
         verbs = self._running().by_name
-        self._serving = True
         connection = await self._connect(self._api, "api ")
         endpoints = Endpoints(
             connection,
@@ -137,8 +140,10 @@ class SessionManager(SessionApi):
             description="creates, runs, tracks and ends sessions; every change is an event on jido.client.events",
             in_flight_max=self._settings.commands_max,
             overloaded=overloaded,
+            too_large=too_large,
         )
         service = Service(endpoints, self._settings, self.manager_id, verbs, self.stats)
+        self._exit.push_async_callback(service.stop)
         await service.start()
         try:
             await connection.flush()  # from now on a request finds somebody
@@ -146,7 +151,7 @@ class SessionManager(SessionApi):
             raise ServerUnusable(
                 "the user of this connection may not answer commands; name one that may with api= (--api-user)"
             ) from error
-        self._exit.push_async_callback(service.stop)
+        self._serving = True
         self._spawn("queue", lambda: self._watch_queue(service))
 
     def stop(self) -> None:
@@ -187,8 +192,7 @@ class SessionManager(SessionApi):
 
     async def _command(self, verb: str, session_id: str, request: msgspec.Struct, kind: type[T]) -> T:
         reply = await self._running().by_name[verb](session_id, request)
-        assert isinstance(reply, kind)
-        return reply
+        return codec.decode(codec.encode(reply), kind)  # a copy, as over NATS: records are not the caller's to change
 
     def _running(self) -> Verbs:
         if self._verbs is None:
@@ -222,7 +226,7 @@ class SessionManager(SessionApi):
             path, self._worker, settings, await self._open_talk(), now=_now, new_id=new_session_id
         )
         self._verbs = Verbs(
-            path, self._sessions, self._index, Peers(connection), settings, connected=lambda: connection.connected
+            path, self._sessions, self._index, Peers(connection), settings, connection, self._managers_with_room
         )
         self._sweeper = Sweeper(
             path,
@@ -242,7 +246,7 @@ class SessionManager(SessionApi):
     async def _take_lease(self) -> None:
         self._exit.push_async_callback(self._lease.release)
         try:
-            await self._lease.acquire(self._on_lease_anew)
+            await self._lease.acquire(self._lease_is_new.set)
         except TimeoutError:
             raise ServerUnusable(
                 f"the lease in {self._settings.managers_bucket} could not be stored within seconds"
@@ -257,6 +261,7 @@ class SessionManager(SessionApi):
             ("claims", self._follow_claims),
             ("sweep", self._sweeper.run),
             ("limits", self._sessions.deadlines.run),
+            ("verify", self._verify_after_lapses),
             ("loop watch", lambda: LoopWatch(self._sessions.__contains__).run()),
         ):
             self._spawn(name, work)
@@ -300,9 +305,15 @@ class SessionManager(SessionApi):
     async def _watch_queue(self, service: Service) -> None:
         """Leave the queue group for `create` while this manager is full and another that lives is not."""
         while True:
-            others = [info for name, info in self._leases.managers.items() if name != self.manager_id]
-            await service.take_creates(not self._sessions.full or all(info.full for info in others))
-            await asyncio.sleep(QUEUE_WATCH_S)
+            await service.take_creates(not self._sessions.full or not self._managers_with_room())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(QUEUE_WATCH_S):
+                    await self._sessions.filled.wait()
+            self._sessions.filled.clear()
+
+    def _managers_with_room(self) -> list[str]:
+        """The other managers that live and, by their last word, are not full."""
+        return [name for name, info in self._leases.managers.items() if name != self.manager_id and not info.full]
 
     def _info(self) -> ManagerInfo:
         return msgspec.structs.replace(self._description, sessions=len(self._sessions), full=self._sessions.full)
@@ -315,7 +326,9 @@ class SessionManager(SessionApi):
     async def _lease_restored(self) -> None:
         while not self._lease_stands():
             self._verified.clear()
-            await self._verified.wait()
+            with contextlib.suppress(TimeoutError):  # a renewal that came at the last moment is not told
+                async with asyncio.timeout(LEASE_POLL_S):
+                    await self._verified.wait()
 
     def _may_judge(self) -> bool:
         """Only who has been connected, with its lease, for a whole lease time may call others dead."""
@@ -324,8 +337,12 @@ class SessionManager(SessionApi):
             return False
         return boottime() - max(moment for moment in since if moment is not None) >= self._settings.lease_s
 
-    def _on_lease_anew(self) -> None:
-        self._tasks.append(asyncio.create_task(self._verify(), name=f"{self.manager_id}: verify"))
+    async def _verify_after_lapses(self) -> None:
+        while True:
+            while self._lease.held_since != self._verified_since:
+                await self._verify()
+            await self._lease_is_new.wait()
+            self._lease_is_new.clear()
 
     async def _verify(self) -> None:
         """After a lapse: which of the sessions are still this manager's? Those that are not are let go of."""
@@ -356,6 +373,17 @@ class SessionManager(SessionApi):
             async for message in consumer:
                 if self._leases.apply(message):
                     self._sweeper.nudge()
+                self._compare_lease_time(message)
+
+    def _compare_lease_time(self, message: Delivered) -> None:
+        """One lease time for the whole deployment: who has another is told of in the log, once."""
+        manager_id, lease_s = subjects.session_of(message.subject), lease_time(message)
+        if lease_s not in (None, self._settings.lease_s) and manager_id not in self._odd_leases:
+            self._odd_leases.add(manager_id)
+            log.warning(
+                "another manager has another lease_s; give all the same",
+                extra={"other": manager_id, "its_lease_s": lease_s, "lease_s": self._settings.lease_s},
+            )
 
     async def _follow_claims(self) -> None:
         self._claims.clear()

@@ -1,5 +1,6 @@
 """The options that commands share: where to connect and as whom, settings, pairs, JSON."""
 
+import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import wraps
@@ -110,3 +111,11 @@ def json_object(option: str, text: str | None) -> dict[str, Any] | None:
         return msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise ConfigurationError(f"{option} takes a JSON object: {error}") from error
+
+
+def text_of_stdin() -> str:
+    """All of standard input. Raises `ConfigurationError` where it is no text."""
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"standard input is not valid UTF-8: {error.reason} at byte {error.start}") from error

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import logging
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple
 
 from jido_nats import trace
@@ -37,13 +37,14 @@ class Item(NamedTuple):
 class Lane:
     """The output of one session. `kept` and `ephemeral` are the numbers of its last ones."""
 
-    __slots__ = ("_outbox", "_stored", "_task", "_waiting", "ephemeral", "kept", "moved")
+    __slots__ = ("_outbox", "_refused", "_stored", "_task", "_waiting", "ephemeral", "kept", "moved")
 
     def __init__(self, outbox: "Outbox") -> None:
         self._outbox = outbox
         self.kept = 0
         self.ephemeral = 0
         self._stored = 0
+        self._refused: JidoError | None = None
         self._waiting: deque[Item] = deque()
         self._task: asyncio.Task[None] | None = None
         self.moved = asyncio.Event()
@@ -71,16 +72,23 @@ class Lane:
             self._task = self._outbox.start(self._send(), output.session_id)
 
     async def stored(self, number: int) -> None:
-        """Return when all kept output up to `number` is stored."""
+        """Return when all kept output up to `number` is stored; raises why some of it cannot be, once."""
         while self._stored < number:
             self.moved.clear()
             await self.moved.wait()
+        if self._refused is not None:
+            refused, self._refused = self._refused, None
+            raise refused
+
+    def refuse(self, error: JidoError) -> None:
+        """One of its messages is given up."""
+        self._refused = error
 
     async def _send(self) -> None:
         try:
             while self._waiting:
                 batch = list(itertools.islice(self._waiting, IN_FLIGHT_MAX))
-                await self._outbox.store(batch)
+                await self._outbox.store(batch, self.refuse)
                 for item in batch:
                     self._waiting.popleft()
                     self._outbox.bytes_waiting -= len(item.payload)
@@ -107,10 +115,10 @@ class Outbox:
         """The output as it is sent; `TooLarge` where it is."""
         message = said(output)
         payload = self._log.encode(message)
-        if len(payload) > self._message_bytes_max:
+        bytes_max = min(self._message_bytes_max, self._log.payload_bytes_max)
+        if len(payload) > bytes_max:
             raise TooLarge(
-                f"the output is {len(payload)} bytes, at most {self._message_bytes_max} are taken: "
-                "keep it elsewhere and say where",
+                f"the output is {len(payload)} bytes, at most {bytes_max} are taken: keep it elsewhere and say where",
                 session_id=output.session_id,
             )
         return Item(message, payload, trace.headers(trace.CURRENT.get()))
@@ -127,10 +135,10 @@ class Outbox:
         task.add_done_callback(self._on_end)
         return task
 
-    async def store(self, batch: list[Item]) -> None:
-        """Store all of them, however long it takes."""
+    async def store(self, batch: list[Item], refuse: Callable[[JidoError], None]) -> None:
+        """Store all of them, however long it takes; `refuse` is told of what the server will never take."""
         wait_s = RETRY_WAIT_S
-        while batch := await self._try(batch):
+        while batch := await self._try(batch, refuse):
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, RETRY_WAIT_MAX_S)
 
@@ -149,7 +157,7 @@ class Outbox:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("output was lost", exc_info=error, extra={"task": task.get_name()})
 
-    async def _try(self, batch: list[Item]) -> list[Item]:
+    async def _try(self, batch: list[Item], refuse: Callable[[JidoError], None]) -> list[Item]:
         """Those that are not known to be stored."""
         results = await asyncio.gather(*(self._log.store(*item) for item in batch), return_exceptions=True)
         left = []
@@ -161,6 +169,7 @@ class Outbox:
                     "an output cannot be stored",
                     extra={"session_id": item.said.output.session_id, "error": str(result)},
                 )
+                refuse(result)
             elif result is not None:
                 raise result
         return left

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 import signal
@@ -18,26 +19,58 @@ from jido_nats.monitoring import Monitoring
 
 EXIT_INTERRUPTED: Final = 130
 HURRY_AFTER_S: Final = 1.0
+# What still runs when a program is done has so long to end.
+LEAVE_S: Final = 2.0
 GC_YOUNG: Final = 20_000
 GC_MIDDLE: Final = 20
 GC_OLD: Final = 50
 DESCRIPTORS_MAX: Final = 65_536
 
 
-def run_program(work: Coroutine[Any, Any, int | None], *, fast: bool = False) -> None:
+def run_program(work: Coroutine[Any, Any, int | None], *, fast: bool = False) -> NoReturn:
     """Run it, and end with its exit code. `fast`: on uvloop, where it is installed."""
+    left: set[asyncio.Task[Any]] = set()
+    runner = asyncio.Runner(loop_factory=_fast_loop() if fast else None)
+    code = _exit_code(runner, _then_leave(work, left))
+    if left:  # asyncio would wait for them, for ever
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    runner.close()
+    sys.exit(code)
+
+
+def _exit_code(runner: asyncio.Runner, work: Coroutine[Any, Any, int | None]) -> int:
     try:
-        with asyncio.Runner(loop_factory=_fast_loop() if fast else None) as runner:
-            sys.exit(runner.run(work) or 0)
+        return runner.run(work) or 0
     except JidoError as error:
-        fail(str(error))
+        return _complain(str(error))
     except TimeoutError:
-        fail("it took too long; try again, or give it more time with --timeout")
+        return _complain("it took too long; try again, or give it more time with --timeout")
     except (KeyboardInterrupt, asyncio.CancelledError):
-        sys.exit(EXIT_INTERRUPTED)
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: nothing to complain of
-        sys.exit(0)
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _complain(f"the output cannot be written: {error.strerror}")
+
+
+async def _then_leave(work: Coroutine[Any, Any, int | None], left: set[asyncio.Task[Any]]) -> int | None:
+    """The result of `work`, and in `left` the tasks that do not end: workers that swallow their cancellation."""
+    try:
+        return await work
+    finally:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        if others:
+            _, pending = await asyncio.wait(others, timeout=LEAVE_S)
+            left |= pending
 
 
 def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -50,8 +83,12 @@ def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def fail(message: str) -> NoReturn:
     """Say in one line what is wrong, and end."""
+    sys.exit(_complain(message))
+
+
+def _complain(message: str) -> int:
     click.echo(f"jido-nats: {message}", err=True)
-    sys.exit(1)
+    return 1
 
 
 async def serve_until_signal(manager: SessionManager) -> None:

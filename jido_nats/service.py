@@ -105,7 +105,7 @@ class Service:
     async def _answer(self, verb: str, request: Request, *, passed_on: bool) -> Reply:
         trace.CURRENT.set(trace.traceparent_in(request.headers))  # of this request's task
         encoding = Encoding.JSON
-        about_one = passed_on or verb not in ("create", "list")
+        about_one = passed_on or verb not in subjects.ABOUT_NO_SESSION
         session_id = subjects.session_of(request.subject) if about_one else ""
         try:
             encoding = _encoding(request)
@@ -137,6 +137,11 @@ class Service:
 def overloaded(request: Request) -> Reply:
     """The answer to a request beyond the commands that may be in flight."""
     return error_reply(Overloaded("too many commands are in flight; ask again later"), Encoding.JSON, "")
+
+
+def too_large() -> Reply:
+    """The answer in the place of one that the server would not take."""
+    return error_reply(TooLarge("the answer is larger than the server's max_payload: ask for less"), Encoding.JSON, "")
 
 
 def error_reply(error: CommandError, encoding: Encoding, session_id: str) -> Reply:

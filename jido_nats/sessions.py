@@ -34,6 +34,7 @@ from jido_nats.write_path import SessionWriter, WritePath
 STOPS_AT_ONCE: Final = 256
 # A manager that ends gives a worker that is being killed this long to be gone, before the record says `forced`.
 KILL_GRACE_S: Final = 1.0
+CLOSE_POLL_S: Final = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +79,14 @@ class Sessions:
         self._new_id = new_id
         self._live: dict[str, LiveSession] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        # How many of these somebody outside waits for, or has waited for.
+        self._asked = 0
         self._closing = False
         self._closed = False
         # Sessions of this manager's that it runs no more, and that may not have ended.
         self.let_go: set[str] = set()
+        # The last place was taken just now.
+        self.filled = asyncio.Event()
         self._drained: asyncio.Future[None] | None = None
 
     def __len__(self) -> int:
@@ -110,13 +115,17 @@ class Sessions:
         """The writer of every session that has begun."""
         return [live.writer for live in self._live.values() if live.writer is not None]
 
-    async def in_own_task(self, work: Coroutine[Any, Any, T], timeout_s: float | None) -> T:
-        """The result of `work`, which goes on when the caller is cancelled or `timeout_s` is over (`Unavailable`)."""
-        if len(self._tasks) >= 2 * self._settings.commands_max:
+    async def in_own_task(self, session_id: str, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
+        """The result of what somebody asks for; `work` goes on when the caller is cancelled.
+
+        Raises `Unavailable` when `timeout_s` is over, `Overloaded` when too much is asked for at once.
+        """
+        if self._asked >= 2 * self._settings.commands_max:
             work.close()
             raise Overloaded("too many changes are under way; ask again later")
-        task = asyncio.create_task(work)
-        self._keep(task)
+        self._asked += 1
+        task = self._own_task(work, session_id)
+        task.add_done_callback(self._on_answered)
         done, _ = await asyncio.wait({task}, timeout=timeout_s)
         if not done:
             raise Unavailable("not done yet, or not known to be: ask again with the same session id")
@@ -137,6 +146,8 @@ class Sessions:
         if self.full:
             raise Overloaded(f"this manager runs {len(self._live)} sessions, its limit; ask again later")
         live = self._live[session_id] = LiveSession(self._parts)
+        if self.full:
+            self.filled.set()
         async with live.lock:
             await live.create(self._first_record(session_id, request), chosen=request.session_id is not None)
         return live.record, False
@@ -144,6 +155,10 @@ class Sessions:
     async def change(self, session_id: str, status: Status) -> SessionRecord:
         """The record in its new status, `active` or `idle`. Raises `NotHere`, `InvalidTransition`."""
         live = self._find(session_id)
+        _check_started(live, f"cannot become {status}")
+        return await self._change(session_id, live, status)
+
+    async def _change(self, session_id: str, live: LiveSession, status: Status) -> SessionRecord:
         async with live.lock:
             _check_here(session_id, live)
             await live.advance(status)
@@ -155,6 +170,7 @@ class Sessions:
         Raises `NotHere`, `InvalidTransition`, `Overloaded`, `AlreadyExists`, `TooLarge`.
         """
         live = self._find(session_id)
+        _check_started(live, "takes no messages")
         async with live.lock:
             _check_here(session_id, live)
             if live.session is None or live.record.status not in (Status.ACTIVE, Status.IDLE):
@@ -197,21 +213,27 @@ class Sessions:
         return len(self._live)
 
     async def close(self, timeout_s: float) -> int:
-        """End every session with `manager_stopped`; how many could not be ended within `timeout_s`."""
+        """End every session with `manager_stopped`; how many are left when none has ended for `timeout_s`."""
         self._closing = True
         gate = asyncio.Semaphore(STOPS_AT_ONCE)
         for session_id in list(self._live):
-            self._keep(asyncio.create_task(self._stop_one(session_id, gate), name=f"stop {session_id}"))
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        while self._tasks and loop.time() < deadline:
-            await asyncio.wait(set(self._tasks), timeout=deadline - loop.time())
+            self._own_task(self._stop_one(session_id, gate), session_id)
+        await self._wait_for_tasks(timeout_s)
         left = len(self._live)
         for task in self._tasks:
             task.cancel()
         self._closed = True
         await asyncio.gather(*self._tasks, return_exceptions=True)
         return left
+
+    async def _wait_for_tasks(self, timeout_s: float) -> None:
+        """Return when all are done, or when no session has ended for `timeout_s`."""
+        loop = asyncio.get_running_loop()
+        deadline, left = loop.time() + timeout_s, len(self._live)
+        while self._tasks and loop.time() < deadline:
+            await asyncio.wait(set(self._tasks), timeout=min(CLOSE_POLL_S, deadline - loop.time()))
+            if len(self._live) < left:
+                deadline, left = loop.time() + timeout_s, len(self._live)
 
     def _first_record(self, session_id: str, request: CreateRequest) -> SessionRecord:
         record, _ = lifecycle.create(
@@ -235,9 +257,11 @@ class Sessions:
 
     async def step(self, session: Session, status: Status) -> None:
         """A step that the worker itself asks for."""
-        self._check_runs(session)
+        live = self._check_runs(session)
         try:
-            await self.in_own_task(self.change(session.session_id, status), None)
+            task = self._own_task(self._change(session.session_id, live, status), session.session_id)
+            await asyncio.wait({task})  # which goes on when the worker is cancelled
+            task.result()
         except NotHere:
             raise _ended(session) from None
 
@@ -258,11 +282,12 @@ class Sessions:
     async def touched(self, session: Session) -> None:
         """The session has noted when."""
 
-    def _check_runs(self, session: Session) -> None:
+    def _check_runs(self, session: Session) -> LiveSession:
         """What a worker has left behind, or does after another manager took its session, is not heard."""
         live = self._live.get(session.session_id)
         if live is None or live.session is not session or live.record.status is Status.TERMINATED:
             raise _ended(session)
+        return live
 
     # Time limits: found due by `deadlines`, and once more under the session's lock.
 
@@ -274,7 +299,7 @@ class Sessions:
     def _on_due(self, session_id: str) -> None:
         live = self._live.get(session_id)
         if live is not None:
-            self._keep(asyncio.create_task(self._apply_limits(session_id, live), name=f"limit of {session_id}"))
+            self._own_task(self._apply_limits(session_id, live), session_id)
 
     async def _apply_limits(self, session_id: str, live: LiveSession) -> None:
         async with self._limit_gate, live.lock:
@@ -288,7 +313,7 @@ class Sessions:
     def _on_worker_end(self, session_id: str, outcome: Outcome) -> None:
         live = self._live.get(session_id)
         if live is not None and not self._closed:
-            self._keep(asyncio.create_task(self._finish(session_id, live, outcome), name=f"finish {session_id}"))
+            self._own_task(self._finish(session_id, live, outcome), session_id)
 
     async def _finish(self, session_id: str, live: LiveSession, outcome: Outcome) -> None:
         async with live.lock:
@@ -314,8 +339,9 @@ class Sessions:
         except StopTimeout:
             await live.wait_ended(KILL_GRACE_S)
             async with gate, live.lock:
-                if live.record.status is Status.TERMINATING:
-                    await live.end(forced=True)
+                if live.record.status is Status.TERMINATING and live.run is not None and not live.run.ended:
+                    log.warning("a worker does not stop and is abandoned", extra={"session_id": session_id})
+                    await live.end(forced=True)  # one that has ended by now is being finished
         except NotHere:
             pass
 
@@ -341,9 +367,14 @@ class Sessions:
             raise NotHere(session_id)
         return live
 
-    def _keep(self, task: "asyncio.Task[Any]") -> None:
+    def _own_task(self, work: Coroutine[Any, Any, T], session_id: str) -> "asyncio.Task[T]":
+        task = asyncio.create_task(work, name=session_id)
         self._tasks.add(task)
         task.add_done_callback(self._let_go)
+        return task
+
+    def _on_answered(self, _: "asyncio.Task[Any]") -> None:
+        self._asked -= 1
 
     def _let_go(self, task: "asyncio.Task[Any]") -> None:
         self._tasks.discard(task)
@@ -351,11 +382,20 @@ class Sessions:
             return
         error = task.exception()
         if error is not None and not isinstance(error, JidoError | Taken | NotHere):
-            log.error("a session's task failed", exc_info=error, extra={"task": task.get_name()})
+            log.error("a session's task failed", exc_info=error, extra={"session_id": task.get_name()})
 
 
 def _ended(session: Session) -> InvalidTransition:
     return InvalidTransition("the session has ended, or another manager has it", session_id=session.session_id)
+
+
+def _check_started(live: LiveSession, refusal: str) -> None:
+    """`InvalidTransition` while the start goes on: only `terminate` waits for it."""
+    if live.writer is not None and live.record.status is Status.INITIALIZING:
+        raise InvalidTransition(
+            f"a session that is {live.record.status} {refusal}; wait until it is active",
+            session_id=live.record.session_id,
+        )
 
 
 def _check_here(session_id: str, live: LiveSession) -> None:

@@ -55,6 +55,13 @@ class MessageStream(ABC, Generic[M]):
         """The sequence of the last message that was stored when it was opened; 0 for none."""
         return self._until
 
+    async def stored(self) -> AsyncIterator[M]:
+        """The messages that were stored when it was opened, and no more; what is no message known here is skipped."""
+        while not self.caught_up:
+            message = self._read(await self._consumer.next())
+            if message is not None:
+                yield message
+
     async def acknowledge(self) -> None:
         """Acknowledge a durable's last message without asking for the next."""
         if isinstance(self._consumer, DurableConsumer):
@@ -104,11 +111,11 @@ class OutputStream(MessageStream[OutputMessage]):
 def parse_since(since: str | int | datetime, now: datetime) -> Start:
     """Where to begin to read: see `Client.events`. Raises `BadRequest`."""
     if isinstance(since, datetime):
-        return Start("by_start_time", time=since)
+        return Start("by_start_time", time=since if since.tzinfo else since.astimezone())
     if since in ("new", "all"):
         return Start(str(since))
     text = str(since)
-    if text.isdigit():
+    if text.isascii() and text.isdigit():
         return Start.at(int(text))
     try:
         if age := _AGE.match(text):

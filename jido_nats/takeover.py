@@ -54,6 +54,8 @@ class Sweeper:
         self._claims = claims
         self._nudge = asyncio.Event()
         self._done = 0
+        # The sessions whose failure is in the log already.
+        self._failed: set[str] = set()
 
     def nudge(self) -> None:
         """Sweep soon: a lease has expired."""
@@ -83,6 +85,7 @@ class Sweeper:
                 await self._take_over(orphans[begin : begin + TOGETHER])
         finally:
             telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
 
     async def _tell(self, total: int) -> None:
         """Say now and then how far a long sweep has come."""
@@ -123,7 +126,7 @@ class Sweeper:
     async def _take_over(self, session_ids: list[str]) -> None:
         """Claim all, then one look for all, then end them; the seals come last, since nobody waits for them."""
         claimed: list[SessionWriter] = []
-        await _side_by_side(self._claim(session_id, claimed) for session_id in session_ids)
+        await self._side_by_side((session_id, self._claim(session_id, claimed)) for session_id in session_ids)
         orphans = await self._read_again(claimed)
         complete = await self._path.event_log.complete_among([writer.record for writer in orphans])
         whole = [writer for writer in orphans if writer.record.session_id in complete]
@@ -131,9 +134,9 @@ class Sweeper:
         stored = await self._look(broken)
         ended: list[SessionWriter] = []
         self._done += len(session_ids) - len(orphans)  # those are another's now, or settled
-        await _side_by_side(self._end(writer, None, ended) for writer in whole)
-        await _side_by_side(self._end(writer, stored, ended) for writer in broken)
-        await _side_by_side(self._seal(writer) for writer in ended)
+        await self._side_by_side((w.record.session_id, self._end(w, None, ended)) for w in whole)
+        await self._side_by_side((w.record.session_id, self._end(w, stored, ended)) for w in broken)
+        await self._side_by_side((w.record.session_id, self._seal(w)) for w in ended)
 
     async def _claim(self, session_id: str, claimed: list[SessionWriter]) -> None:
         record = self._index.get(session_id)
@@ -161,7 +164,7 @@ class Sweeper:
                 self._path.stats.takeovers += 1
                 orphans.append(writer)
 
-        await _side_by_side(read(writer) for writer in claimed)
+        await self._side_by_side((w.record.session_id, read(w)) for w in claimed)
         return orphans
 
     async def _look(self, writers: list[SessionWriter]) -> Collection[str]:
@@ -215,15 +218,23 @@ class Sweeper:
         with contextlib.suppress(Fenced):  # else another has sealed it, or will
             await writer.seal()
 
+    async def _side_by_side(self, works: Iterable[tuple[str, Coroutine[Any, Any, None]]]) -> None:
+        """All of them, `AT_ONCE` at a time; one that fails does not hold up the others."""
+        gate = asyncio.Semaphore(AT_ONCE)
+        async with asyncio.TaskGroup() as group:
+            for session_id, work in works:
+                try:
+                    await gate.acquire()
+                except asyncio.CancelledError:
+                    work.close()
+                    raise
+                task = group.create_task(self._guarded(session_id, work), name=f"takeover of {session_id}")
+                task.add_done_callback(lambda _: gate.release())
 
-async def _side_by_side(works: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """All of them, `AT_ONCE` at a time."""
-    gate = asyncio.Semaphore(AT_ONCE)
-    async with asyncio.TaskGroup() as group:
-        for work in works:
-            try:
-                await gate.acquire()
-            except asyncio.CancelledError:
-                work.close()
-                raise
-            group.create_task(work).add_done_callback(lambda _: gate.release())
+    async def _guarded(self, session_id: str, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception:
+            if session_id not in self._failed:
+                self._failed.add(session_id)
+                log.exception("a session cannot be taken over; tried again", extra={"session_id": session_id})

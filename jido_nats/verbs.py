@@ -1,11 +1,13 @@
 """What a manager does for each command: carry it out where the session is its own, else read it or pass it on."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
 
+from jido_nats.broker.connection import Connection
 from jido_nats.broker.peers import Peers
 from jido_nats.core import codec, commands, lifecycle
 from jido_nats.core.commands import (
@@ -22,7 +24,8 @@ from jido_nats.core.commands import (
 )
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
-from jido_nats.errors import AlreadyExists, InvalidTransition, NotFound, StartFailed, Unavailable
+from jido_nats.errors import AlreadyExists, InvalidTransition, NotFound, Overloaded, StartFailed, Unavailable
+from jido_nats.ids import new_session_id
 from jido_nats.index import SessionIndex
 from jido_nats.live import Taken
 from jido_nats.service import Verb
@@ -42,15 +45,16 @@ class Verbs:
         index: SessionIndex,
         peers: Peers,
         settings: Settings,
-        *,
-        connected: Callable[[], bool],
+        connection: Connection,
+        managers_with_room: Callable[[], list[str]],
     ) -> None:
         self._path = path
         self._sessions = sessions
         self._index = index
         self._peers = peers
         self._settings = settings
-        self._connected = connected
+        self._connection = connection
+        self._managers_with_room = managers_with_room
         self.by_name: Final[Mapping[str, Verb]] = {
             "create": self._create,
             "get": self._get,
@@ -67,17 +71,32 @@ class Verbs:
         settings = self._settings
         timeout_s = settings.command_timeout_s + (settings.start_timeout_s if settings.wait_ready else 0)
         try:
-            record, replayed = await self._carry_out(self._sessions.create(request.session_id, request), timeout_s)
+            record, replayed = await self._carry_out(
+                request.session_id or "", self._sessions.create(request.session_id, request), timeout_s
+            )
         except Taken as taken:
             record, replayed = taken.record, True
             if not record.sealed:
                 data = await self._pass_on("create", record, request, passed_on=passed_on)
                 return codec.decode(data, CreateReply)
+        except Overloaded:
+            if passed_on or not self._sessions.full:
+                raise
+            return await self._create_elsewhere(request)
         if replayed and not commands.same_content(request, record):
             raise AlreadyExists("that session id is taken; choose another", session_id=record.session_id)
         if replayed and record.reason is Reason.START_FAILED:
             raise StartFailed(f"the session did not start: {record.error}", session_id=record.session_id)
         return commands.reply_of(record, replayed=replayed)
+
+    async def _create_elsewhere(self, request: CreateRequest) -> CreateReply:
+        """The answer of a manager that has room; `Overloaded` where none has."""
+        session_id = request.session_id or new_session_id()
+        asked = msgspec.structs.replace(request, session_id=session_id)
+        for manager_id in self._managers_with_room():
+            with contextlib.suppress(Overloaded):
+                return codec.decode(await self._ask(manager_id, "create", session_id, asked), CreateReply)
+        raise Overloaded("every manager runs as many sessions as it may; ask again later", session_id=session_id)
 
     async def _get(self, session_id: str, _: Empty, *, passed_on: bool = False) -> SessionRecord:
         return await self._look_up(self._read(session_id))
@@ -95,7 +114,7 @@ class Verbs:
         timeout_s = max(self._settings.command_timeout_s, self._settings.stop_timeout_s + 1)
         try:
             work = self._sessions.terminate(session_id, Reason.REQUESTED, request.detail)
-            return commands.as_answered(await self._carry_out(work, timeout_s))
+            return commands.as_answered(await self._carry_out(session_id, work, timeout_s))
         except NotHere:
             record = await self._get(session_id, Empty())
             if record.sealed:
@@ -128,19 +147,19 @@ class Verbs:
     ) -> T:
         """The result of `work` on a session that is run here, or its owner's answer; `refusal`: of one that ended."""
         try:
-            return await self._carry_out(work, self._settings.command_timeout_s)
+            return await self._carry_out(session_id, work, self._settings.command_timeout_s)
         except NotHere:
             record = await self._get(session_id, Empty())
             if record.sealed:
                 raise InvalidTransition(f"a session that is {record.status} {refusal}", session_id=session_id) from None
             return codec.decode(await self._pass_on(verb, record, request, passed_on=passed_on), kind)
 
-    async def _carry_out(self, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
+    async def _carry_out(self, session_id: str, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
         """The result of a change. `Unavailable`: it takes too long (and goes on), or this manager may not answer."""
-        if not (self._connected() and self._path.may_write()):
+        if not (self._connection.connected and self._path.may_write()):
             work.close()
             raise Unavailable("not done: this manager has no connection to NATS, or no lease, right now; ask again")
-        result = await self._sessions.in_own_task(work, timeout_s)
+        result = await self._sessions.in_own_task(session_id, work, timeout_s)
         if not self._path.may_write():
             raise Unavailable("this manager's lease has lapsed; ask again")
         return result
@@ -156,9 +175,11 @@ class Verbs:
     async def _pass_on(self, verb: str, record: SessionRecord, request: msgspec.Struct, *, passed_on: bool) -> bytes:
         if passed_on or record.owner == self._path.manager_id:
             raise Unavailable("the session is just changing hands; ask again", session_id=record.session_id)
-        return await self._peers.pass_on(
-            record.owner, verb, record.session_id, request, timeout_s=self._settings.command_timeout_s
-        )
+        return await self._ask(record.owner, verb, record.session_id, request)
+
+    async def _ask(self, manager_id: str, verb: str, session_id: str, request: msgspec.Struct) -> bytes:
+        timeout_s = self._settings.command_timeout_s
+        return await self._peers.pass_on(manager_id, verb, session_id, request, timeout_s=timeout_s)
 
     async def _read(self, session_id: str) -> SessionRecord:
         record = (await self._path.registry.get(session_id)).record
@@ -169,7 +190,10 @@ class Verbs:
     async def _page(self, request: ListRequest) -> ListReply:
         position = await self._path.event_log.last_sequence()  # first: what is published is committed
         await self._path.registry.caught_up(self._index.position)
-        return msgspec.structs.replace(self._index.page(request), position=position)
+        return msgspec.structs.replace(
+            self._index.page(request, min(commands.LIST_BYTES_MAX, self._connection.max_payload // 2)),
+            position=position,
+        )
 
     async def _replay(self, session_id: str, request: HistoryRequest) -> HistoryReply:
         record = (await self._path.registry.get(session_id)).record

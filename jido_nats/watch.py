@@ -19,8 +19,7 @@ import msgspec
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumers import OrderedConsumer, Start, check_stream, stream_state
 from jido_nats.broker.event_log import event_in
-from jido_nats.broker.jetstream import MESSAGE_TTL
-from jido_nats.broker.leases import Leases, ManagerInfo
+from jido_nats.broker.leases import Leases, ManagerInfo, lease_time
 from jido_nats.broker.registry import Entry, Registry, entry_of
 from jido_nats.core import subjects
 from jido_nats.core.commands import ListRequest
@@ -76,8 +75,10 @@ class SessionWatch:
         self._ended: set[str] = set()
         self._snapshot: deque[SessionRecord] = deque()
         self._snapshot_at = 0
+        self._snapshot_told = cursor is not None
+        # The event that is being told: a reader who gave up waiting for it gets it the next time.
+        self._in_hand: tuple[Event, int] | None = None
         self._exit = contextlib.AsyncExitStack()
-        self._messages: AsyncIterator[Watched] | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -85,7 +86,6 @@ class SessionWatch:
         except BaseException:
             await self._exit.aclose()
             raise
-        self._messages = self._watch()
         return self
 
     async def __aexit__(
@@ -97,8 +97,20 @@ class SessionWatch:
         return self
 
     async def __anext__(self) -> Watched:
-        assert self._messages is not None, "inside the block"
-        return await anext(self._messages)
+        if self._snapshot:
+            return WatchedSession(self._snapshot.popleft())
+        if not self._snapshot_told:
+            self._snapshot_told = True
+            return SnapshotComplete(self._snapshot_at)
+        while True:
+            event, position = self._in_hand = self._in_hand or await self._next_event()
+            record = await self._record_at(event, position)
+            self._in_hand = None
+            concerns = self._concerns_change(event, record)
+            if isinstance(event, SessionTerminated):
+                self._let_go(event.session_id)
+            if concerns:
+                return SessionChanged(event, record, position)
 
     async def _open(self) -> None:
         await check_stream(self._connection, self._events_stream)
@@ -112,22 +124,16 @@ class SessionWatch:
         self._exit.push_async_callback(_end, self._follower)
         await self._catch_up()
         self._told = {record.session_id: record.version for record in self._index}
-        self._snapshot = deque(record for record in self._index if self._concerns(record))
-
-    async def _watch(self) -> AsyncIterator[Watched]:
         if self._cursor is None:
-            while self._snapshot:
-                yield WatchedSession(self._snapshot.popleft())
-            yield SnapshotComplete(self._snapshot_at)
-        async for message in self._events:
+            self._snapshot = deque(record for record in self._index if self._concerns(record))
+
+    async def _next_event(self) -> tuple[Event, int]:
+        """The next event that the snapshot has not, and its position."""
+        while True:
+            message = await self._events.next()
             event = event_in(message)
-            if event is None or self._is_told(event):
-                continue
-            record = await self._record_at(event, message.sequence)
-            if self._concerns_change(event, record):
-                yield SessionChanged(event, record, message.sequence)
-            if isinstance(event, SessionTerminated):
-                self._let_go(event.session_id)
+            if event is not None and not self._is_told(event):
+                return event, message.sequence
 
     async def _follow(self) -> None:
         """Keep the records up to date; that of an ended session goes when it is sealed and its end was told."""
@@ -209,14 +215,16 @@ class ManagerWatch:
         return self
 
     async def __anext__(self) -> tuple[str, ManagerLease | None]:
-        message = await self._consumer.next()
-        self._leases.apply(message)
-        manager_id = subjects.session_of(message.subject)
-        info = self._leases.managers.get(manager_id)
-        if info is None:
-            return manager_id, None
+        while True:
+            message = await self._consumer.next()
+            has_gone = self._leases.apply(message)
+            manager_id = subjects.session_of(message.subject)
+            if has_gone:
+                return manager_id, None
+            if (info := self._leases.managers.get(manager_id)) is not None:
+                break
         renewed_at = datetime.fromtimestamp(message.time_ns / 1e9, UTC)
-        return manager_id, ManagerLease(info, renewed_at, int(message.headers.get(MESSAGE_TTL, "0s").rstrip("s")))
+        return manager_id, ManagerLease(info, renewed_at, lease_time(message) or 0)
 
 
 def _known_by(event: Event) -> SessionRecord:

@@ -1,6 +1,7 @@
 """One session's worker: start it, know when it is ready, cancel it, and learn how it ended."""
 
 import asyncio
+import copy
 import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple, Protocol
@@ -83,13 +84,13 @@ class Session:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the session was created with; broadcast in `session_created`."""
-        return self.record.metadata
+        """What the session was created with, a copy; broadcast in `session_created`."""
+        return copy.deepcopy(self.record.metadata)
 
     @property
     def llm_config(self) -> dict[str, Any] | None:
-        """What the session was created with; stored, not broadcast."""
-        return self.record.llm_config
+        """What the session was created with, a copy; stored, not broadcast."""
+        return copy.deepcopy(self.record.llm_config)
 
     @property
     def status(self) -> Status:
@@ -270,4 +271,7 @@ def in_record(text: str) -> str:
 
 
 def _outcome(task: "asyncio.Task[Outcome]") -> Outcome:
-    return Outcome(None, cancelled=True) if task.cancelled() else task.result()
+    if task.cancelled():
+        return Outcome(None, cancelled=True)
+    error = task.exception()  # what is not even an `Exception` ends the session as well
+    return task.result() if error is None else Outcome(error_text(error))

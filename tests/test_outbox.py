@@ -57,7 +57,7 @@ async def test_who_waits_for_one_does_not_wait_for_all(outbox: Outbox, server: L
     await server.kill()
     lane.push(output(lane))
 
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(4):
         await lane.stored(1)
 
     await server.start()
@@ -145,3 +145,28 @@ async def test_closing_gives_up_in_the_end(outbox: Outbox, server: LocalServer) 
     lane.push(output(lane))
 
     assert await outbox.close(0.1) == 1
+
+
+async def test_what_the_server_would_not_take_is_refused_before_it_is_promised(stranger: Stranger) -> None:
+    async with LocalServer(config="max_payload: 4096") as small:
+        connection = await Connection.open(ConnectOptions(servers=(small.url,)), "test")
+        outbox = Outbox(OutputLog(connection, Encoding.JSON), 100_000)
+        lane = outbox.lane()
+
+        with pytest.raises(TooLarge, match="at most 3072"):
+            lane.push(output(lane, "x" * 3000))
+
+        assert lane.kept == 0
+        await connection.close()
+
+
+async def test_who_waits_for_what_is_given_up_is_told(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuses(*item: object) -> None:
+        raise TooLarge("max_payload was lowered")
+
+    monkeypatch.setattr(outbox._log, "store", refuses)
+    lane = outbox.lane()
+    lane.push(output(lane))
+
+    with pytest.raises(TooLarge, match="lowered"):
+        await lane.stored(1)

@@ -16,6 +16,15 @@ async def crashes(session: Session) -> None:
     raise RuntimeError("boom")
 
 
+async def never_stops(session: Session) -> None:
+    """Swallows every cancellation."""
+    while True:
+        try:
+            await asyncio.sleep(0.1)
+        except asyncio.CancelledError:
+            continue
+
+
 async def gets_ready(session: Session) -> None:
     """Is ready, and waits."""
     await session.ready()

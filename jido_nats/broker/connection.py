@@ -11,7 +11,7 @@ import contextlib
 import logging
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import nats
@@ -64,12 +64,20 @@ class Subscription:
         self.queue = queue
         self._handler = handler
         self._current: NatsSubscription | None = None
+        self.client: NatsClient | None = None
         self.refused = False
 
-    async def attach(self, client: Client) -> None:
+    async def attach(self, client: NatsClient) -> None:
         """Subscribe on this client (the connection calls it, at every reconnect again)."""
-        self.refused = False
+        self.refused, self.client = False, client
         self._current = await client.subscribe(self.subject, queue=self.queue, cb=self._deliver)
+
+    async def pause(self) -> None:
+        """Tell the server to send no more; what is on its way is still heard, until `unsubscribe`."""
+        self._connection.forget(self)
+        if self._current is not None and self.client is not None:
+            with contextlib.suppress(nats.errors.Error):
+                await self.client.pause(self._current)
 
     async def unsubscribe(self) -> None:
         """Hear no more."""
@@ -137,6 +145,12 @@ class Connection:
         version = self._client.connected_server_version
         return version.major, version.minor, version.patch
 
+    @property
+    def max_payload(self) -> int:
+        """How many bytes a message may have, headers included, as the server said last."""
+        assert self._client is not None
+        return self._client.max_payload
+
     def on_up(self, callback: Callable[[], None]) -> None:
         """Call `callback` after every reconnect, when the subscriptions are there again."""
         self._on_up.append(callback)
@@ -190,6 +204,15 @@ class Connection:
             with contextlib.suppress(nats.errors.Error):  # lost right now: the keeper attaches it
                 await subscription.attach(self._client)
         return subscription
+
+    async def unsubscribe(self, subscriptions: Sequence[Subscription]) -> None:
+        """Hear no more on these, once what the server had sent by now was heard."""
+        for subscription in subscriptions:
+            await subscription.pause()
+        with contextlib.suppress(NotSent, OutcomeUnknown, NotAllowed):
+            await self.flush()
+        for subscription in subscriptions:
+            await subscription.unsubscribe()
 
     def forget(self, subscription: Subscription) -> None:
         """No longer subscribe it again after a reconnect."""
@@ -259,8 +282,9 @@ class Connection:
         while not self._closing:
             try:
                 await self._attach(await self._connect(CONNECT_TIMEOUT_S))
-            except (JidoError, nats.errors.Error, OSError) as error:
-                log.debug("still reconnecting", extra={"connection": self.name, "error": str(error)})
+            except Exception as error:  # whatever it was: this connection is never given up
+                level = logging.DEBUG if isinstance(error, JidoError | nats.errors.Error | OSError) else logging.ERROR
+                log.log(level, "still reconnecting", extra={"connection": self.name, "error": repr(error)})
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, RECONNECT_WAIT_MAX_S)
             else:
@@ -337,8 +361,9 @@ class Connection:
 
     async def _attach(self, client: NatsClient) -> None:
         try:
-            for subscription in list(self._subscriptions):
-                await subscription.attach(client)
+            # While one is attached, another may be added.
+            while (missing := next((s for s in self._subscriptions if s.client is not client), None)) is not None:
+                await missing.attach(client)
         except BaseException:
             await self._discard(client)
             raise

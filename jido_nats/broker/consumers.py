@@ -146,6 +146,8 @@ class OrderedConsumer:
         self._headers_only = headers_only
         self._silence_max_s = silence_max_s
         self._heard_at = boottime()
+        # When the consumer last showed a sign of life, or was asked for one.
+        self._alive_at = boottime()
         self._name = ""
         self._names = (f"ordered_{secrets.token_hex(6)}_{n}" for n in itertools.count(1))
         self._inbox: Subscription | None = None
@@ -154,28 +156,32 @@ class OrderedConsumer:
         self._expected = 1
         self._outstanding = 0
         self._broken = False
+        self._recreating: asyncio.Task[None] | None = None
         self.position = 0
         self.caught_up = False
 
     async def __aenter__(self) -> Self:
         self._connection.on_up(self._on_up)
-        if self._start.policy == "new":
-            self._start = Start.at((await stream_state(self._connection, self._stream))[1] + 1)
-        await self._create()
+        try:
+            if self._start.policy == "new":
+                self._start = Start.at((await stream_state(self._connection, self._stream))[1] + 1)
+            await self._create()
+        except BaseException:
+            await self._leave()
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._connection.off_up(self._on_up)
-        await self._drop()
+        await self._leave()
 
     async def __aiter__(self) -> AsyncIterator[Delivered]:
         while True:
             yield await self.next()
 
     async def next(self) -> Delivered:
-        """The next message; waits for it as long as it takes."""
+        """The next message; waits for it as long as it takes. Whoever gives up waiting may ask again."""
         while True:
             message = await self._next_message()
             if message is None:
@@ -201,7 +207,7 @@ class OrderedConsumer:
             await self._refill()
             self._arrived.clear()
             try:
-                async with asyncio.timeout(SILENCE_MAX_S):
+                async with asyncio.timeout(self._alive_at + SILENCE_MAX_S - boottime()):
                     await self._arrived.wait()
             except TimeoutError:
                 return None
@@ -216,6 +222,7 @@ class OrderedConsumer:
             return
         batch = BATCH - self._outstanding
         self._outstanding += batch
+        self._alive_at = boottime()
         assert self._inbox is not None
         try:
             await pull(self._connection, self._stream, self._name, self._inbox.subject, batch)
@@ -246,20 +253,29 @@ class OrderedConsumer:
         self._broken = True
 
     async def _recreate(self) -> None:
+        """Make the consumer again, in a task of its own: a reader who gives up waiting does not begin it anew."""
+        if self._recreating is None:
+            self._recreating = asyncio.create_task(self._make_again(), name=f"recreate a consumer of {self._stream}")
+        await asyncio.wait({self._recreating})
+        made, self._recreating = self._recreating, None
+        made.result()
+
+    async def _make_again(self) -> None:
+        self._broken = True
         await self._drop()
         await asyncio.sleep(RECREATE_WAIT_S)
         await self._connection.wait_up()
         if boottime() - self._heard_at > self._silence_max_s:
-            raise PositionTooOld(self.position, self.position)
+            raise PositionTooOld(self.position, self.position, self.position)
         if self.position:
             self._start = Start.at(self.position + 1)
         await self._create()
 
     async def _create(self) -> None:
+        await self._check_position()
         self._name = next(self._names)
         self._queue.clear()
         self._expected, self._outstanding, self._broken = 1, 0, False
-        await self._check_position()
         self._inbox = await self._connection.subscribe(self._connection.new_inbox(), self._on_message)
         config = {
             "name": self._name,
@@ -276,6 +292,7 @@ class OrderedConsumer:
         )
         # The consumer may live on a replica that is behind: this proves nothing about the leader's last message.
         self.caught_up = self.caught_up or created["num_pending"] == 0
+        self._alive_at = boottime()
 
     async def _check_position(self) -> None:
         wanted = self._start.sequence
@@ -284,19 +301,29 @@ class OrderedConsumer:
         first, last = await stream_state(self._connection, self._stream)
         # One that had caught up lost nothing but what came and expired while it was away, other subjects' mostly.
         if wanted > last + 1 or (wanted < first and not self.caught_up):
-            raise PositionTooOld(wanted, first)
+            raise PositionTooOld(wanted, first, last)
+
+    async def _leave(self) -> None:
+        self._connection.off_up(self._on_up)
+        if self._recreating is not None:
+            self._recreating.cancel()
+            await asyncio.gather(self._recreating, return_exceptions=True)
+        await self._drop()
 
     async def _drop(self) -> None:
-        if self._inbox is not None:
-            await self._inbox.unsubscribe()
-            self._inbox = None
+        inbox, self._inbox = self._inbox, None
+        if inbox is not None:
+            await inbox.unsubscribe()
+        name, self._name = self._name, ""
+        if not name:
+            return
         with contextlib.suppress(NotSent):  # else the server drops it after INACTIVE_S
             await self._connection.publish(
-                f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._name}", reply=self._connection.new_inbox()
+                f"$JS.API.CONSUMER.DELETE.{self._stream}.{name}", reply=self._connection.new_inbox()
             )
 
     def _on_message(self, message: Msg) -> None:
-        self._heard_at = boottime()
+        self._heard_at = self._alive_at = boottime()
         self._queue.append(message)
         self._arrived.set()
 

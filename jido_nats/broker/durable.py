@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 
 from nats.aio.msg import Msg
 
+from jido_nats.broker.clock import boottime
 from jido_nats.broker.connection import Connection, Subscription
 from jido_nats.broker.consumers import (
     BATCH,
@@ -27,7 +28,7 @@ from jido_nats.broker.consumers import (
     pull,
 )
 from jido_nats.broker.jetstream import CONSUMER_NOT_FOUND, JetStreamError, api, settled
-from jido_nats.errors import NotFound, NotSent, OutcomeUnknown
+from jido_nats.errors import ConfigurationError, NotFound, NotSent, OutcomeUnknown
 
 ACK_WAIT_S: Final = 6
 _NS: Final = 1_000_000_000
@@ -47,16 +48,18 @@ class DurableConsumer:
         self._arrived = asyncio.Event()
         self._unacknowledged: Msg | None = None
         self._outstanding = 0
+        # When the server last showed a sign of life, or was asked for one.
+        self._alive_at = boottime()
         self._keeper: asyncio.Task[None] | None = None
         self.position = 0
         self.caught_up = False
 
     async def __aenter__(self) -> Self:
-        self._connection.on_up(self._on_up)
         info = await settled(self._connection, self._open)
         self.position = info["ack_floor"]["stream_seq"]
         self.caught_up = info["num_pending"] == 0 and info["num_ack_pending"] == 0
         self._inbox = await self._connection.subscribe(self._connection.new_inbox(), self._on_message)
+        self._connection.on_up(self._on_up)
         self._keeper = asyncio.create_task(self._keep_alive(), name=f"durable {self._durable}: in progress")
         return self
 
@@ -66,6 +69,7 @@ class DurableConsumer:
         self._connection.off_up(self._on_up)
         if self._keeper is not None:
             self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
         await self._answer(b"-NAK")  # the next reader gets it at once, and what came while this one was leaving
         if self._inbox is not None:
             await self._inbox.unsubscribe()
@@ -122,18 +126,18 @@ class DurableConsumer:
                 await self._ask()
             self._arrived.clear()
             try:
-                async with asyncio.timeout(SILENCE_MAX_S):
+                async with asyncio.timeout(self._alive_at + SILENCE_MAX_S - boottime()):
                     await self._arrived.wait()
             except TimeoutError:
                 await settled(self._connection, self._check)
-                self._outstanding = 0
+                self._alive_at, self._outstanding = boottime(), 0
         return self._queue.popleft()
 
     async def _ask(self) -> None:
         assert self._inbox is not None
         try:
             await pull(self._connection, self._stream, self._durable, self._inbox.subject, BATCH)
-            self._outstanding = BATCH
+            self._alive_at, self._outstanding = boottime(), BATCH
         except NotSent:
             await self._connection.wait_up()
 
@@ -146,10 +150,6 @@ class DurableConsumer:
             await asyncio.sleep(RECREATE_WAIT_S)
 
     async def _open(self) -> dict[str, Any]:
-        try:
-            return await self._check()
-        except NotFound:
-            pass
         config = {
             "name": self._durable,
             "durable_name": self._durable,
@@ -157,9 +157,25 @@ class DurableConsumer:
             "ack_wait": ACK_WAIT_S * _NS,
             "max_ack_pending": 1,
             **filter_config(self._filters),
-            **self._start.config(),
         }
+        try:
+            found = await self._check()
+        except NotFound:
+            config |= self._start.config()
+        else:
+            self._refuse_another(config, found["config"])
+            return found
         return await create_consumer(self._connection, self._stream, config, self._filters)
+
+    def _refuse_another(self, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+        """`ConfigurationError` where the durable of that name reads something else, or otherwise."""
+        fields = ("filter_subject", "filter_subjects", "ack_policy", "max_ack_pending")
+        differing = [f"{name} {found.get(name)!r}" for name in fields if found.get(name) != wanted.get(name)]
+        if differing:
+            raise ConfigurationError(
+                f"the durable consumer {self._durable} is there already, for something else ({', '.join(differing)}); "
+                f"choose another name, or delete it: nats consumer rm {self._stream} {self._durable}"
+            )
 
     async def _check(self) -> dict[str, Any]:
         try:
@@ -185,6 +201,7 @@ class DurableConsumer:
                     await self._connection.publish(self._unacknowledged.reply, b"+WPI")
 
     def _on_message(self, message: Msg) -> None:
+        self._alive_at = boottime()
         self._queue.append(message)
         self._arrived.set()
 

@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 
 from jido_nats.broker.connection import Connection, Subscription
 from jido_nats.core.subjects import is_inbox
-from jido_nats.errors import JidoError
+from jido_nats.errors import JidoError, TooLarge
 
 QUEUE_GROUP: Final = "q"
 ERROR_CODE: Final = "Nats-Service-Error-Code"
@@ -61,7 +61,7 @@ class Endpoint:
 
 
 class Endpoints:
-    """The service; an `overloaded` handler answers what is beyond `in_flight_max`."""
+    """The service; `overloaded` answers what is beyond `in_flight_max`, `too_large` what the server does not take."""
 
     def __init__(
         self,
@@ -73,12 +73,14 @@ class Endpoints:
         description: str,
         in_flight_max: int,
         overloaded: Callable[[Request], Reply],
+        too_large: Callable[[], Reply],
     ) -> None:
         self._connection = connection
         self._identity = {"name": name, "id": service_id, "version": version, "metadata": {}}
         self._description = description
         self._in_flight_max = in_flight_max
         self._overloaded = overloaded
+        self._too_large = too_large
         self._started = datetime.now(UTC)
         self._endpoints: list[Endpoint] = []
         self._hidden: list[Endpoint] = []
@@ -105,22 +107,25 @@ class Endpoints:
             )
 
     async def shut(self, endpoint: Endpoint) -> None:
-        """Leave the queue group of one endpoint; what is in flight is answered."""
-        if endpoint.subscription is not None:
-            subscription, endpoint.subscription = endpoint.subscription, None
-            await subscription.unsubscribe()
+        """Leave the queue group of one endpoint; what is in flight, or on its way here, is answered."""
+        await self._leave([endpoint])
+
+    async def _leave(self, endpoints: list[Endpoint]) -> None:
+        left = [e.subscription for e in endpoints if e.subscription is not None]
+        for endpoint in endpoints:
+            endpoint.subscription = None
+        await self._connection.unsubscribe(left)
 
     async def stop(self, timeout_s: float) -> None:
         """Take nothing more, and wait for what is in flight, at most `timeout_s`."""
         self._stopped = True
-        for endpoint in [*self._endpoints, *self._hidden]:
-            await self.shut(endpoint)
-        for subscription in self._monitoring:
-            await subscription.unsubscribe()
+        await self._leave([*self._endpoints, *self._hidden])
+        await self._connection.unsubscribe(self._monitoring)
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=timeout_s)
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _on_request(self, endpoint: Endpoint, message: Msg) -> None:
         if not is_inbox(message.reply):
@@ -155,6 +160,10 @@ class Endpoints:
             endpoint.last_error = f"{status}:{text}"
         try:
             await self._connection.publish(reply_to, reply.data, headers=headers)
+        except TooLarge as error:
+            log.warning("a reply is too large", extra={"subject": endpoint.subject, "error": str(error)})
+            if reply.error is None:
+                await self._respond(endpoint, reply_to, self._too_large(), time.perf_counter_ns())
         except JidoError as error:
             log.warning("a reply could not be sent", extra={"error": str(error)})
         endpoint.processing_ns += time.perf_counter_ns() - started

@@ -149,7 +149,8 @@ class EventLog:
         wanted = f"{session_id}.1.session_created"
         for window in SEARCH_WINDOWS:
             start = Start.at(first - window)
-            async with OrderedConsumer(self._connection, self.stream, [subjects.EVENTS], start) as consumer:
+            both = [subjects.EVENTS, subjects.session(session_id)]  # the second, so that the reading comes to `first`
+            async with OrderedConsumer(self._connection, self.stream, both, start) as consumer:
                 while consumer.position < first:
                     message = await consumer.next()
                     if message.headers.get(MESSAGE_ID) == wanted:

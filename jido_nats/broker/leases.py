@@ -75,6 +75,7 @@ class Lease:
         self._info = info
         self._manager_id = info().manager_id
         self._deadline = 0.0
+        self._revision = 0
         self.held_since: float | None = None
         self._thread = threading.Thread(target=self._run, name=f"lease {self._manager_id}", daemon=True)
         self._started: asyncio.Future[None] | None = None
@@ -121,12 +122,9 @@ class Lease:
         except JidoError as error:
             self._home.call_soon_threadsafe(_fail, self._started, error)
             return
-        revision = 0
         try:
             while not self._stop.is_set():
-                renewed = await self._renew(connection, revision)
-                revision = renewed if renewed is not None else revision
-                wait_s = self._lease_s / RENEWALS_PER_LEASE if renewed is not None else RETRY_WAIT_S
+                wait_s = self._lease_s / RENEWALS_PER_LEASE if await self._renew(connection) else RETRY_WAIT_S
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait_s):
                         await self._stop.wait()
@@ -134,25 +132,26 @@ class Lease:
         finally:
             await connection.close()
 
-    async def _renew(self, connection: Connection, revision: int) -> int | None:
-        """One renewal over `revision`; the new revision, or None where it has to be tried again."""
+    async def _renew(self, connection: Connection) -> bool:
+        """One renewal, over the last revision; False where it has to be tried again, soon."""
         sent_at = boottime()
-        headers = {EXPECTED_SEQUENCE: str(revision), MESSAGE_TTL: f"{self._lease_s}s"}
+        headers = {EXPECTED_SEQUENCE: str(self._revision), MESSAGE_TTL: f"{self._lease_s}s"}
         subject = subjects.key(self._bucket, self._manager_id)
         timeout_s = min(2.0, self._lease_s / RENEWALS_PER_LEASE)
         try:
-            revision = await store(connection, subject, codec.encode(self._info()), headers, timeout_s=timeout_s)
+            self._revision = await store(connection, subject, codec.encode(self._info()), headers, timeout_s=timeout_s)
         except Conflict:
-            return await self._last_revision(connection)
+            await self._read_revision(connection)
+            return False
         except (NotSent, OutcomeUnknown):
-            return None
+            return False
         anew, first = not self.valid, self.held_since is None
         if anew:  # before the deadline: whoever sees a valid lease has to see that it is another one
             self.held_since = boottime()
         self._deadline = sent_at + self._lease_s
         if anew:
             self._tell_acquired(first)
-        return revision
+        return True
 
     def _tell_acquired(self, first: bool) -> None:
         assert self._home is not None and self._started is not None
@@ -162,13 +161,12 @@ class Lease:
             else:
                 self._home.call_soon_threadsafe(self._on_renewed)
 
-    async def _last_revision(self, connection: Connection) -> int | None:
+    async def _read_revision(self, connection: Connection) -> None:
         """What is there now: a renewal of ours that got no answer, or the marker of its expiry."""
         stream = subjects.bucket_stream(self._bucket)
         with contextlib.suppress(JidoError):
             message = await last_message(connection, stream, subjects.key(self._bucket, self._manager_id))
-            return 0 if message is None else message.sequence
-        return None
+            self._revision = 0 if message is None else message.sequence
 
     async def _take_away(self, connection: Connection) -> None:
         self._deadline = 0.0
@@ -200,16 +198,37 @@ class Leases:
     def apply(self, message: Delivered) -> bool:
         """Take a followed message in; True where a manager has gone."""
         manager_id = subjects.session_of(message.subject)
-        if message.data and MARKER_REASON not in message.headers:
-            self.managers[manager_id] = codec.decode(message.data, ManagerInfo)
-            return False
-        return self.managers.pop(manager_id, None) is not None
+        info = _info_in(message)
+        if info is None:
+            return self.managers.pop(manager_id, None) is not None
+        self.managers[manager_id] = info
+        return False
 
     async def is_alive(self, manager_id: str) -> bool:
         """Whether that manager has a lease, read at the leader."""
+        if not subjects.is_token(manager_id):  # somebody else's record, or claim
+            return False
         subject = subjects.key(self._bucket, manager_id)
         message = await settled(self._connection, lambda: last_message(self._connection, self._stream, subject))
         return message is not None and bool(message.data)
+
+
+def lease_time(message: Delivered) -> int | None:
+    """For how many seconds the lease in a followed message holds; None for the end of one."""
+    if not message.data or MARKER_REASON in message.headers:
+        return None
+    return int(message.headers.get(MESSAGE_TTL, "0s").rstrip("s")) or None
+
+
+def _info_in(message: Delivered) -> ManagerInfo | None:
+    """What a manager says of itself; None for the end of its lease, and for what is somebody else's entry."""
+    if not message.data or MARKER_REASON in message.headers:
+        return None
+    try:
+        return codec.decode(message.data, ManagerInfo)
+    except codec.DecodeError as error:
+        log.warning("an entry of the bucket is no lease", extra={"subject": message.subject, "error": str(error)})
+        return None
 
 
 def _succeed(future: "asyncio.Future[None]") -> None:

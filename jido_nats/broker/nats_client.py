@@ -7,6 +7,7 @@ from typing import Any, Final
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 SEND_BUFFER_BYTES_MAX: Final = 2 * 1024 * 1024
 
@@ -42,6 +43,10 @@ class NatsClient(Client):
             await self._flush_pending(force_flush=True)
         elif self._flush_queue.empty():
             self._flush_queue.put_nowait(_nobody_waits())
+
+    async def pause(self, subscription: Subscription) -> None:
+        """Tell the server that no more is wanted, and deliver what comes all the same until it is unsubscribed."""
+        await self._send_unsubscribe(subscription._id, 0)
 
     async def _process_msg(self, sid: int, subject: Any, reply: Any, data: Any, headers: Any) -> None:
         subscription = self._subs.get(sid)

@@ -11,6 +11,8 @@ from jido_nats.core.output import Output, Said
 
 # No stream is called `none`, so plain subscribers hear a message that asks for it and no stream stores it (measured).
 _NOT_STORED: Final = {"Nats-Expected-Stream": "none"}
+# Message id, content type, traceparent, and what NATS adds.
+HEADER_BYTES_MAX: Final = 1024
 
 
 class OutputLog:
@@ -19,6 +21,11 @@ class OutputLog:
     def __init__(self, connection: Connection, encoding: Encoding) -> None:
         self._connection = connection
         self._encoding = encoding
+
+    @property
+    def payload_bytes_max(self) -> int:
+        """What a payload may have beside our headers."""
+        return self._connection.max_payload - HEADER_BYTES_MAX
 
     def encode(self, said: Said) -> bytes:
         """The payload."""

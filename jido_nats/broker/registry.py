@@ -62,7 +62,7 @@ class Registry:
         message = await settled(self._connection, lambda: last_message(self._connection, self.stream, subject))
         if message is None:
             return Entry(session_id, NO_REVISION, None)
-        return Entry(session_id, message.sequence, _record(message.data))
+        return Entry(session_id, message.sequence, _record(session_id, message.data))
 
     def follow(self, session_id: str | None = None, *, linger_s: float = 0.0) -> OrderedConsumer:
         """Every entry there is (or one session's), then every change; `entry_of` reads its messages."""
@@ -93,15 +93,20 @@ class Registry:
 
 def entry_of(message: Delivered) -> Entry:
     """The entry that a followed message is; one that was deleted or has expired has no record."""
-    return Entry(subjects.session_of(message.subject), message.sequence, _record(message.data))
+    session_id = subjects.session_of(message.subject)
+    return Entry(session_id, message.sequence, _record(session_id, message.data))
 
 
-def _record(data: bytes) -> SessionRecord | None:
+def _record(key: str, data: bytes) -> SessionRecord | None:
     """The record, or None for a marker (which has no data) and for what is no record (somebody else's entry)."""
     if not data:
         return None
     try:
-        return codec.decode(data, SessionRecord)
+        record = codec.decode(data, SessionRecord)
     except codec.DecodeError as error:
-        log.error("an entry of the bucket is not a session record", extra={"error": str(error)})
+        log.error("an entry of the bucket is not a session record", extra={"key": key, "error": str(error)})
         return None
+    if record.session_id != key:
+        log.error("an entry of the bucket is another session's record", extra={"key": key})
+        return None
+    return record

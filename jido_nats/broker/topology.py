@@ -17,11 +17,9 @@ SERVER_VERSION_MIN: Final = (2, 12, 0)
 _NS: Final = 1_000_000_000
 _NAME_IN_USE: Final = 10058
 # Limits that may grow: -1 and 0 mean none. Shrinking one would remove what is stored, so it is refused.
-_GROWING: Final = frozenset(
-    {"max_age", "max_bytes", "max_msgs", "max_msgs_per_subject", "max_msg_size", "subject_delete_marker_ttl"}
-)
-_FREE: Final = frozenset({"duplicate_window", "num_replicas", "description", "allow_direct"})
-_ENABLING: Final = frozenset({"allow_msg_ttl", "allow_rollup_hdrs"})
+_GROWING: Final = frozenset({"max_age", "max_bytes", "max_msgs", "max_msgs_per_subject", "max_msg_size"})
+_FREE: Final = frozenset({"duplicate_window", "max_consumers", "num_replicas", "description", "allow_direct"})
+_ENABLING: Final = frozenset({"allow_msg_ttl", "allow_rollup_hdrs", "deny_delete", "deny_purge"})
 _NO_LIMIT: Final = (0, -1)
 
 
@@ -68,7 +66,7 @@ def designed(settings: Settings) -> list[dict[str, Any]]:
         "subjects": [subjects.EVENTS, subjects.ALL_SESSIONS, subjects.ALL_FENCES],
         "max_age": settings.retention_s * _NS,
         "max_bytes": settings.events_bytes_max,
-        "duplicate_window": settings.duplicate_window_s * _NS,
+        "duplicate_window": min(settings.duplicate_window_s, settings.retention_s) * _NS,
         "max_consumers": settings.consumers_max,
         "allow_direct": True,
         "deny_delete": True,
@@ -109,7 +107,7 @@ def _bucket(name: str, description: str, marker_ttl_s: int) -> dict[str, Any]:
     return {
         "name": subjects.bucket_stream(name),
         "description": description,
-        "subjects": [subjects.all_keys(name)],
+        "subjects": [subjects.bucket_subjects(name)],
         "max_msgs_per_subject": 1,
         "max_consumers": -1,
         "discard": "new",
@@ -150,6 +148,8 @@ async def _declare_stream(connection: Connection, wanted: dict[str, Any]) -> Non
 
 
 def _is_safe(field: str, want: Any, have: Any) -> bool:
+    if field == "subject_delete_marker_ttl":
+        return bool(want > have)  # 0: none
     if field in _GROWING:
         return want in _NO_LIMIT or (have not in _NO_LIMIT and want > have)
     return field in _FREE or (field in _ENABLING and want is True)

@@ -1,10 +1,11 @@
 """Requests and replies of the API. Unknown fields of a request are refused: a typing error must not be ignored."""
 
-from typing import Any, Final
+import math
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-from jido_nats.core.codec import DecodeError, check_plain, encode
+from jido_nats.core.codec import DecodeError, check_plain, decode, encode
 from jido_nats.core.events import Event
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.settings import Settings
@@ -21,6 +22,8 @@ ROLE_LENGTH_MAX: Final = 64
 MESSAGE_ID_LENGTH_MAX: Final = 128
 LIMITS: Final = ("idle_after_s", "idle_timeout_s", "max_lifetime_s")
 LIMIT_MAX_S: Final = 10 * 365 * 24 * 3600
+
+R = TypeVar("R", bound=msgspec.Struct)
 
 
 class Empty(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -126,7 +129,36 @@ class ErrorReply(msgspec.Struct, frozen=True):
     error: ErrorDetail
 
 
-def check_create(request: CreateRequest, size_max: int) -> None:
+def checked(request: R) -> R:
+    """A copy of a request that was made in Python, as it comes over NATS: what its maker changes later is not in it.
+
+    `BadRequest` where it cannot be sent, or no manager could carry it out (whatever its settings have room for).
+    """
+    try:
+        for name, value in msgspec.structs.asdict(request).items():
+            check_plain(value, name)
+        copy = decode(encode(request), type(request))
+    except DecodeError as error:
+        raise BadRequest(str(error)) from error
+    _check(copy)
+    return copy
+
+
+def _check(request: msgspec.Struct) -> None:
+    match request:
+        case CreateRequest():
+            check_create(request, math.inf)
+        case ListRequest():
+            check_list(request)
+        case HistoryRequest():
+            check_history(request)
+        case TerminateRequest():
+            check_terminate(request)
+        case SendRequest():
+            check_send(request)
+
+
+def check_create(request: CreateRequest, size_max: float) -> None:
     """`BadRequest` or `TooLarge` unless a session can be made of the request.
 
     `size_max`: bytes that `metadata` and `llm_config` may have together, as JSON.

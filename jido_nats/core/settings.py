@@ -60,8 +60,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         for name in _LIMITS:
             if (limit := getattr(self, name)) is not None and not 0 <= limit < math.inf:
                 raise ValueError(f"{name} cannot be less than 0, and has to be finite")
-        if self.duplicate_window_s > self.retention_s:
-            raise ValueError("duplicate_window_s cannot be longer than retention_s")
         if not 1 <= self.replicas <= 5:
             raise ValueError("replicas has to be 1 to 5")
 

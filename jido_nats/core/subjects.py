@@ -16,6 +16,8 @@ ALL_FENCES: Final = "jido.fence.*"
 
 CREATE: Final = "jido.session.create"
 LIST: Final = "jido.session.list"
+# The commands about no one session; the others' subject ends with the session's id.
+ABOUT_NO_SESSION: Final = {"create": CREATE, "list": LIST}
 
 EVENTS_STREAM: Final = "JIDO_CLIENT"
 OUTPUT_STREAM: Final = "JIDO_OUTPUT"
@@ -74,8 +76,8 @@ def session_of(subject: str) -> str:
 
 
 def command(verb: str, session_id: str) -> str:
-    """The subject of a command about one session; all: `all_commands`."""
-    return f"jido.session.{verb}.{check_session_id(session_id)}"
+    """The subject of a command, about one session or, with "", about none; all: `all_commands`."""
+    return ABOUT_NO_SESSION.get(verb) or f"jido.session.{verb}.{check_session_id(session_id)}"
 
 
 def all_commands(verb: str) -> str:
@@ -94,12 +96,17 @@ def all_forwarded(manager_id: str) -> str:
 
 
 def key(bucket: str, name: str) -> str:
-    """The subject of one key of a bucket; all: `all_keys`."""
-    return f"$KV.{bucket}.{name}"
+    """The subject of one key (a session's or a manager's id) of a bucket; all: `all_keys`."""
+    return f"$KV.{bucket}.{check_session_id(name)}"
 
 
 def all_keys(bucket: str) -> str:
     """The subject of every key of a bucket."""
+    return f"$KV.{bucket}.*"
+
+
+def bucket_subjects(bucket: str) -> str:
+    """What the stream that a bucket is has to take, as every NATS client makes it."""
     return f"$KV.{bucket}.>"
 
 

@@ -107,16 +107,20 @@ class Program:
 
     async def _run(self, session: Session, group: ProcessGroup) -> None:
         talk = _Talk(session, group, self._turns, whole_protocol=self._whole_protocol)
-        cancelled = False
+        cancelled, trouble = False, None
         try:
             await group.connect()
             talk.start(self._wait_ready)
             await group.wait_exited()
         except asyncio.CancelledError:
             cancelled = True
+        except OSError as error:  # no descriptor is free, say: what has started is ended
+            trouble = f"{self._argv[0]} cannot be talked to: {error.strerror or error}"
         forced = await _uninterrupted(self._end(group, talk))
         if forced and cancelled:
             raise WorkerKilled
+        if trouble:
+            raise WorkerFailed(trouble)
         if group.returncode and (talk.failure or not cancelled):
             raise WorkerFailed(talk.failure or _how_it_ended(group.returncode, talk.last_errors()))
         if cancelled:

@@ -192,12 +192,19 @@ async def _managers(patient: Patient) -> Findings:
 async def _sessions(patient: Patient) -> Findings:
     registry = Registry(patient.connection, patient.settings.sessions_bucket, terminated_ttl_s=0)
     until = await registry.last_position()
+    foreign: list[str] = []
     if until:
         async with registry.follow() as consumer:
             while consumer.position < until:
-                entry = entry_of(await consumer.next())
+                message = await consumer.next()
+                entry = entry_of(message)
+                if message.data and entry.record is None:
+                    foreign.append(entry.session_id)
                 if entry.record is not None and not entry.record.sealed:
                     patient.records[entry.session_id] = entry.record
+    if foreign:
+        text = f"{len(foreign)} entries of {patient.settings.sessions_bucket} are no records ({_some(foreign)}): "
+        yield Finding(Level.WARNING, "sessions", text + "nobody ends them; delete what is not a session")
     live = sum(record.status is not Status.TERMINATED for record in patient.records.values())
     orphans = [r.session_id for r in patient.records.values() if r.owner not in patient.leases.managers]
     if "leases" not in patient.seen:

@@ -85,9 +85,9 @@ class Shower:
         line = Text(f"{message.sequence:>6} ", "dim") if message.sequence else Text()
         line.append(f"{_clock(said.created_at)}", "dim").append(f" {_brief(said.session_id)} ")
         if isinstance(said, ConversationAdded):
-            line.append(f"{said.role}: ", "bold").append(_text(said.content))
+            line.append(f"{printable(said.role)}: ", "bold").append(_text(said.content))
         else:
-            line.append(f"{said.name} ", "cyan").append(_text(said.data))
+            line.append(f"{printable(said.name)} ", "cyan").append(_text(said.data))
         self.console.print(line)
 
     def sent(self, reply: SendReply) -> None:
@@ -129,16 +129,18 @@ class Shower:
         if self.as_json:
             _print_json({"level": level, "check": check, "says": says})
         else:
-            self.console.print(Text.assemble((f"{level:<8}", LEVEL_STYLES[level]), (f"{check:<11}", "bold"), says))
+            self.console.print(
+                Text.assemble((f"{level:<8}", LEVEL_STYLES[level]), (f"{check:<11}", "bold"), printable(says))
+            )
 
     def violation(self, finding: Finding) -> None:
         """One line of the conformance check's; what is only noted goes to stderr."""
         if finding.note:
-            sys.stderr.write(f"{finding}\n")
+            sys.stderr.write(f"{printable(str(finding))}\n")
         elif self.as_json:
             _print_json(finding)
         else:
-            self.console.print(Text(str(finding)))
+            self.console.print(Text(printable(str(finding))))
 
     def say(self, text: str, style: str = "") -> None:
         """A sentence for people; not printed among JSON."""

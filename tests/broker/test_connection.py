@@ -214,3 +214,41 @@ async def answers(connection: Connection) -> bool:
         return bool((await connection.request("$JS.API.INFO", timeout_s=1)).data)
     except (NotSent, OutcomeUnknown):
         return False
+
+
+async def test_a_subscription_that_is_made_while_it_reconnects_hears(
+    server: LocalServer, stranger: Stranger, connection: Connection
+) -> None:
+    late: list[str] = []
+    heard: set[str] = set()
+    for number in range(1500):  # more than nats-py takes without giving others a turn
+        await connection.subscribe(f"early.{number}", lambda message: None)
+
+    async def subscribe_more() -> None:
+        while not late or not connection.connected:
+            if not connection.connected:
+                late.append(f"late.{len(late)}")
+                await connection.subscribe(late[-1], lambda message: heard.add(message.subject))
+            await asyncio.sleep(0)
+
+    more = asyncio.create_task(subscribe_more())
+    connection._lost.set()
+    await more
+
+    for subject in late:
+        await stranger.nc.publish(subject, b"x")
+    await eventually(lambda: heard == set(late))
+
+
+async def test_what_is_on_its_way_is_heard_by_who_unsubscribes(stranger: Stranger, connection: Connection) -> None:
+    heard: list[bytes] = []
+    for _ in range(20):
+        subscription = await connection.subscribe("a", lambda message: heard.append(message.data))
+        await connection.flush()
+        for _ in range(100):
+            await stranger.nc.publish("a", b"x")
+        await stranger.flush()  # the server has them all
+
+        await connection.unsubscribe([subscription])
+
+    assert len(heard) == 20 * 100

@@ -1,14 +1,17 @@
 """Reading a stream through everything that happens to servers and consumers: no gap, no repeat, in order."""
 
 import asyncio
+from typing import Any
 
 import pytest
+from nats.js.api import ConsumerConfig
 
 from jido_nats import LocalServer
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumers import Delivered, OrderedConsumer, Start, parse_ack_subject
 from jido_nats.broker.durable import DurableConsumer
-from jido_nats.errors import NotFound, PositionTooOld
+from jido_nats.broker.jetstream import JetStreamError
+from jido_nats.errors import ConfigurationError, NotFound, PositionTooOld
 from tests.support import Stranger, eventually
 
 ALL = Start()
@@ -182,7 +185,7 @@ async def test_a_durable_that_has_read_all_is_caught_up(connection: Connection, 
 
 async def test_the_next_reader_of_a_durable_does_not_wait_for_the_last(connection: Connection, stream: str) -> None:
     for sequence in (1, 2, 3):
-        async with asyncio.timeout(2), DurableConsumer(connection, stream, "d", ["t.*"], ALL) as consumer:
+        async with asyncio.timeout(5), DurableConsumer(connection, stream, "d", ["t.*"], ALL) as consumer:
             assert await read(consumer, 1) == [sequence]
             await consumer.acknowledge()
 
@@ -228,3 +231,63 @@ async def has_no_consumers(stranger: Stranger) -> bool:
 async def delete_consumers(stranger: Stranger) -> None:
     for name in await consumer_names(stranger):
         await stranger.js.delete_consumer("T", name)
+
+
+async def test_a_reader_that_gives_up_often_hears_on_after_a_restart(
+    server: LocalServer, stranger: Stranger, connection: Connection, stream: str
+) -> None:
+    async with OrderedConsumer(connection, stream, ["t.*"], ALL) as consumer:
+        await read(consumer, 10)
+        await restart(server, stranger)
+        await publish(stranger, 1)
+
+        assert await eventually(lambda: polled(consumer)) == 11
+
+
+async def test_a_reader_that_gives_up_often_notices_a_consumer_that_is_gone(
+    stranger: Stranger, connection: Connection, stream: str
+) -> None:
+    async with OrderedConsumer(connection, stream, ["t.*"], ALL) as consumer:
+        await read(consumer, 10)
+        await stranger.js.delete_consumer(stream, consumer._name)
+        await publish(stranger, 1)
+
+        assert await eventually(lambda: polled(consumer)) == 11
+
+
+async def polled(consumer: OrderedConsumer) -> int | None:
+    """The next message's sequence, unless it takes a tenth of a second."""
+    try:
+        async with asyncio.timeout(0.1):
+            return (await consumer.next()).sequence
+    except TimeoutError:
+        return None
+
+
+async def test_a_reader_that_cannot_begin_leaves_nothing_behind(connection: Connection, stream: str) -> None:
+    before = (list(connection._on_up), list(connection._subscriptions))
+
+    with pytest.raises(PositionTooOld, match="ends at 10"):
+        async with OrderedConsumer(connection, stream, ["t.*"], Start.at(99), strict=True):
+            pass
+    with pytest.raises(JetStreamError):
+        async with OrderedConsumer(connection, stream, ["t.*", "t.*"], ALL):  # subjects that overlap
+            pass
+
+    assert (connection._on_up, connection._subscriptions) == before
+
+
+@pytest.mark.parametrize(
+    ("differs", "named"),
+    [({"filter_subject": "t.b"}, "filter_subject"), ({"max_ack_pending": 5}, "max_ack_pending")],
+)
+async def test_a_durable_that_is_there_for_something_else_is_refused(
+    stranger: Stranger, connection: Connection, stream: str, differs: dict[str, Any], named: str
+) -> None:
+    designed = {"durable_name": "d", "ack_policy": "explicit", "max_ack_pending": 1, "filter_subject": "t.a"}
+    config = ConsumerConfig(**{**designed, **differs})
+    await stranger.js.add_consumer(stream, config)
+
+    with pytest.raises(ConfigurationError, match=named):
+        async with DurableConsumer(connection, stream, "d", ["t.a"], ALL):
+            pass

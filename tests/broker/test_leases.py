@@ -81,10 +81,10 @@ async def test_a_lease_expires_when_its_holder_was_killed(server: LocalServer, s
 
 
 async def test_a_blocked_event_loop_does_not_cost_the_lease(server: LocalServer, leases: Leases) -> None:
-    async with lease_at(server.url, lease_s=1) as lease:
+    async with lease_at(server.url, lease_s=3) as lease:
         since = lease.held_since
 
-        time.sleep(1.5)  # what a worker that blocks does
+        time.sleep(4.0)  # what a worker that blocks does
 
         assert (lease.valid, lease.held_since) == (True, since)
         assert await leases.is_alive("m1")
@@ -150,3 +150,33 @@ async def managers(stranger: Stranger) -> list[str]:
 
 async def none_left(stranger: Stranger) -> bool:
     return not await managers(stranger)
+
+
+async def test_what_is_no_lease_is_passed_over(server: LocalServer, stranger: Stranger, leases: Leases) -> None:
+    await stranger.js.publish("$KV.JIDO_MANAGERS.note", b"hello")
+    async with lease_at(server.url), leases.follow() as consumer:
+        for _ in range(2):
+            leases.apply(await consumer.next())
+
+    assert set(leases.managers) == {"m1"}
+
+
+async def test_a_renewal_that_finds_another_revision_is_repeated_soon(
+    server: LocalServer, stranger: Stranger, leases: Leases
+) -> None:
+    async with lease_at(server.url, lease_s=9):
+        first = await revision(stranger)
+        await eventually(lambda: moved_on(stranger, first))
+        renewed = await revision(stranger)
+        await stranger.js.publish("$KV.JIDO_MANAGERS.m1", b"{}", headers={"Nats-TTL": "9s"})
+
+        # The next renewal, 3 s later, is refused, and the one after it has not to wait for as long again.
+        await eventually(lambda: moved_on(stranger, renewed + 1), within_s=5)
+
+
+async def revision(stranger: Stranger) -> int:
+    return (await stranger.js.stream_info("KV_JIDO_MANAGERS")).state.last_seq
+
+
+async def moved_on(stranger: Stranger, since: int) -> bool:
+    return await revision(stranger) > since

@@ -159,3 +159,20 @@ async def test_names_are_settings(stranger: Stranger, connection: Connection) ->
     await topology.declare(connection, Settings(events_stream="E", sessions_bucket="S", managers_bucket="M"))
 
     assert sorted((await stranger.ask("$JS.API.STREAM.NAMES"))["streams"]) == ["E", "JIDO_OUTPUT", "KV_M", "KV_S"]
+
+
+async def test_a_stream_and_a_bucket_made_by_hand_are_adopted(stranger: Stranger, connection: Connection) -> None:
+    subjects = ["jido.client.events", "jido.client.session.*", "jido.fence.*"]
+    await stranger.js.add_stream(name="JIDO_CLIENT", subjects=subjects, max_age=7 * 86_400)
+    await stranger.js.create_key_value(bucket="JIDO_SESSIONS")
+
+    await topology.declare(connection, Settings())
+
+    assert topology.differences(topology.designed(Settings())[0], await config_of(stranger, "JIDO_CLIENT")) == ([], [])
+    assert (await config_of(stranger, "KV_JIDO_SESSIONS"))["subject_delete_marker_ttl"] == 3600 * 10**9
+
+
+async def test_a_duplicate_window_is_no_longer_than_the_retention(stranger: Stranger, connection: Connection) -> None:
+    await topology.declare(connection, Settings(retention_s=60))
+
+    assert (await config_of(stranger, "JIDO_CLIENT"))["duplicate_window"] == 60 * 10**9

@@ -54,7 +54,6 @@ def test_a_flag_that_was_not_given_does_not_win() -> None:
         ('events_stream = "JIDO.CLIENT"', "events_stream"),
         ('sessions_bucket = ""', "sessions_bucket"),
         ("replicas = 6", "replicas"),
-        ("duplicate_window_s = 700000", "duplicate_window_s"),
         ("[lease]\ns = 1", "lease"),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 
 from tests.interop.programs import BUILD_TIMEOUT_S, CACHE, REQUIRED
 
-NATS_CLI: Final = "github.com/nats-io/natscli/nats@latest"
+NATS_CLI: Final = "github.com/nats-io/natscli/nats@v0.5.1"
 ASYNCAPI: Final = "@asyncapi/specs@6.11.1"
 
 

@@ -1,6 +1,7 @@
 """The request-reply API as a stock client meets it: every kind of bad input, encodings, list, the micro service."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -9,7 +10,7 @@ from nats.aio.msg import Msg
 
 from jido_nats import LocalServer, SessionManager, Settings
 from tests.conftest import StartManager
-from tests.support import Stranger, eventually, wait_for_ever
+from tests.support import Stranger, eventually, stranger_at, wait_for_ever
 
 CREATE = "jido.session.create"
 MSGPACK = {"Content-Type": "application/msgpack"}
@@ -282,3 +283,65 @@ async def settled(stranger: Stranger) -> bool:
     """Nothing is still being written about s1: an end is sealed."""
     record = await stranger.record("s1")
     return record is not None and (record["status"] != "terminated" or record.get("sealed", False))
+
+
+async def test_no_request_is_lost_when_a_manager_leaves(
+    server: LocalServer, stranger: Stranger, start_manager: StartManager
+) -> None:
+    await start_manager()
+    await stranger.create("s1")
+    done = asyncio.Event()
+
+    async def ask() -> list[bytes]:
+        answers = []
+        while not done.is_set():
+            answers.append((await stranger.request("jido.session.get.s1")).data)
+        return answers
+
+    asking = [asyncio.create_task(ask()) for _ in range(20)]
+    for _ in range(5):
+        async with SessionManager.connect(server.url, worker=wait_for_ever, settings=Settings(lease_s=2)) as leaving:
+            await leaving.start_serving()
+            await eventually(partial(has_answered, leaving, 50))
+    done.set()
+
+    for task in asking:
+        assert all(b'"status":"active"' in answer for answer in await task)
+
+
+def has_answered(manager: SessionManager, number: int) -> bool:
+    return sum(manager.stats.commands["get"].counts) > number
+
+
+async def test_pages_fit_into_what_the_server_takes() -> None:
+    async with LocalServer(config="max_payload: 16384") as small, stranger_at(small.url) as stranger:
+        async with SessionManager.connect(small.url, worker=wait_for_ever) as manager:
+            await manager.start_serving()
+            for number in range(20):
+                await manager.create_session(session_id=f"s{number:02}", metadata={"x": "y" * 2000})
+
+            found: list[str] = []
+            cursor: dict[str, str] = {}
+            while True:
+                page = await stranger.ask("jido.session.list", {"limit": 1000, **cursor})
+                found += [session["session_id"] for session in page["sessions"]]
+                if "next_cursor" not in page:
+                    break
+                cursor = {"cursor": page["next_cursor"]}
+
+    assert found == [f"s{number:02}" for number in range(20)]
+
+
+async def test_an_answer_that_the_server_would_not_take_is_an_error() -> None:
+    async with LocalServer(config="max_payload: 4096") as small, stranger_at(small.url) as stranger:
+        async with SessionManager.connect(small.url, worker=wait_for_ever) as manager:
+            await manager.start_serving()
+            await manager.create_session(session_id="s1")
+            for _ in range(20):
+                await manager.idle_session("s1")
+                await manager.activate_session("s1")
+
+            error = (await stranger.ask("jido.session.history.s1", {"limit": 1000}))["error"]
+
+            assert (error["code"], "max_payload" in error["message"]) == ("too_large", True)
+            assert (await stranger.ask("jido.session.history.s1", {"limit": 5}))["next"] == 5

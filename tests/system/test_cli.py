@@ -5,10 +5,10 @@ import json
 import os
 import re
 import signal
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -214,7 +214,7 @@ async def test_nats_url_says_where(server: LocalServer, stranger: Stranger, mana
         (["create", "--llm-config", "{"], "--llm-config takes a JSON object"),
         (["create", "--llm-config", "[]"], "--llm-config takes a JSON object"),
         (["events", "--since", "yesterday"], "'yesterday' is no position"),
-        (["events", "--since", "99999"], "too old"),
+        (["events", "--since", "99999"], "which ends at 3"),
         (["events", "--durable", "a.b"], "durable"),
         (["wait", "nobody"], "no session of that id"),
         (["serve", "--worker", "nothing"], "package.module:callable"),
@@ -249,13 +249,10 @@ async def test_a_bad_file_of_settings_is_told(
 
 
 @pytest.mark.parametrize("command", [["create"], ["serve"]])
-async def test_no_server_is_told_in_time(command: list[str]) -> None:
-    started = time.monotonic()
-
+async def test_no_server_is_told(command: list[str]) -> None:
     finished = await run(*command, "--server", "nats://127.0.0.1:1")
 
     assert "no NATS server answers at nats://127.0.0.1:1" in one_sentence(finished)
-    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize(
@@ -494,3 +491,81 @@ async def processes_about(folder: Path) -> list[int]:
     ps = await asyncio.create_subprocess_exec("ps", "axww", "-o", "pid=,command=", stdout=asyncio.subprocess.PIPE)
     out, _ = await ps.communicate()
     return [int(line.split()[0]) for line in out.decode().splitlines() if str(folder) in line]
+
+
+@pytest.mark.parametrize("last", [b'{"type":"session_paused","session_id":"s1","version":3}', b"rubbish", b""])
+@pytest.mark.parametrize(
+    ("command", "subject"), [("events", "jido.client.events"), ("output", "jido.client.session.s1.output")]
+)
+async def test_no_follow_ends_behind_what_it_does_not_know(
+    server: LocalServer, stranger: Stranger, manager: SessionManager, command: str, subject: str, last: bytes
+) -> None:
+    await stranger.create("s1")
+    await stranger.js.publish(subject, last)
+
+    finished = await run(command, "--since", "all", "--no-follow", "--server", server.url, within_s=10)
+
+    assert finished.code == 0
+    assert len(finished.out.splitlines()) == (2 if command == "events" else 0)
+
+
+async def test_what_others_say_cannot_speak_to_the_terminal(
+    server: LocalServer, stranger: Stranger, manager: SessionManager, puppet: Puppet
+) -> None:
+    await stranger.create("s1")
+    await stranger.ask("jido.session.send.s1", {"role": "\x1b[2Jrole", "content": "\x1b[2Jcontent"})
+    await puppet.sessions["s1"].emit("\x1b[2Jname", "\x1b[2Jdata")
+    await puppet.sessions["s1"].flush()
+    await stranger.js.publish("jido.client.events", b'{"type":"session_created","session_id":"\\u001b[2J","version":1}')
+
+    output = await run("output", "--since", "all", "--no-follow", "--server", server.url)
+    conform = await run("conform", "--server", server.url)
+
+    assert output.out.count("\\x1b[2J") == 4
+    assert "\x1b" not in output.out + conform.out + conform.err
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["create", "--session-id", ""], "session id"),
+        (["create", "--metadata", b"a=\xff"], "metadata holds text that is not valid Unicode"),
+        (["terminate", "s1", "--detail", b"\xff"], "detail holds text that is not valid Unicode"),
+        (["send", "s1", b"\xff"], "content holds text that is not valid Unicode"),
+    ],
+)
+async def test_what_is_no_text_is_refused(server: LocalServer, command: list[Any], told: str) -> None:
+    finished = await run(*map(os.fsdecode, command), "--server", server.url)
+
+    assert (finished.code, finished.out) == (1, "")
+    assert told in one_sentence(finished)
+
+
+async def test_a_full_disk_is_told(server: LocalServer, stranger: Stranger, manager: SessionManager) -> None:
+    await stranger.create("s1")
+
+    for arguments in (["get", "s1"], ["list", "--json"]):
+        with open("/dev/full", "w") as full:
+            process = await asyncio.create_subprocess_exec(
+                JIDO_NATS, *arguments, "--server", server.url, stdout=full, stderr=asyncio.subprocess.PIPE
+            )
+            _, said = await process.communicate()
+
+        assert process.returncode == 1
+        assert said.decode() == "jido-nats: the output cannot be written: No space left on device\n"
+
+
+async def test_standard_input_that_is_no_text_is_refused(server: LocalServer) -> None:
+    process = await asyncio.create_subprocess_exec(
+        JIDO_NATS,
+        "send",
+        "s1",
+        "-",
+        "--server",
+        server.url,
+        stdin=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, said = await process.communicate(b"abc\xff")
+
+    assert said.decode() == "jido-nats: standard input is not valid UTF-8: invalid start byte at byte 3\n"

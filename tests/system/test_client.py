@@ -277,3 +277,25 @@ async def passes_idle(client: Client, waiting: "asyncio.Task[Any]") -> bool:
         await client.idle_session("s1")
         await client.activate_session("s1")
     return waiting.done()
+
+
+async def test_a_manager_is_waited_for_a_while(client: Client, start_manager: StartManager) -> None:
+    asking = asyncio.create_task(client.list_sessions())
+    await asyncio.sleep(0)  # it is asked now, and there is nobody
+
+    await start_manager()
+
+    assert await asking == []
+
+
+@pytest.mark.parametrize("since", ["²", "1.5", "-1", "yesterday", "1w"])
+async def test_what_is_no_position_is_refused(client: Client, since: str) -> None:
+    with pytest.raises(BadRequest, match="is no position"):
+        client.events(since=since)
+
+
+async def test_a_time_without_a_zone_is_this_machine_s(client: Client, manager: SessionManager) -> None:
+    await manager.create_session()
+
+    async with client.events(since=datetime.now() - timedelta(hours=1)) as events:
+        assert (await anext(events)).event.version == 1

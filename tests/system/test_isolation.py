@@ -174,14 +174,14 @@ async def test_a_worker_that_cannot_be_imported_did_not_start(stranger: Stranger
 async def blocks(session: Session) -> None:
     """What `--isolation process` is for."""
     await asyncio.sleep(0.1)  # the create is answered first
-    threading.Event().wait(1.8)
+    threading.Event().wait(4.5)
     await wait_for_ever(session)
 
 
 async def test_a_worker_that_blocks_the_manager_is_named_in_the_log(
     stranger: Stranger, start_manager: StartManager, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await start_manager(blocks, lease_s=1)
+    await start_manager(blocks, lease_s=3)
     await stranger.create("s1")
 
     await eventually(lambda: [record for record in caplog.records if "blocks the manager" in record.getMessage()])

@@ -7,6 +7,8 @@ import msgspec
 import pytest
 
 from jido_nats import Client, LocalServer, SessionManager, takeover
+from jido_nats.errors import TooLarge
+from jido_nats.write_path import SessionWriter
 from tests.conftest import StartManager
 from tests.programs import serving
 from tests.support import Puppet, Stranger, eventually
@@ -204,3 +206,48 @@ async def readable(stranger: Stranger) -> list[dict[str, object]]:
     with contextlib.suppress(Exception):
         return await stranger.stored_events()
     return []
+
+
+@pytest.mark.parametrize("session_id", ["no token", "another", "a.b"])
+async def test_a_record_that_is_none_does_not_hold_up_the_others(
+    stranger: Stranger, start_manager: StartManager, session_id: str
+) -> None:
+    left = {
+        "status": "active",
+        "version": 2,
+        "previous_status": "initializing",
+        "owner": "manager_dead",
+        "created_at": "2025-01-24T10:30:00Z",
+        "updated_at": "2025-01-24T10:30:00Z",
+        "metadata": {},
+    }
+    await start_manager()
+    await stranger.js.publish("$KV.JIDO_SESSIONS.copy", msgspec.json.encode({**left, "session_id": session_id}))
+    await stranger.js.publish("$KV.JIDO_SESSIONS.a.b", msgspec.json.encode({**left, "session_id": "b"}))
+
+    await stranger.js.publish("$KV.JIDO_SESSIONS.s1", msgspec.json.encode({**left, "session_id": "s1"}))
+
+    assert (await stranger.ends("s1"))["reason"] == "owner_lost"
+    assert {s["session_id"] for s in (await stranger.ask("jido.session.list"))["sessions"]} == set()
+
+
+async def test_one_that_cannot_be_taken_over_does_not_hold_up_the_others(
+    server: LocalServer, stranger: Stranger, start_manager: StartManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(server.url, "--lease-s", "2") as program:
+        await asyncio.gather(*(stranger.create(f"s{n}") for n in range(5)))
+        program.process.kill()
+        await program.process.wait()
+    claim = SessionWriter.claim
+
+    async def fails_for_one(self: SessionWriter, **options: bool) -> None:
+        if self.record.session_id == "s2":
+            raise TooLarge("max_payload was lowered")
+        await claim(self, **options)
+
+    monkeypatch.setattr(SessionWriter, "claim", fails_for_one)
+
+    await start_manager()
+
+    await asyncio.gather(*(stranger.ends(f"s{n}") for n in (0, 1, 3, 4)))
+    assert (await stranger.record("s2") or {})["status"] == "active"

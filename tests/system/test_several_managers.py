@@ -201,3 +201,25 @@ async def test_a_session_that_a_defect_broke_is_ended_all_the_same(
         await manager.create_session(session_id="s1")
     await eventually(lambda: all_sealed(manager))
     assert await violations(server) == []
+
+
+async def test_no_create_is_refused_while_another_manager_has_room(
+    server: LocalServer, stranger: Stranger, start_manager: StartManager
+) -> None:
+    full, other = await start_manager(sessions_max=5), await start_manager()
+    await eventually(lambda: full._leases.managers.get(other.manager_id))
+
+    answers = await asyncio.gather(*(stranger.create(f"s{number}") for number in range(60)))
+
+    assert [answer for answer in answers if "error" in answer] == []
+    assert {answer["owner"] for answer in answers} == {full.manager_id, other.manager_id}
+    assert len(full._sessions) == 5
+
+
+async def test_a_manager_with_another_lease_time_is_told_of(
+    start_manager: StartManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    await start_manager(lease_s=2)
+    other = await start_manager(lease_s=3)
+
+    await eventually(lambda: [vars(r) for r in caplog.records if vars(r).get("other") == other.manager_id])

@@ -170,3 +170,27 @@ async def test_a_worker_that_is_not_ready_cannot_go_idle(stranger: Stranger, sta
     await start_manager(hasty, wait_ready=True)
 
     assert "InvalidTransition" in (await stranger.create("s1"))["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "request_"), [("idle", b""), ("activate", b""), ("send", {"role": "user", "content": "hello"})]
+)
+async def test_only_a_terminate_waits_for_the_start(
+    stranger: Stranger, start_manager: StartManager, verb: str, request_: Any
+) -> None:
+    go = asyncio.Event()
+
+    async def takes_its_time(session: Session) -> None:
+        await go.wait()
+        await session.ready()
+        await wait_for_ever(session)
+
+    await start_manager(takes_its_time, wait_ready=True)
+    creating = asyncio.create_task(stranger.create("s1"))
+    await eventually(lambda: stranger.record("s1"))
+
+    refused = (await stranger.ask(f"jido.session.{verb}.s1", request_))["error"]
+
+    go.set()
+    assert (refused["code"], (await creating)["version"]) == ("invalid_transition", 2)
+    assert "initializing" in refused["message"]

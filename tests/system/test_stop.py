@@ -2,13 +2,15 @@
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
 from nats.errors import NoRespondersError
 
-from jido_nats import Session, SessionManager
+from jido_nats import LocalServer, Session, SessionManager
 from tests.conftest import StartManager
+from tests.programs import serving
 from tests.support import Puppet, Stranger, Stubborn, eventually, wait_for_ever
 
 STOPPED = ["1 created", "2 active", "3 terminating", "4 terminated", "4 ended"]
@@ -236,3 +238,19 @@ async def test_many_sessions_end_side_by_side(stranger: Stranger, manager: Sessi
 
 async def stored_is(stranger: Stranger, wanted: list[str]) -> bool:
     return await stranger.stored_brief() == wanted
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_worker_that_swallows_its_cancellation_does_not_keep_the_program(
+    server: LocalServer, stranger: Stranger, number: signal.Signals
+) -> None:
+    async with serving(server.url, "--worker", "tests.workers:never_stops", "--stop-timeout-s", "0.5") as program:
+        await stranger.create("s1")
+        program.process.send_signal(number)
+
+        finished = await program.finished()
+
+    assert finished.code == 0
+    assert "a worker does not stop and is abandoned" in finished.err
+    record = await stranger.ends("s1")
+    assert (record["reason"], record["forced"]) == ("manager_stopped", True)

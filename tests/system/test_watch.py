@@ -13,6 +13,7 @@ from jido_nats import (
     LocalServer,
     NotFound,
     PositionTooOld,
+    SessionChanged,
     SessionManager,
     SessionWatch,
     SnapshotComplete,
@@ -256,3 +257,16 @@ async def _fill(server: LocalServer, number: int) -> None:
 
 async def _has(registry: Registry, number: int) -> bool:
     return await registry.last_position() == number
+
+
+async def test_a_reader_that_gives_up_waiting_goes_on(manager: SessionManager, client: Client) -> None:
+    async with client.watch_sessions() as watch:
+        assert isinstance(await anext(watch), SnapshotComplete)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await anext(watch)
+        await manager.create_session(session_id="s1")
+
+        told = [await anext(watch) for _ in range(2)]
+
+    assert [each.event.version for each in told if isinstance(each, SessionChanged)] == [1, 2]

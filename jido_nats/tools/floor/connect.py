@@ -1,14 +1,13 @@
 """A plain nats-py client. The options are ours, so that the floor goes to the same server as the same user."""
 
 import asyncio
-import ssl
 from typing import Any, Final
 
 import nats
 import nats.errors
 from nats.aio.client import Client
 
-from jido_nats.broker.connect_options import ConnectOptions
+from jido_nats.broker.connect_options import ConnectOptions, tls_context
 from jido_nats.errors import ServerUnusable
 
 CONNECT_TIMEOUT_S: Final = 5
@@ -23,7 +22,7 @@ async def connect(options: ConnectOptions) -> Client:
         "token": options.token,
         "nkeys_seed": options.nkey_seed_file,
         "user_credentials": options.credentials_file,
-        "tls": _tls(options),
+        "tls": tls_context(options),
         "tls_hostname": options.tls_hostname,
     }
     chosen: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
@@ -47,15 +46,6 @@ async def settle(client: Client) -> None:
     await client.publish(inbox.subject)
     await inbox.next_msg(timeout=CONNECT_TIMEOUT_S)
     await inbox.unsubscribe()
-
-
-def _tls(options: ConnectOptions) -> ssl.SSLContext | None:
-    if not (options.tls_ca or options.tls_cert or options.tls_hostname):
-        return None
-    context = ssl.create_default_context(cafile=options.tls_ca)
-    if options.tls_cert:
-        context.load_cert_chain(options.tls_cert, options.tls_key)
-    return context
 
 
 async def _ignore(error: Exception) -> None:

@@ -1,6 +1,6 @@
 """A process that answers `create`, `terminate` and `recover` on bare nats-py, as a manager does.
 
-It is started by `Responders`, is told on stdin where to connect, and ends when stdin does, so that it never
+It is started by `responders`, is told on stdin where to connect, and ends when stdin does, so that it never
 outlives the bench.
 """
 

@@ -118,16 +118,18 @@ class Feed:
         reached = self._board.position
         data: list[bytes] = []
         if reached - position > REPLAY_MAX:
-            raise PositionTooOld(position, reached)
+            raise PositionTooOld(position, reached, reached)
         with contextlib.suppress(TimeoutError):
             async with (
                 asyncio.timeout(REPLAY_TIMEOUT_S),
                 self._client.events(since=position + 1) as events,
             ):
-                while len(data) < REPLAY_CHUNK and not events.caught_up:
-                    event, position, _, _ = await anext(events)
-                    record = self._board.sessions.get(event.session_id)
-                    data.append(change_message(position, event, record.owner if record is not None else ""))
+                async for stored in events.stored():
+                    position = stored.sequence
+                    record = self._board.sessions.get(stored.event.session_id)
+                    data.append(change_message(position, stored.event, record.owner if record is not None else ""))
+                    if len(data) == REPLAY_CHUNK:
+                        break
                 if events.caught_up:
                     position = max(position, reached)
         return Chunk(b"".join(data), position)
@@ -201,8 +203,7 @@ class Feed:
         self._counted = self._hurried = False
         try:
             async with self._client.events(since=f"{RATES_S}s") as events:
-                while not events.caught_up:
-                    event, sequence, _, _ = await anext(events)
+                async for event, sequence, _, _ in events.stored():
                     if sequence > position:
                         break
                     self._board.rates.count(event)

@@ -157,12 +157,19 @@ def _no_token(request: Request) -> Response:
 
 def _refused_change(request: Request) -> Response | None:
     origin = request.headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("Host", "").lower():
+    if origin is not None and _host_of(origin) != request.headers.get("Host", "").lower():
         return refusal(403, "wrong_origin", "another site may not change anything here")
     media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         return refusal(415, "bad_request", "send JSON, as Content-Type: application/json")
     return None
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _host_name(request: Request) -> str:

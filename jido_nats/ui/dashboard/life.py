@@ -41,8 +41,8 @@ async def _replayed(client: Client, session_id: str) -> list[Event]:
     """The same from the session's own subject, which has all but the creation: no manager answers."""
     found: list[Event] = []
     async with client.events(session_id=session_id, since="all") as events:
-        while not events.caught_up:
-            event = (await anext(events)).event
+        async for message in events.stored():
+            event = message.event
             found.append(event)
             if isinstance(event, SessionStatus) and event.status is Status.TERMINATED:
                 found.append(ended_event(event))
