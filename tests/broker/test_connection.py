@@ -238,17 +238,3 @@ async def test_a_subscription_that_is_made_while_it_reconnects_hears(
     for subject in late:
         await stranger.nc.publish(subject, b"x")
     await eventually(lambda: heard == set(late))
-
-
-async def test_what_is_on_its_way_is_heard_by_who_unsubscribes(stranger: Stranger, connection: Connection) -> None:
-    heard: list[bytes] = []
-    for _ in range(20):
-        subscription = await connection.subscribe("a", lambda message: heard.append(message.data))
-        await connection.flush()
-        for _ in range(100):
-            await stranger.nc.publish("a", b"x")
-        await stranger.flush()  # the server has them all
-
-        await connection.unsubscribe([subscription])
-
-    assert len(heard) == 20 * 100
