@@ -10,6 +10,10 @@ import threading
 from jido_nats import InvalidTransition, Session
 
 
+class Stop(BaseException):
+    """What is not even an `Exception`."""
+
+
 async def does(session: Session) -> None:
     """What its metadata say, when it is told to."""
     await session.emit("pid", os.getpid())
@@ -28,6 +32,8 @@ async def does(session: Session) -> None:
                 await session.emit("allocated", len(hoard))
             case "raise":
                 raise RuntimeError("boom")
+            case "raise no Exception":
+                raise Stop("now")
             case "sys.exit":
                 sys.exit(3)
             case "return":

@@ -34,6 +34,7 @@ async def send(stranger: Stranger, session_id: str, content: Any) -> dict[str, A
         ("segfault", "crashed", "killed by SIGSEGV"),
         ("allocate", "crashed", "MemoryError"),
         ("raise", "crashed", "RuntimeError: boom"),
+        ("raise no Exception", "crashed", "Stop: now"),
         ("sys.exit", "crashed", "SystemExit: 3"),
         ("return", "completed", None),
         ("leave a thread", "completed", None),
