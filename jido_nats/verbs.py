@@ -82,20 +82,21 @@ class Verbs:
         except Overloaded:
             if passed_on or not self._sessions.full:
                 raise
-            return await self._create_elsewhere(request)
+            return await self._create_elsewhere(request, timeout_s)
         if replayed and not commands.same_content(request, record):
             raise AlreadyExists("that session id is taken; choose another", session_id=record.session_id)
         if replayed and record.reason is Reason.START_FAILED:
             raise StartFailed(f"the session did not start: {record.error}", session_id=record.session_id)
         return commands.reply_of(record, replayed=replayed)
 
-    async def _create_elsewhere(self, request: CreateRequest) -> CreateReply:
+    async def _create_elsewhere(self, request: CreateRequest, timeout_s: float) -> CreateReply:
         """The answer of a manager that has room; `Overloaded` where none has."""
         session_id = request.session_id or new_session_id()
         asked = msgspec.structs.replace(request, session_id=session_id)
         for manager_id in self._managers_with_room():
             with contextlib.suppress(Overloaded):
-                return codec.decode(await self._ask(manager_id, "create", session_id, asked), CreateReply)
+                data = await self._peers.pass_on(manager_id, "create", session_id, asked, timeout_s=timeout_s)
+                return codec.decode(data, CreateReply)
         raise Overloaded("every manager runs as many sessions as it may; ask again later", session_id=session_id)
 
     async def _get(self, session_id: str, _: Empty, *, passed_on: bool = False) -> SessionRecord:
@@ -175,11 +176,9 @@ class Verbs:
     async def _pass_on(self, verb: str, record: SessionRecord, request: msgspec.Struct, *, passed_on: bool) -> bytes:
         if passed_on or record.owner == self._path.manager_id:
             raise Unavailable("the session is just changing hands; ask again", session_id=record.session_id)
-        return await self._ask(record.owner, verb, record.session_id, request)
-
-    async def _ask(self, manager_id: str, verb: str, session_id: str, request: msgspec.Struct) -> bytes:
-        timeout_s = self._settings.command_timeout_s
-        return await self._peers.pass_on(manager_id, verb, session_id, request, timeout_s=timeout_s)
+        return await self._peers.pass_on(
+            record.owner, verb, record.session_id, request, timeout_s=self._settings.command_timeout_s
+        )
 
     async def _read(self, session_id: str) -> SessionRecord:
         record = (await self._path.registry.get(session_id)).record
