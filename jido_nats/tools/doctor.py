@@ -71,6 +71,8 @@ async def examine(options: ConnectOptions, settings: Settings, monitoring_url: s
         leases = Leases(connection, settings.managers_bucket)
         patient = Patient(connection, settings, monitoring_url, {}, leases, set())
         for name, check in CHECKS.items():
+            if "no jetstream" in patient.seen and name not in WITHOUT_JETSTREAM:
+                continue
             for finding in await _findings(name, check, patient):
                 yield finding
     finally:
@@ -111,6 +113,7 @@ async def _jetstream(patient: Patient) -> Findings:
     try:
         info = await api(patient.connection, "INFO")
     except NoResponders:
+        patient.seen.add("no jetstream")
         yield Finding(Level.ERROR, "jetstream", "JetStream is off for this account; switch it on in the server")
         return
     used, limit = info.get("storage", 0), info.get("limits", {}).get("max_storage", -1)
@@ -263,6 +266,7 @@ CHECKS: Final[dict[str, Check]] = {
     "events": _unpublished,
     "durability": _durability,
 }
+WITHOUT_JETSTREAM: Final = frozenset({"server", "jetstream", "user"})
 
 
 async def _last_ids(patient: Patient) -> dict[str, str]:

@@ -46,6 +46,13 @@ async def script(*arguments: str) -> tuple[int | None, str]:
     return process.returncode, out.decode()
 
 
+async def test_a_replay_is_measured() -> None:
+    code, out = await script("tests.bench.replay", "--sizes", "2000")
+
+    assert code == 0
+    assert out.count("2,000") == 4  # the size, and what was read, of ours and of the floor
+
+
 def test_the_chart_is_drawn_from_data_alone() -> None:
     drawn = ElementTree.fromstring(chart.draw(rows()))
 
