@@ -215,6 +215,7 @@ class OrderedConsumer:
                 await asyncio.sleep(self._linger_s)
         if self._broken:
             return None
+        await self._refill()  # the next come while these are read
         return self._queue.popleft()
 
     async def _refill(self) -> None:
@@ -349,9 +350,9 @@ def parse_ack_subject(reply: str) -> tuple[int, int, int, int]:
     consumer>.<time>.<pending>[.<token>]`.
     """
     tokens = reply.split(".")
-    offset = 0 if len(tokens) < 11 else 2
-    sequence, consumer_sequence, time_ns, pending = (int(token) for token in tokens[offset + 5 : offset + 9])
-    return sequence, consumer_sequence, time_ns, pending
+    if len(tokens) >= 11:
+        del tokens[2:4]
+    return int(tokens[5]), int(tokens[6]), int(tokens[7]), int(tokens[8])
 
 
 async def pull(connection: Connection, stream: str, consumer: str, inbox: str, batch: int) -> None:
