@@ -58,7 +58,7 @@ class MessageStream(ABC, Generic[M]):
     async def stored(self) -> AsyncIterator[M]:
         """The messages that were stored when it was opened, and no more; what is no message known here is skipped."""
         while not self.caught_up:
-            message = self._read(await self._consumer.next())
+            message = self._read(self._consumer.take() or await self._consumer.next())
             if message is not None:
                 yield message
 
@@ -83,7 +83,7 @@ class MessageStream(ABC, Generic[M]):
 
     async def __anext__(self) -> M:
         while True:
-            message = self._read(await self._consumer.next())
+            message = self._read(self._consumer.take() or await self._consumer.next())
             if message is not None:
                 return message
 

@@ -189,6 +189,13 @@ class OrderedConsumer:
             elif (delivered := self._accept(message)) is not None:
                 return delivered
 
+    def take(self) -> Delivered | None:
+        """The next message where it is here already; None where it has to be waited for, with `next`."""
+        while self._queue and not self._broken and self._outstanding > BATCH // 2:
+            if (delivered := self._accept(self._queue.popleft())) is not None:
+                return delivered
+        return None
+
     async def check(self) -> None:
         """`ServerUnusable` where its stream cannot be read at all."""
         await check_stream(self._connection, self._stream)

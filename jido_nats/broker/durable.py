@@ -103,6 +103,10 @@ class DurableConsumer:
             self.caught_up = pending == 0
             return Delivered(message.subject, sequence, message.data, message.headers or {}, time_ns, pending)
 
+    def take(self) -> Delivered | None:
+        """None: the message before has to be acknowledged first."""
+        return None
+
     async def check(self) -> None:
         """`ServerUnusable` where its stream cannot be read at all."""
         await check_stream(self._connection, self._stream)

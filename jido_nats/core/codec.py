@@ -39,7 +39,7 @@ class DecodeError(ValueError):
 
 def encoding_of(content_type: str | None) -> Encoding:
     """The encoding that a `Content-Type` header names, JSON where there is none; else `DecodeError`."""
-    if not content_type:
+    if not content_type or content_type == _CONTENT_TYPES[Encoding.JSON]:
         return Encoding.JSON
     media_type = content_type.partition(";")[0].strip().lower()
     for encoding, known in _CONTENT_TYPES.items():
