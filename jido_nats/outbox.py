@@ -22,8 +22,13 @@ BYTES_MAX: Final = 64 * 1024 * 1024
 IN_FLIGHT_MAX: Final = 16
 RETRY_WAIT_S: Final = 0.1
 RETRY_WAIT_MAX_S: Final = 2.0
+REFUSED_MAX: Final = 100
 
 log = logging.getLogger(__name__)
+
+
+Refuse = Callable[[int, JidoError], None]
+"""Told of a message, by its number, that is given up."""
 
 
 class Item(NamedTuple):
@@ -44,7 +49,7 @@ class Lane:
         self.kept = 0
         self.ephemeral = 0
         self._stored = 0
-        self._refused: JidoError | None = None
+        self._refused: dict[int, JidoError] = {}
         self._waiting: deque[Item] = deque()
         self._task: asyncio.Task[None] | None = None
         self.moved = asyncio.Event()
@@ -72,17 +77,29 @@ class Lane:
             self._task = self._outbox.start(self._send(), output.session_id)
 
     async def stored(self, number: int) -> None:
-        """Return when all kept output up to `number` is stored; raises why some of it cannot be, once."""
+        """Return when all kept output up to `number` is stored; raises why that one cannot be."""
+        await self._sent(number)
+        if (error := self._refused.pop(number, None)) is not None:
+            raise error
+
+    async def flushed(self) -> None:
+        """Return when all kept output is stored; raises why some of it cannot be, once."""
+        await self._sent(self.kept)
+        if self._refused:
+            _, error = self._refused.popitem()
+            self._refused.clear()
+            raise error
+
+    async def _sent(self, number: int) -> None:
+        """Return when everything up to `number` is stored or given up."""
         while self._stored < number:
             self.moved.clear()
             await self.moved.wait()
-        if self._refused is not None:
-            refused, self._refused = self._refused, None
-            raise refused
 
-    def refuse(self, error: JidoError) -> None:
+    def refuse(self, number: int, error: JidoError) -> None:
         """One of its messages is given up."""
-        self._refused = error
+        if len(self._refused) < REFUSED_MAX:
+            self._refused[number] = error
 
     async def _send(self) -> None:
         try:
@@ -135,7 +152,7 @@ class Outbox:
         task.add_done_callback(self._on_end)
         return task
 
-    async def store(self, batch: list[Item], refuse: Callable[[JidoError], None]) -> None:
+    async def store(self, batch: list[Item], refuse: Refuse) -> None:
         """Store all of them, however long it takes; `refuse` is told of what the server will never take."""
         wait_s = RETRY_WAIT_S
         while batch := await self._try(batch, refuse):
@@ -157,7 +174,7 @@ class Outbox:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("output was lost", exc_info=error, extra={"task": task.get_name()})
 
-    async def _try(self, batch: list[Item], refuse: Callable[[JidoError], None]) -> list[Item]:
+    async def _try(self, batch: list[Item], refuse: Refuse) -> list[Item]:
         """Those that are not known to be stored."""
         results = await asyncio.gather(*(self._log.store(*item) for item in batch), return_exceptions=True)
         left = []
@@ -169,7 +186,7 @@ class Outbox:
                     "an output cannot be stored",
                     extra={"session_id": item.said.output.session_id, "error": str(result)},
                 )
-                refuse(result)
+                refuse(item.said.output.number, result)
             elif result is not None:
                 raise result
         return left

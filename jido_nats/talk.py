@@ -71,7 +71,7 @@ class Talk:
     async def flush(self, session: Session) -> None:
         """Return when all that was pushed before is stored."""
         if session.lane is not None:
-            await session.lane.stored(session.lane.kept)
+            await session.lane.flushed()
 
     def check_room(self, session: Session, request: SendRequest) -> bool:
         """Whether the same message was delivered before. Raises `AlreadyExists`, `TooLarge`; `Overloaded`: too many."""

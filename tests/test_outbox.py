@@ -166,7 +166,11 @@ async def test_who_waits_for_what_is_given_up_is_told(outbox: Outbox, monkeypatc
 
     monkeypatch.setattr(outbox._log, "store", refuses)
     lane = outbox.lane()
-    lane.push(output(lane))
+    for _ in range(3):
+        lane.push(output(lane))
 
     with pytest.raises(TooLarge, match="lowered"):
-        await lane.stored(1)
+        await lane.stored(2)
+    with pytest.raises(TooLarge, match="lowered"):
+        await lane.flushed()
+    await lane.flushed()
