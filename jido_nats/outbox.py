@@ -90,16 +90,16 @@ class Lane:
             self._refused.clear()
             raise error
 
+    def refuse(self, number: int, error: JidoError) -> None:
+        """One of its messages is given up."""
+        if len(self._refused) < REFUSED_MAX:
+            self._refused[number] = error
+
     async def _sent(self, number: int) -> None:
         """Return when everything up to `number` is stored or given up."""
         while self._stored < number:
             self.moved.clear()
             await self.moved.wait()
-
-    def refuse(self, number: int, error: JidoError) -> None:
-        """One of its messages is given up."""
-        if len(self._refused) < REFUSED_MAX:
-            self._refused[number] = error
 
     async def _send(self) -> None:
         try:
