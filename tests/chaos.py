@@ -94,6 +94,7 @@ class Load:
         self._dice = random.Random(seed)
         self._ids: list[str] = []
         self.answers: list[dict[str, Any]] = []
+        self.connected = asyncio.Event()
         self.done = asyncio.Event()
         self.pause_s = 0.0
 
@@ -102,6 +103,7 @@ class Load:
             clients = [
                 await stack.enter_async_context(Client.connect(self._url, timeout_s=20)) for _ in range(CLIENTS * 4)
             ]
+            self.connected.set()
             await asyncio.gather(*(self._work(client) for client in clients))
         self.done.set()
 
@@ -289,6 +291,7 @@ async def run(arguments: argparse.Namespace, folder: Path) -> int:
             load = Load(world.url, arguments.sessions, arguments.seed)
             load.pause_s = arguments.faults * 2.0 * CLIENTS * 4 / arguments.sessions
             working = asyncio.create_task(load.run())
+            await load.connected.wait()
             counted = await _make_faults(world, arguments.faults)
             load.pause_s = 0
             await asyncio.wait({working}, timeout=QUIET_TIMEOUT_S)
