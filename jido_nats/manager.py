@@ -1,6 +1,6 @@
 """SessionManager: creates, runs, tracks and ends sessions, and tells of every change.
 
-It joins the parts and keeps the lease; what a command does is in `verbs`, how a session changes in `sessions` and
+It joins the parts and keeps the lease; what a command does is in `verbs`, how a session changes in `live` and
 `write_path`.
 """
 
@@ -30,12 +30,7 @@ from jido_nats.broker.peers import Peers
 from jido_nats.broker.registry import Registry, entry_of
 from jido_nats.core import codec, subjects
 from jido_nats.core.settings import Settings
-from jido_nats.errors import (
-    JidoError,
-    NotAllowed,
-    PositionTooOld,
-    ServerUnusable,
-)
+from jido_nats.errors import JidoError, NotAllowed, PositionTooOld, ServerUnusable
 from jido_nats.ids import new_manager_id, new_message_id, new_session_id
 from jido_nats.index import ClaimIndex, SessionIndex
 from jido_nats.monitoring import Snapshot
