@@ -21,7 +21,9 @@ _ERROR_KINDS: Final[list[type[CommandError]]] = [CommandError, *COMMAND_ERRORS]
 ERRORS: Final = {kind.code: kind.status for kind in _ERROR_KINDS}
 DESCRIPTION: Final = (
     "Every event, command, reply and stored value of a jido_nats session manager. "
-    "Readers ignore fields and event types that they do not know; unknown fields of a request are refused."
+    "Readers ignore fields and event types that they do not know; unknown fields of a request are refused. "
+    "This is the JSON; in MessagePack (application/msgpack) the fields are the same, and times are its timestamps "
+    "(extension type -1)."
 )
 KINDS: Final = (
     *EVENTS,
