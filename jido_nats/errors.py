@@ -123,14 +123,18 @@ class ConfigurationError(JidoError):
 class PositionTooOld(JidoError):
     """The stream no longer holds the position that a reader wants to resume from: start anew.
 
-    Attributes, sequences all: `wanted`, and `first` and `last` of what is stored.
+    Attributes, sequences all: `wanted`, and `first` and `last` of what is stored, None where that does not matter.
     """
 
-    def __init__(self, wanted: int, first: int, last: int) -> None:
-        why = f"is too old: what is stored starts at {first}"
-        if wanted > last + 1:
+    def __init__(self, wanted: int, first: int | None, last: int | None) -> None:
+        if first is None or last is None:
+            why = "is too old: what came behind it may have gone again; start anew with a snapshot"
+        elif wanted > last + 1:
             why = f"is none of this stream, which ends at {last} (was it deleted, or restored from a backup?)"
-        super().__init__(f"the position {wanted} {why}; start anew with a snapshot, or at {first}")
+            why += f"; start anew with a snapshot, or at {first}"
+        else:
+            why = f"is too old: what is stored starts at {first}; start anew with a snapshot, or there"
+        super().__init__(f"the position {wanted} {why}")
         self.wanted = wanted
         self.first = first
         self.last = last

@@ -188,7 +188,7 @@ class LiveSession:
         self.session = Session(record, parts.host, wait_ready=parts.settings.wait_ready)
         try:
             self.run = WorkerRun(parts.worker, self.session)
-        except Exception as error:
+        except BaseException as error:  # nobody cancels this; what a worker raises ends its session, and nothing else
             return error_text(error)
         return None
 
@@ -199,7 +199,6 @@ class LiveSession:
         except BaseException:
             if self.run is not None:
                 self.run.discard()
-            self._parts.on_gone(record.session_id)
             raise
         assert self.session is not None
         self.session.changed(record)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import importlib.metadata
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -31,11 +31,11 @@ from jido_nats.broker.registry import Registry, entry_of
 from jido_nats.core import codec, subjects
 from jido_nats.core.settings import Settings
 from jido_nats.errors import JidoError, NotAllowed, PositionTooOld, ServerUnusable
-from jido_nats.ids import new_manager_id, new_message_id, new_session_id
+from jido_nats.ids import new_manager_id, new_message_id
 from jido_nats.index import ClaimIndex, SessionIndex
 from jido_nats.monitoring import Snapshot
 from jido_nats.outbox import Outbox
-from jido_nats.service import SERVICE_NAME, Service, overloaded, too_large
+from jido_nats.service import SERVICE_NAME, Service, Verb, overloaded, too_large
 from jido_nats.sessions import Sessions
 from jido_nats.stats import Stats
 from jido_nats.takeover import Sweeper
@@ -80,6 +80,7 @@ class SessionManager(SessionApi):
         self._tasks: list[asyncio.Task[None]] = []
         self._exit = contextlib.AsyncExitStack()
         self._serving = False
+        self._start_serving_once = asyncio.Lock()
         self.stats = Stats()
         self._connections: list[Connection] = []
         self._odd_leases: set[str] = set()
@@ -123,9 +124,12 @@ class SessionManager(SessionApi):
 
     async def start_serving(self) -> None:
         """Begin to answer the request-reply API, on a connection of its own, and return."""
-        if self._serving:
-            return
         verbs = self._running().by_name
+        async with self._start_serving_once:
+            if not self._serving:
+                await self._start_service(verbs)
+
+    async def _start_service(self, verbs: Mapping[str, Verb]) -> None:
         connection = await self._connect(self._api, "api ")
         endpoints = Endpoints(
             connection,
@@ -138,14 +142,19 @@ class SessionManager(SessionApi):
             too_large=too_large,
         )
         service = Service(endpoints, self._settings, self.manager_id, verbs, self.stats)
-        self._exit.push_async_callback(service.stop)
-        await service.start()
         try:
+            await service.start()
             await connection.flush()  # from now on a request finds somebody
-        except NotAllowed as error:
+        except BaseException as error:
+            await service.stop()
+            await connection.close()
+            self._connections.remove(connection)
+            if not isinstance(error, NotAllowed):
+                raise
             raise ServerUnusable(
                 "the user of this connection may not answer commands; name one that may with api= (--api-user)"
             ) from error
+        self._exit.push_async_callback(service.stop)
         self._serving = True
         self._spawn("queue", lambda: self._watch_queue(service))
 
@@ -217,9 +226,7 @@ class SessionManager(SessionApi):
             self._lease_restored,
             self._leases.is_alive,
         )
-        self._sessions = Sessions(
-            path, self._worker, settings, await self._open_talk(), now=_now, new_id=new_session_id
-        )
+        self._sessions = Sessions(path, self._worker, settings, await self._open_talk(), now=_now)
         self._verbs = Verbs(
             path, self._sessions, self._index, Peers(connection), settings, connection, self._managers_with_room
         )
@@ -307,11 +314,15 @@ class SessionManager(SessionApi):
             self._sessions.filled.clear()
 
     def _managers_with_room(self) -> list[str]:
-        """The other managers that live and, by their last word, are not full."""
-        return [name for name, info in self._leases.managers.items() if name != self.manager_id and not info.full]
+        """The other managers that live and, by their last word, answer commands and are not full."""
+        others = {name: info for name, info in self._leases.managers.items() if name != self.manager_id}
+        return [name for name, info in others.items() if info.serves and not info.full]
 
     def _info(self) -> ManagerInfo:
-        return msgspec.structs.replace(self._description, sessions=len(self._sessions), full=self._sessions.full)
+        sessions = self._sessions
+        return msgspec.structs.replace(
+            self._description, sessions=len(sessions), full=sessions.full, serves=self._serving
+        )
 
     # The lease: writes and answers stop with it, and go on when every session was looked at again.
 
@@ -373,6 +384,8 @@ class SessionManager(SessionApi):
     def _compare_lease_time(self, message: Delivered) -> None:
         """One lease time for the whole deployment: who has another is told of in the log, once."""
         manager_id, lease_s = subjects.session_of(message.subject), lease_time(message)
+        if manager_id not in self._leases.managers:
+            return
         if lease_s not in (None, self._settings.lease_s) and manager_id not in self._odd_leases:
             self._odd_leases.add(manager_id)
             log.warning(

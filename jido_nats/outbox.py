@@ -42,7 +42,7 @@ class Item(NamedTuple):
 class Lane:
     """The output of one session. `kept` and `ephemeral` are the numbers of its last ones."""
 
-    __slots__ = ("_outbox", "_refused", "_stored", "_task", "_waiting", "ephemeral", "kept", "moved")
+    __slots__ = ("_flushed", "_outbox", "_refused", "_stored", "_task", "_waiting", "ephemeral", "kept", "moved")
 
     def __init__(self, outbox: "Outbox") -> None:
         self._outbox = outbox
@@ -50,6 +50,7 @@ class Lane:
         self.ephemeral = 0
         self._stored = 0
         self._refused: dict[int, JidoError] = {}
+        self._flushed = 0
         self._waiting: deque[Item] = deque()
         self._task: asyncio.Task[None] | None = None
         self.moved = asyncio.Event()
@@ -79,21 +80,22 @@ class Lane:
     async def stored(self, number: int) -> None:
         """Return when all kept output up to `number` is stored; raises why that one cannot be."""
         await self._sent(number)
-        if (error := self._refused.pop(number, None)) is not None:
+        if (error := self._refused.get(number)) is not None:
             raise error
 
     async def flushed(self) -> None:
-        """Return when all kept output is stored; raises why some of it cannot be, once."""
+        """Return when all kept output is stored; raises why some of it, since the last flush, cannot be."""
+        since, self._flushed = self._flushed, self.kept
         await self._sent(self.kept)
-        if self._refused:
-            _, error = self._refused.popitem()
-            self._refused.clear()
-            raise error
+        for number, error in self._refused.items():
+            if number > since:
+                raise error
 
     def refuse(self, number: int, error: JidoError) -> None:
         """One of its messages is given up."""
-        if len(self._refused) < REFUSED_MAX:
-            self._refused[number] = error
+        self._refused[number] = error
+        if len(self._refused) > REFUSED_MAX:
+            del self._refused[min(self._refused)]
 
     async def _sent(self, number: int) -> None:
         """Return when everything up to `number` is stored or given up."""

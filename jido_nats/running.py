@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import sys
+import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final, NoReturn
 
@@ -29,16 +30,13 @@ DESCRIPTORS_MAX: Final = 65_536
 
 def run_program(work: Coroutine[Any, Any, int | None], *, fast: bool = False) -> NoReturn:
     """Run it, and end with its exit code. `fast`: on uvloop, where it is installed."""
-    left: set[asyncio.Task[Any]] = set()
     runner = asyncio.Runner(loop_factory=_fast_loop() if fast else None)
-    code = _exit_code(runner, _then_leave(work, left))
-    if left:  # asyncio would wait for them, for ever
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):
-                stream.flush()
-        os._exit(code)
-    runner.close()
-    sys.exit(code)
+    try:
+        code = _exit_code(runner, work)
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    _leave(runner, code)
 
 
 def _exit_code(runner: asyncio.Runner, work: Coroutine[Any, Any, int | None]) -> int:
@@ -60,17 +58,25 @@ def _exit_code(runner: asyncio.Runner, work: Coroutine[Any, Any, int | None]) ->
         return _complain(f"the output cannot be written: {error.strerror}")
 
 
-async def _then_leave(work: Coroutine[Any, Any, int | None], left: set[asyncio.Task[Any]]) -> int | None:
-    """The result of `work`, and in `left` the tasks that do not end: workers that swallow their cancellation."""
-    try:
-        return await work
-    finally:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        if others:
-            _, pending = await asyncio.wait(others, timeout=LEAVE_S)
-            left |= pending
+def _leave(runner: asyncio.Runner, code: int) -> NoReturn:
+    """End what still runs, then the program, also beside what does not end: workers that swallow their cancellation."""
+    with contextlib.suppress(KeyboardInterrupt):
+        runner.run(_end_others())
+    if not asyncio.all_tasks(runner.get_loop()):
+        runner.close()
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):  # asyncio would wait, for ever
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
+async def _end_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=LEAVE_S)
 
 
 def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:

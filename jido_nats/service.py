@@ -139,9 +139,10 @@ def overloaded(request: Request) -> Reply:
     return error_reply(Overloaded("too many commands are in flight; ask again later"), Encoding.JSON, "")
 
 
-def too_large() -> Reply:
+def too_large(request: Request) -> Reply:
     """The answer in the place of one that the server would not take."""
-    return error_reply(TooLarge("the answer is larger than the server's max_payload: ask for less"), Encoding.JSON, "")
+    error = TooLarge("the answer is larger than the server's max_payload: ask for less")
+    return error_reply(error, _encoding(request), subjects.session_of(request.subject))
 
 
 def error_reply(error: CommandError, encoding: Encoding, session_id: str) -> Reply:

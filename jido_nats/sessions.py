@@ -56,7 +56,6 @@ class Sessions:
         talk: Talk,
         *,
         now: Callable[[], datetime],
-        new_id: Callable[[], str],
     ) -> None:
         self._path = path
         self._settings = settings
@@ -76,7 +75,6 @@ class Sessions:
         self.deadlines = Deadlines(self._due_at, self._on_due)
         self._limit_gate = asyncio.Semaphore(STOPS_AT_ONCE)
         self._now = now
-        self._new_id = new_id
         self._live: dict[str, LiveSession] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         # How many of these somebody outside waits for, or has waited for.
@@ -131,12 +129,11 @@ class Sessions:
             raise Unavailable("not done yet, or not known to be: ask again with the same session id")
         return task.result()
 
-    async def create(self, session_id: str | None, request: CreateRequest) -> tuple[SessionRecord, bool]:
+    async def create(self, session_id: str, request: CreateRequest) -> tuple[SessionRecord, bool]:
         """(record, replayed) of a session that is `active`, or was made by the same request before.
 
         Raises `Taken` for one that is not run here, `AlreadyExists`, `StartFailed`, `Overloaded`, `Unavailable`.
         """
-        session_id = session_id or self._new_id()
         while (live := self._live.get(session_id)) is not None:
             async with live.lock:  # its start, if that still goes on
                 if live.is_here:
@@ -148,8 +145,12 @@ class Sessions:
         live = self._live[session_id] = LiveSession(self._parts)
         if self.full:
             self.filled.set()
-        async with live.lock:
-            await live.create(self._first_record(session_id, request), chosen=request.session_id is not None)
+        try:
+            async with live.lock:
+                await live.create(self._first_record(session_id, request), chosen=request.session_id is not None)
+        finally:
+            if live.writer is None and self._live.get(session_id) is live:
+                self._drop(session_id)
         return live.record, False
 
     async def change(self, session_id: str, status: Status) -> SessionRecord:
@@ -368,7 +369,7 @@ class Sessions:
         return live
 
     def _own_task(self, work: Coroutine[Any, Any, T], session_id: str) -> "asyncio.Task[T]":
-        task = asyncio.create_task(work, name=session_id)
+        task = asyncio.create_task(work, name=f"{session_id}: change")  # a worker's task is called as its session
         self._tasks.add(task)
         task.add_done_callback(self._let_go)
         return task
@@ -382,7 +383,9 @@ class Sessions:
             return
         error = task.exception()
         if error is not None and not isinstance(error, JidoError | Taken | NotHere):
-            log.error("a session's task failed", exc_info=error, extra={"session_id": task.get_name()})
+            log.error(
+                "a session's task failed", exc_info=error, extra={"session_id": task.get_name().partition(":")[0]}
+            )
 
 
 def _ended(session: Session) -> InvalidTransition:

@@ -76,6 +76,7 @@ class Sweeper:
     async def sweep(self) -> None:
         """Take over every orphan there is now."""
         orphans = await self._orphans()
+        self._failed &= set(orphans)
         if orphans:
             log.warning("taking over sessions of managers that are gone", extra={"sessions": len(orphans)})
         self._done = 0

@@ -24,7 +24,7 @@ from jido_nats.core.commands import (
 )
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
-from jido_nats.errors import AlreadyExists, InvalidTransition, NotFound, Overloaded, StartFailed, Unavailable
+from jido_nats.errors import AlreadyExists, InvalidTransition, NotFound, NotSent, Overloaded, StartFailed, Unavailable
 from jido_nats.ids import new_session_id
 from jido_nats.index import SessionIndex
 from jido_nats.live import Taken
@@ -67,35 +67,37 @@ class Verbs:
         }
 
     async def _create(self, _: str, request: CreateRequest, *, passed_on: bool = False) -> CreateReply:
-        commands.check_create(request, self._settings.metadata_bytes_max)
-        settings = self._settings
+        commands.check_create(request, min(self._settings.metadata_bytes_max, self._connection.max_payload // 2))
+        elsewhere = False
+        settings, session_id = self._settings, request.session_id or new_session_id()
         timeout_s = settings.command_timeout_s + (settings.start_timeout_s if settings.wait_ready else 0)
         try:
-            record, replayed = await self._carry_out(
-                request.session_id or "", self._sessions.create(request.session_id, request), timeout_s
-            )
+            record, replayed = await self._carry_out(session_id, self._sessions.create(session_id, request), timeout_s)
         except Taken as taken:
-            record, replayed = taken.record, True
-            if not record.sealed:
-                data = await self._pass_on("create", record, request, passed_on=passed_on)
-                return codec.decode(data, CreateReply)
+            record, replayed, elsewhere = taken.record, True, True
         except Overloaded:
-            if passed_on or not self._sessions.full:
+            if not self._sessions.full:
                 raise
-            return await self._create_elsewhere(request, timeout_s)
+            known = await self._look_up(self._path.registry.get(session_id))
+            if known.record is None and passed_on:
+                raise
+            if known.record is None:
+                asked = msgspec.structs.replace(request, session_id=session_id)
+                return await self._create_elsewhere(session_id, asked, timeout_s)
+            record, replayed, elsewhere = known.record, True, True
+        if elsewhere and not record.sealed:
+            return codec.decode(await self._pass_on("create", record, request, passed_on=passed_on), CreateReply)
         if replayed and not commands.same_content(request, record):
             raise AlreadyExists("that session id is taken; choose another", session_id=record.session_id)
         if replayed and record.reason is Reason.START_FAILED:
             raise StartFailed(f"the session did not start: {record.error}", session_id=record.session_id)
         return commands.reply_of(record, replayed=replayed)
 
-    async def _create_elsewhere(self, request: CreateRequest, timeout_s: float) -> CreateReply:
+    async def _create_elsewhere(self, session_id: str, request: CreateRequest, timeout_s: float) -> CreateReply:
         """The answer of a manager that has room; `Overloaded` where none has."""
-        session_id = request.session_id or new_session_id()
-        asked = msgspec.structs.replace(request, session_id=session_id)
         for manager_id in self._managers_with_room():
-            with contextlib.suppress(Overloaded):
-                data = await self._peers.pass_on(manager_id, "create", session_id, asked, timeout_s=timeout_s)
+            with contextlib.suppress(Overloaded, NotSent):
+                data = await self._peers.pass_on(manager_id, "create", session_id, request, timeout_s=timeout_s)
                 return codec.decode(data, CreateReply)
         raise Overloaded("every manager runs as many sessions as it may; ask again later", session_id=session_id)
 
@@ -176,9 +178,14 @@ class Verbs:
     async def _pass_on(self, verb: str, record: SessionRecord, request: msgspec.Struct, *, passed_on: bool) -> bytes:
         if passed_on or record.owner == self._path.manager_id:
             raise Unavailable("the session is just changing hands; ask again", session_id=record.session_id)
-        return await self._peers.pass_on(
-            record.owner, verb, record.session_id, request, timeout_s=self._settings.command_timeout_s
-        )
+        try:
+            return await self._peers.pass_on(
+                record.owner, verb, record.session_id, request, timeout_s=self._settings.command_timeout_s
+            )
+        except NotSent as error:
+            raise Unavailable(
+                "the manager that runs this session does not answer; ask again", session_id=record.session_id
+            ) from error
 
     async def _read(self, session_id: str) -> SessionRecord:
         record = (await self._path.registry.get(session_id)).record
@@ -186,13 +193,13 @@ class Verbs:
             raise NotFound("there is no session of that id, or its record has expired", session_id=session_id)
         return record
 
+    def _page_bytes_max(self) -> int:
+        return min(commands.LIST_BYTES_MAX, self._connection.max_payload // 2)
+
     async def _page(self, request: ListRequest) -> ListReply:
         position = await self._path.event_log.last_sequence()  # first: what is published is committed
         await self._path.registry.caught_up(self._index.position)
-        return msgspec.structs.replace(
-            self._index.page(request, min(commands.LIST_BYTES_MAX, self._connection.max_payload // 2)),
-            position=position,
-        )
+        return msgspec.structs.replace(self._index.page(request, self._page_bytes_max()), position=position)
 
     async def _replay(self, session_id: str, request: HistoryRequest) -> HistoryReply:
         record = (await self._path.registry.get(session_id)).record
@@ -200,5 +207,9 @@ class Verbs:
         created = lifecycle.created_event(record) if record else await self._path.event_log.find_created(session_id)
         if created is None and not steps:
             raise NotFound("there is no session of that id, and the stream remembers none", session_id=session_id)
-        events, following = lifecycle.history(created, steps, after=request.after, limit=request.limit)
-        return HistoryReply(events=events, next=following)
+        limit = request.limit
+        while True:
+            events, following = lifecycle.history(created, steps, after=request.after, limit=limit)
+            if limit == 1 or sum(len(codec.encode(event)) for event in events) <= self._page_bytes_max():
+                return HistoryReply(events=events, next=following)
+            limit //= 2

@@ -150,10 +150,12 @@ class SessionWatch:
         """Return when the records are as the bucket's leader has them now; raises what ended the following."""
         position = await self._registry.last_position(self._session_id)
         reached = asyncio.create_task(self._index.position.reached(position))
-        await asyncio.wait([reached, self._follower], return_when=asyncio.FIRST_COMPLETED)
-        if not reached.done():
+        try:
+            await asyncio.wait([reached, self._follower], return_when=asyncio.FIRST_COMPLETED)
+            if not reached.done():
+                self._follower.result()
+        finally:
             await _end(reached)
-            self._follower.result()
 
     def _let_go(self, session_id: str) -> None:
         self._told.pop(session_id, None)

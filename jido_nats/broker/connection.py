@@ -207,6 +207,8 @@ class Connection:
 
     async def unsubscribe(self, subscriptions: Sequence[Subscription]) -> None:
         """Hear no more on these, once what the server had sent by now was heard."""
+        if not subscriptions:
+            return
         for subscription in subscriptions:
             await subscription.pause()
         with contextlib.suppress(NotSent, OutcomeUnknown, NotAllowed):

@@ -182,6 +182,8 @@ class OrderedConsumer:
 
     async def next(self) -> Delivered:
         """The next message; waits for it as long as it takes. Whoever gives up waiting may ask again."""
+        if self._recreating is not None:
+            await self._recreate()  # which an earlier call began
         while True:
             message = await self._next_message()
             if message is None:
@@ -191,7 +193,7 @@ class OrderedConsumer:
 
     def take(self) -> Delivered | None:
         """The next message where it is here already; None where it has to be waited for, with `next`."""
-        while self._queue and not self._broken and self._outstanding > BATCH // 2:
+        while self._queue and not self._broken and self._recreating is None and self._outstanding > BATCH // 2:
             if (delivered := self._accept(self._queue.popleft())) is not None:
                 return delivered
         return None
@@ -274,7 +276,7 @@ class OrderedConsumer:
         await asyncio.sleep(RECREATE_WAIT_S)
         await self._connection.wait_up()
         if boottime() - self._heard_at > self._silence_max_s:
-            raise PositionTooOld(self.position, self.position, self.position)
+            raise PositionTooOld(self.position, None, None)
         if self.position:
             self._start = Start.at(self.position + 1)
         await self._create()
@@ -315,8 +317,11 @@ class OrderedConsumer:
         self._connection.off_up(self._on_up)
         if self._recreating is not None:
             self._recreating.cancel()
-            await asyncio.gather(self._recreating, return_exceptions=True)
-        await self._drop()
+        try:
+            if self._recreating is not None:
+                await asyncio.gather(self._recreating, return_exceptions=True)
+        finally:
+            await self._drop()
 
     async def _drop(self) -> None:
         inbox, self._inbox = self._inbox, None

@@ -17,11 +17,12 @@ from nats.aio.msg import Msg
 
 from jido_nats.broker.connection import Connection, Subscription
 from jido_nats.core.subjects import is_inbox
-from jido_nats.errors import JidoError, TooLarge
+from jido_nats.errors import JidoError
 
 QUEUE_GROUP: Final = "q"
 ERROR_CODE: Final = "Nats-Service-Error-Code"
 ERROR_TEXT: Final = "Nats-Service-Error"
+HEADER_BYTES_MAX: Final = 1024
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class Endpoints:
         description: str,
         in_flight_max: int,
         overloaded: Callable[[Request], Reply],
-        too_large: Callable[[], Reply],
+        too_large: Callable[[Request], Reply],
     ) -> None:
         self._connection = connection
         self._identity = {"name": name, "id": service_id, "version": version, "metadata": {}}
@@ -134,7 +135,7 @@ class Endpoints:
         if len(self._tasks) >= 2 * self._in_flight_max:
             return  # not even refusals get out any more
         if len(self._tasks) >= self._in_flight_max:
-            work = self._respond(endpoint, message.reply, self._overloaded(request), time.perf_counter_ns())
+            work = self._respond(endpoint, message.reply, request, self._overloaded(request), time.perf_counter_ns())
         else:
             work = self._handle(endpoint, message.reply, request)
         task = asyncio.create_task(work, name=f"{endpoint.name} {request.subject}")
@@ -148,9 +149,12 @@ class Endpoints:
         except Exception:
             log.exception("an endpoint's handler failed", extra={"subject": request.subject})
             return
-        await self._respond(endpoint, reply_to, reply, started)
+        await self._respond(endpoint, reply_to, request, reply, started)
 
-    async def _respond(self, endpoint: Endpoint, reply_to: str, reply: Reply, started: int) -> None:
+    async def _respond(self, endpoint: Endpoint, reply_to: str, request: Request, reply: Reply, started: int) -> None:
+        if len(reply.data) > self._connection.max_payload - HEADER_BYTES_MAX:
+            log.warning("a reply is larger than max_payload", extra={"subject": request.subject})
+            reply = self._too_large(request)
         headers = {"Content-Type": reply.content_type}
         endpoint.requests += 1
         if reply.error is not None:
@@ -160,10 +164,6 @@ class Endpoints:
             endpoint.last_error = f"{status}:{text}"
         try:
             await self._connection.publish(reply_to, reply.data, headers=headers)
-        except TooLarge as error:
-            log.warning("a reply is too large", extra={"subject": endpoint.subject, "error": str(error)})
-            if reply.error is None:
-                await self._respond(endpoint, reply_to, self._too_large(), time.perf_counter_ns())
         except JidoError as error:
             log.warning("a reply could not be sent", extra={"error": str(error)})
         endpoint.processing_ns += time.perf_counter_ns() - started

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable
@@ -38,6 +39,7 @@ RENEWALS_PER_LEASE: Final = 3
 RETRY_WAIT_S: Final = 0.2
 MARKER_TTL_S: Final = 60
 START_TIMEOUT_S: Final = 10.0
+_SECONDS: Final = re.compile(r"\A(\d{1,9})s\Z")
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ class ManagerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     version: str
     sessions: int = 0
     full: bool = False
+    # Whether it answers commands; one that is embedded need not.
+    serves: bool = True
 
 
 def describe(manager_id: str, version: str) -> ManagerInfo:
@@ -217,7 +221,8 @@ def lease_time(message: Delivered) -> int | None:
     """For how many seconds the lease in a followed message holds; None for the end of one."""
     if not message.data or MARKER_REASON in message.headers:
         return None
-    return int(message.headers.get(MESSAGE_TTL, "0s").rstrip("s")) or None
+    seconds = _SECONDS.match(message.headers.get(MESSAGE_TTL, ""))  # others may have written it otherwise
+    return int(seconds[1]) if seconds is not None else None
 
 
 def _info_in(message: Delivered) -> ManagerInfo | None:

@@ -1,4 +1,4 @@
-"""Commands passed on to the manager that owns the session, and what an answer means."""
+"""Commands passed on to another manager: to the session's owner, or one that has room; and what an answer means."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -12,7 +12,7 @@ from jido_nats.broker.connection import Connection
 from jido_nats.broker.endpoints import ERROR_CODE
 from jido_nats.core import codec, subjects
 from jido_nats.core.commands import ErrorReply
-from jido_nats.errors import BrokerError, CommandError, Unavailable, command_error
+from jido_nats.errors import BrokerError, CommandError, NotSent, Unavailable, command_error
 
 DEADLINE: Final = "Jido-Deadline"
 
@@ -26,7 +26,10 @@ class Peers:
     async def pass_on(
         self, manager_id: str, verb: str, session_id: str, request: msgspec.Struct, *, timeout_s: float
     ) -> bytes:
-        """The owner's answer, a record as JSON. Raises the error that it answered with, else `Unavailable`."""
+        """That manager's answer, as JSON. Raises the error that it answered with.
+
+        `NotSent`: it was not heard there, so nothing was done. `Unavailable`: no answer came.
+        """
         deadline = datetime.now(UTC) + timedelta(seconds=timeout_s)
         try:
             reply = await self._connection.request(
@@ -35,10 +38,10 @@ class Peers:
                 headers={DEADLINE: deadline.isoformat()} | trace.headers(trace.CURRENT.get()),
                 timeout_s=timeout_s,
             )
+        except NotSent:
+            raise
         except BrokerError as error:
-            raise Unavailable(
-                "the manager that runs this session does not answer; ask again", session_id=session_id
-            ) from error
+            raise Unavailable("the manager that does this does not answer; ask again", session_id=session_id) from error
         if (error_answer := reply_error(reply)) is not None:
             raise error_answer
         return reply.data

@@ -1,5 +1,6 @@
 """The manager's side of the guard: started with the first process group, ended with the last."""
 
+import asyncio
 import contextlib
 import logging
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Final
 
 _GUARD: Final = str(Path(__file__).with_name("guard.py"))
+
+SUCCESSOR_WAIT_S: Final = 0.1
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +52,26 @@ class Keeper:
         except OSError as error:  # tried again with the next group
             log.error("no guard: if this manager is killed, its programs may live on", extra={"error": str(error)})
             return
+        watching = threading.Thread(
+            target=self._watch,
+            args=(self._guard, asyncio.get_running_loop()),
+            name="jido_nats guard's end",
+            daemon=True,
+        )
+        watching.start()
         for group in self._groups:
             self._tell(f"+{group}\n")
+
+    def _watch(self, guard: "subprocess.Popen[bytes]", loop: asyncio.AbstractEventLoop) -> None:
+        """In a thread: reap the guard when it ends, whoever ended it."""
+        guard.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(loop.call_later, SUCCESSOR_WAIT_S, self._on_end, guard)
+
+    def _on_end(self, guard: "subprocess.Popen[bytes]") -> None:
+        """One that was killed has a successor."""
+        if guard is self._guard:
+            self._start()
 
     def _tell(self, line: str) -> bool:
         if self._guard is None or self._guard.poll() is not None:
@@ -64,12 +85,11 @@ class Keeper:
         return True
 
     def _stop(self) -> None:
-        """Let the guard end, and be reaped, which takes milliseconds that nobody waits for."""
+        """Let the guard end, which takes milliseconds that nobody waits for."""
         if self._guard is not None:
             assert self._guard.stdin is not None
             for group in self._groups:  # of a guard that is replaced: nothing is left for it to end
                 self._tell(f"-{group}\n")
             with contextlib.suppress(OSError):
                 self._guard.stdin.close()
-            threading.Thread(target=self._guard.wait, name="jido_nats guard's end", daemon=True).start()
             self._guard = None

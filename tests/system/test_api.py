@@ -8,7 +8,8 @@ import msgspec
 import pytest
 from nats.aio.msg import Msg
 
-from jido_nats import LocalServer, SessionManager, Settings
+from jido_nats import Client, LocalServer, SessionManager, Settings
+from jido_nats.verbs import Verbs
 from tests.conftest import StartManager
 from tests.support import Stranger, eventually, stranger_at, wait_for_ever
 
@@ -332,7 +333,20 @@ async def test_pages_fit_into_what_the_server_takes() -> None:
     assert found == [f"s{number:02}" for number in range(20)]
 
 
-async def test_an_answer_that_the_server_would_not_take_is_an_error() -> None:
+async def test_a_long_history_is_told_in_pages_that_fit() -> None:
+    async with LocalServer(config="max_payload: 8192") as small:
+        async with SessionManager.connect(small.url, worker=wait_for_ever) as manager, Client.connect(small.url) as far:
+            await manager.start_serving()
+            await manager.create_session(session_id="s1")
+            for _ in range(40):
+                await manager.idle_session("s1")
+                await manager.activate_session("s1")
+
+            assert [event.version for event in await far.session_history("s1")] == list(range(1, 83))
+
+
+async def test_an_answer_that_the_server_would_not_take_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Verbs, "_page_bytes_max", lambda self: 10**9)
     async with LocalServer(config="max_payload: 4096") as small, stranger_at(small.url) as stranger:
         async with SessionManager.connect(small.url, worker=wait_for_ever) as manager:
             await manager.start_serving()
@@ -345,3 +359,14 @@ async def test_an_answer_that_the_server_would_not_take_is_an_error() -> None:
 
             assert (error["code"], "max_payload" in error["message"]) == ("too_large", True)
             assert (await stranger.ask("jido.session.history.s1", {"limit": 5}))["next"] == 5
+
+
+async def test_what_would_not_fit_into_an_answer_is_not_created() -> None:
+    async with LocalServer(config="max_payload: 8192") as small, stranger_at(small.url) as stranger:
+        async with SessionManager.connect(small.url, worker=wait_for_ever) as manager:
+            await manager.start_serving()
+
+            refused = await stranger.create("s1", metadata={"x": "y" * 5000})
+
+            assert refused["error"]["code"] == "too_large"
+            assert (await stranger.create("s2", metadata={"x": "y" * 4000}))["status"] == "active"

@@ -194,6 +194,33 @@ async def test_whatever_a_worker_raises_ends_its_session(
     assert (record["reason"], record["error"].partition(":")[0]) == ("crashed", type(error).__name__)
 
 
+@pytest.mark.parametrize("error", [Stop("now"), SystemExit(3), asyncio.CancelledError(), RuntimeError("now")], ids=repr)
+async def test_whatever_a_worker_raises_when_it_is_called_fails_the_start(
+    stranger: Stranger, start_manager: StartManager, error: BaseException
+) -> None:
+    def raises(session: Session) -> Any:
+        raise error
+
+    await start_manager(raises)
+
+    for _ in range(2):  # the second finds the first
+        assert (await stranger.create("s1"))["error"]["code"] == "start_failed"
+    assert (await stranger.ends("s1"))["reason"] == "start_failed"
+
+
+async def test_serving_begins_once(stranger: Stranger, server: LocalServer) -> None:
+    async with SessionManager.connect(server.url, worker=wait_for_ever) as manager:
+        await asyncio.gather(*(manager.start_serving() for _ in range(3)))
+
+        ear = await stranger.hear("answers.*")
+        await stranger.nc.publish("$SRV.PING", b"", reply="_INBOX.none")
+        inbox = await stranger.nc.subscribe("_INBOX.count")
+        await stranger.nc.publish("$SRV.PING", b"", reply="_INBOX.count")
+        await inbox.next_msg(timeout=5)
+        await stranger.create("s1")  # behind every answer
+        assert (inbox.pending_msgs, ear.messages) == (0, [])
+
+
 async def is_idle(manager: SessionManager, session_id: str) -> bool:
     return (await manager.get_session_info(session_id)).status is Status.IDLE
 

@@ -9,12 +9,22 @@ from typing import Any
 import msgspec
 import pytest
 
-from jido_nats import Client, JidoError, LocalServer, Overloaded, SessionManager, Status, Unavailable
+from jido_nats import (
+    AlreadyExists,
+    Client,
+    JidoError,
+    LocalServer,
+    Overloaded,
+    SessionManager,
+    Settings,
+    Status,
+    Unavailable,
+)
 from jido_nats.core import codec, lifecycle
 from tests import audit
 from tests.conftest import StartManager
 from tests.processes import manager_process
-from tests.support import Stranger, eventually
+from tests.support import Stranger, eventually, wait_for_ever
 
 
 async def violations(server: LocalServer) -> list[audit.Violation]:
@@ -126,7 +136,7 @@ async def test_an_outage_longer_than_the_duplicate_window_repeats_nothing(
 async def test_a_full_manager_leaves_creating_to_the_others(server: LocalServer, start_manager: StartManager) -> None:
     full, other = await start_manager(sessions_max=1), await start_manager()
     await full.create_session()
-    await eventually(lambda: full._leases.managers.get(other.manager_id))
+    await eventually(lambda: full._managers_with_room() == [other.manager_id])
     async with Client.connect(server.url) as client:
         await eventually(lambda: created_at(client, other.manager_id, 10))
 
@@ -207,7 +217,7 @@ async def test_no_create_is_refused_while_another_manager_has_room(
     server: LocalServer, stranger: Stranger, start_manager: StartManager
 ) -> None:
     full, other = await start_manager(sessions_max=5), await start_manager()
-    await eventually(lambda: full._leases.managers.get(other.manager_id))
+    await eventually(lambda: full._managers_with_room() == [other.manager_id])
 
     answers = await asyncio.gather(*(stranger.create(f"s{number}") for number in range(60)))
 
@@ -223,3 +233,51 @@ async def test_a_manager_with_another_lease_time_is_told_of(
     other = await start_manager(lease_s=3)
 
     await eventually(lambda: [vars(r) for r in caplog.records if vars(r).get("other") == other.manager_id])
+
+
+async def test_a_repeated_create_finds_its_session_although_the_manager_is_full(
+    stranger: Stranger, start_manager: StartManager
+) -> None:
+    full, other = await start_manager(sessions_max=1), await start_manager(sessions_max=1)
+    await full.create_session(session_id="s1")
+    await eventually(lambda: full._managers_with_room() == [other.manager_id])
+    first = await full.create_session(session_id="s2", metadata={"n": 1})
+
+    again = await full.create_session(session_id="s2", metadata={"n": 1})
+    with pytest.raises(AlreadyExists):
+        await full.create_session(session_id="s2", metadata={"n": 2})
+
+    assert (first.owner, first.replayed) == (other.manager_id, False)
+    assert (again.owner, again.version, again.replayed) == (other.manager_id, 2, True)
+
+
+async def test_a_manager_that_does_not_serve_is_not_counted_on(
+    server: LocalServer, stranger: Stranger, start_manager: StartManager
+) -> None:
+    full = await start_manager(sessions_max=1)
+    async with SessionManager.connect(server.url, worker=wait_for_ever, settings=Settings(lease_s=2)) as embedded:
+        await full.create_session()
+        await eventually(lambda: full._leases.managers.get(embedded.manager_id))
+
+        assert (await stranger.create("s1"))["error"]["code"] == "overloaded"
+
+
+async def test_a_manager_that_is_gone_does_not_hold_up_the_next(start_manager: StartManager) -> None:
+    full, other = await start_manager(sessions_max=1), await start_manager()
+    await full.create_session()
+    await eventually(lambda: full._managers_with_room() == [other.manager_id])
+    gone = msgspec.structs.replace(full._leases.managers[other.manager_id], manager_id="manager_gone")
+    full._leases.managers = {"manager_gone": gone, **full._leases.managers}
+
+    assert (await full.create_session()).owner == other.manager_id
+
+
+async def test_a_foreign_entry_with_another_clock_s_seconds_is_passed_over(
+    stranger: Stranger, start_manager: StartManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = await start_manager()
+    await stranger.js.publish("$KV.JIDO_MANAGERS.note", b"{}", headers={"Nats-TTL": "1m0s"})
+    other = await start_manager()
+
+    await eventually(lambda: other.manager_id in manager._leases.managers)
+    assert not [record for record in caplog.records if "is started again" in record.getMessage()]

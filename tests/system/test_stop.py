@@ -254,3 +254,15 @@ async def test_a_worker_that_swallows_its_cancellation_does_not_keep_the_program
     assert "a worker does not stop and is abandoned" in finished.err
     record = await stranger.ends("s1")
     assert (record["reason"], record["forced"]) == ("manager_stopped", True)
+
+
+async def test_a_second_signal_while_it_leaves_does_not_keep_it(server: LocalServer, stranger: Stranger) -> None:
+    async with serving(server.url, "--worker", "tests.workers:never_stops", "--stop-timeout-s", "0.2") as program:
+        await stranger.create("s1")
+        program.process.send_signal(signal.SIGTERM)
+        await program.said("is abandoned")
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            await asyncio.sleep(0.4)
+            program.process.send_signal(number)
+
+        await program.finished()

@@ -118,7 +118,7 @@ class Feed:
         reached = self._board.position
         data: list[bytes] = []
         if reached - position > REPLAY_MAX:
-            raise PositionTooOld(position, reached, reached)
+            raise PositionTooOld(position, None, None)
         with contextlib.suppress(TimeoutError):
             async with (
                 asyncio.timeout(REPLAY_TIMEOUT_S),
