@@ -302,8 +302,10 @@ async def test_a_guard_that_was_killed_has_a_successor(server: LocalServer, stra
     async with serving(server.url, "--exec", command("ignores_term.sh"), "--wait-ready") as manager:
         ids = [new_id(), new_id()]
         await stranger.create(ids[0])
-        kill(guards(manager.process.pid))
+        killed = guards(manager.process.pid)
+        kill(killed)
         await stranger.create(ids[1])
+        await eventually(lambda: set(guards(manager.process.pid)) - set(killed))
 
         manager.process.kill()
 
