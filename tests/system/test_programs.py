@@ -298,6 +298,19 @@ async def test_one_guard_is_enough_for_all(stranger: Stranger, start_manager: St
     await eventually(lambda: len(guards(os.getpid())) == 1)  # that of an earlier test may be ending
 
 
+async def test_a_guard_that_was_killed_has_a_successor_at_once(server: LocalServer, stranger: Stranger) -> None:
+    async with serving(server.url, "--exec", command("ignores_term.sh"), "--wait-ready") as manager:
+        session_id = new_id()
+        await stranger.create(session_id)
+        killed = guards(manager.process.pid)
+        kill(killed)
+        await eventually(lambda: set(guards(manager.process.pid)) - set(killed))
+
+        manager.process.kill()
+
+        await eventually(lambda: not kin_of(session_id), within_s=5)
+
+
 async def test_a_guard_that_was_killed_has_a_successor(server: LocalServer, stranger: Stranger) -> None:
     async with serving(server.url, "--exec", command("ignores_term.sh"), "--wait-ready") as manager:
         ids = [new_id(), new_id()]
