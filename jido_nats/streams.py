@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Final, Generic, NamedTuple, Self, TypeVar
 
-from jido_nats.broker.consumers import Delivered, OrderedConsumer, Start
+from jido_nats.broker.consumers import Consumer, Delivered, Start
 from jido_nats.broker.durable import DurableConsumer
 from jido_nats.broker.event_log import event_in
 from jido_nats.broker.output_log import output_in
@@ -40,7 +40,7 @@ M = TypeVar("M", EventMessage, OutputMessage)
 class MessageStream(ABC, Generic[M]):
     """Messages in order; `async with` it, then `async for`."""
 
-    def __init__(self, consumer: OrderedConsumer | DurableConsumer) -> None:
+    def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
         self._until = 0
 

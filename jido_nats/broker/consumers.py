@@ -12,6 +12,7 @@ import itertools
 import logging
 import math
 import secrets
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
@@ -116,7 +117,49 @@ async def stream_state(connection: Connection, stream: str) -> tuple[int, int]:
     return info["state"]["first_seq"], info["state"]["last_seq"]
 
 
-class OrderedConsumer:
+class Consumer(ABC):
+    """What consumers share: a position in a stream, on some subjects."""
+
+    def __init__(self, connection: Connection, stream: str, filters: Sequence[str], start: Start) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._filters = list(filters)
+        self._start = start
+        self.position = 0
+        self.caught_up = False
+
+    @abstractmethod
+    async def __aenter__(self) -> Self: ...
+
+    @abstractmethod
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    async def __aiter__(self) -> AsyncIterator[Delivered]:
+        while True:
+            yield await self.next()
+
+    @abstractmethod
+    async def next(self) -> Delivered:
+        """The next message; waits for it as long as it takes."""
+
+    def take(self) -> Delivered | None:
+        """The next message where it can be had at once; None where it has to be waited for, with `next`."""
+        return None
+
+    async def check(self) -> None:
+        """`ServerUnusable` where its stream cannot be read at all."""
+        await check_stream(self._connection, self._stream)
+
+    async def last_position(self) -> int:
+        """The sequence of the last message there is for this consumer now, at the leader; 0 for none."""
+        return max(
+            [await last_position(self._connection, self._stream, subject) for subject in self._filters], default=0
+        )
+
+
+class OrderedConsumer(Consumer):
     """Every message of a stream on some subjects, in order, once; an async context manager and iterator.
 
     `strict`: raise `PositionTooOld` where the stream has lost messages behind the last one seen
@@ -137,11 +180,8 @@ class OrderedConsumer:
         silence_max_s: float = math.inf,
         linger_s: float = 0.0,
     ) -> None:
-        self._connection = connection
-        self._stream = stream
+        super().__init__(connection, stream, filters, start)
         self._linger_s = linger_s
-        self._filters = list(filters)
-        self._start = start
         self._strict = strict
         self._headers_only = headers_only
         self._silence_max_s = silence_max_s
@@ -157,8 +197,6 @@ class OrderedConsumer:
         self._outstanding = 0
         self._broken = False
         self._recreating: asyncio.Task[None] | None = None
-        self.position = 0
-        self.caught_up = False
 
     async def __aenter__(self) -> Self:
         self._connection.on_up(self._on_up)
@@ -176,10 +214,6 @@ class OrderedConsumer:
     ) -> None:
         await self._leave()
 
-    async def __aiter__(self) -> AsyncIterator[Delivered]:
-        while True:
-            yield await self.next()
-
     async def next(self) -> Delivered:
         """The next message; waits for it as long as it takes. Whoever gives up waiting may ask again."""
         if self._recreating is not None:
@@ -192,21 +226,11 @@ class OrderedConsumer:
                 return delivered
 
     def take(self) -> Delivered | None:
-        """The next message where it is here already; None where it has to be waited for, with `next`."""
+        """See `Consumer.take`: what is here already."""
         while self._queue and not self._broken and self._recreating is None and self._outstanding > BATCH // 2:
             if (delivered := self._accept(self._queue.popleft())) is not None:
                 return delivered
         return None
-
-    async def check(self) -> None:
-        """`ServerUnusable` where its stream cannot be read at all."""
-        await check_stream(self._connection, self._stream)
-
-    async def last_position(self) -> int:
-        """The sequence of the last message there is for this consumer now, at the leader; 0 for none."""
-        return max(
-            [await last_position(self._connection, self._stream, subject) for subject in self._filters], default=0
-        )
 
     async def _next_message(self) -> Msg | None:
         """A message, or None when the consumer has to be made again."""
@@ -240,8 +264,7 @@ class OrderedConsumer:
             self._broken = True
 
     def _accept(self, message: Msg) -> Delivered | None:
-        status = message.headers.get("Status") if message.headers and not message.data else None
-        if status is not None and not message.reply:
+        if (status := status_of(message)) is not None:
             self._on_status(status, message.headers or {})
             return None
         sequence, consumer_sequence, time_ns, pending = parse_ack_subject(message.reply)
@@ -315,10 +338,9 @@ class OrderedConsumer:
 
     async def _leave(self) -> None:
         self._connection.off_up(self._on_up)
-        if self._recreating is not None:
-            self._recreating.cancel()
         try:
             if self._recreating is not None:
+                self._recreating.cancel()
                 await asyncio.gather(self._recreating, return_exceptions=True)
         finally:
             await self._drop()
@@ -353,6 +375,13 @@ def decoded(message: Delivered, decode: Callable[[bytes, Encoding], T], complain
         data = {"subject": message.subject, "sequence": message.sequence, "error": str(error)}
         log.warning(complaint, extra=data)
         return None
+
+
+def status_of(message: Msg) -> str | None:
+    """What the server says about a pull request, such as `408`; None for a message of the stream."""
+    if message.reply or message.data or not message.headers:
+        return None
+    return message.headers.get("Status")
 
 
 def parse_ack_subject(reply: str) -> tuple[int, int, int, int]:

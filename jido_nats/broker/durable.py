@@ -6,7 +6,7 @@ One message at a time is out, so that a reader that was killed gets the same one
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -18,14 +18,14 @@ from jido_nats.broker.consumers import (
     BATCH,
     RECREATE_WAIT_S,
     SILENCE_MAX_S,
+    Consumer,
     Delivered,
     Start,
-    check_stream,
     create_consumer,
     filter_config,
-    last_position,
     parse_ack_subject,
     pull,
+    status_of,
 )
 from jido_nats.broker.jetstream import CONSUMER_NOT_FOUND, JetStreamError, api, settled
 from jido_nats.errors import ConfigurationError, NotFound, NotSent, OutcomeUnknown
@@ -34,15 +34,12 @@ ACK_WAIT_S: Final = 6
 _NS: Final = 1_000_000_000
 
 
-class DurableConsumer:
+class DurableConsumer(Consumer):
     """A durable of the server's, read in order; `next` acknowledges the message before. Async context manager."""
 
     def __init__(self, connection: Connection, stream: str, durable: str, filters: Sequence[str], start: Start) -> None:
-        self._connection = connection
-        self._stream = stream
+        super().__init__(connection, stream, filters, start)
         self._durable = durable
-        self._filters = list(filters)
-        self._start = start
         self._inbox: Subscription | None = None
         self._queue: deque[Msg] = deque()
         self._arrived = asyncio.Event()
@@ -51,8 +48,6 @@ class DurableConsumer:
         # When the server last showed a sign of life, or was asked for one.
         self._alive_at = boottime()
         self._keeper: asyncio.Task[None] | None = None
-        self.position = 0
-        self.caught_up = False
 
     async def __aenter__(self) -> Self:
         info = await settled(self._connection, self._open)
@@ -80,17 +75,12 @@ class DurableConsumer:
                 self._unacknowledged = message
                 await self._answer(b"-NAK")
 
-    async def __aiter__(self) -> AsyncIterator[Delivered]:
-        while True:
-            yield await self.next()
-
     async def next(self) -> Delivered:
         """Acknowledge the message before, and wait for the next."""
         await self._answer(b"+ACK")
         while True:
             message = await self._next_message()
-            status = message.headers.get("Status") if message.headers and not message.data else None
-            if status is not None and not message.reply:
+            if (status := status_of(message)) is not None:
                 await self._on_status(status)
                 continue
             sequence, _, time_ns, pending = parse_ack_subject(message.reply)
@@ -102,20 +92,6 @@ class DurableConsumer:
             self.position = sequence
             self.caught_up = pending == 0
             return Delivered(message.subject, sequence, message.data, message.headers or {}, time_ns, pending)
-
-    def take(self) -> Delivered | None:
-        """None: the message before has to be acknowledged first."""
-        return None
-
-    async def check(self) -> None:
-        """`ServerUnusable` where its stream cannot be read at all."""
-        await check_stream(self._connection, self._stream)
-
-    async def last_position(self) -> int:
-        """The sequence of the last message there is for this consumer now, at the leader; 0 for none."""
-        return max(
-            [await last_position(self._connection, self._stream, subject) for subject in self._filters], default=0
-        )
 
     async def acknowledge(self) -> None:
         """Acknowledge the last message, and wait until the server has taken that in."""
