@@ -141,6 +141,9 @@ class Sessions:
         if self._closing:
             raise Unavailable("this manager is stopping; ask again")
         if self.full:
+            known = await self._path.registry.get(session_id) if request.session_id is not None else None
+            if known is not None and known.record is not None:  # one that is asked for again is answered all the same
+                raise Taken(known.record)
             raise Overloaded(f"this manager runs {len(self._live)} sessions, its limit; ask again later")
         live = self._live[session_id] = LiveSession(self._parts)
         if self.full:

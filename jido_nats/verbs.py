@@ -68,25 +68,19 @@ class Verbs:
 
     async def _create(self, _: str, request: CreateRequest, *, passed_on: bool = False) -> CreateReply:
         commands.check_create(request, min(self._settings.metadata_bytes_max, self._connection.max_payload // 2))
-        elsewhere = False
         settings, session_id = self._settings, request.session_id or new_session_id()
         timeout_s = settings.command_timeout_s + (settings.start_timeout_s if settings.wait_ready else 0)
         try:
             record, replayed = await self._carry_out(session_id, self._sessions.create(session_id, request), timeout_s)
         except Taken as taken:
-            record, replayed, elsewhere = taken.record, True, True
+            record, replayed = taken.record, True
+            if not record.sealed:
+                return codec.decode(await self._pass_on("create", record, request, passed_on=passed_on), CreateReply)
         except Overloaded:
-            if not self._sessions.full:
+            if passed_on or not self._sessions.full:
                 raise
-            known = await self._look_up(self._path.registry.get(session_id))
-            if known.record is None and passed_on:
-                raise
-            if known.record is None:
-                asked = msgspec.structs.replace(request, session_id=session_id)
-                return await self._create_elsewhere(session_id, asked, timeout_s)
-            record, replayed, elsewhere = known.record, True, True
-        if elsewhere and not record.sealed:
-            return codec.decode(await self._pass_on("create", record, request, passed_on=passed_on), CreateReply)
+            asked = msgspec.structs.replace(request, session_id=session_id)
+            return await self._create_elsewhere(session_id, asked, timeout_s)
         if replayed and not commands.same_content(request, record):
             raise AlreadyExists("that session id is taken; choose another", session_id=record.session_id)
         if replayed and record.reason is Reason.START_FAILED:
