@@ -1,5 +1,6 @@
 """The commands on sessions as Python calls: the same on a manager and, over NATS, on a client."""
 
+from abc import ABC, abstractmethod
 from typing import Any, TypeVar
 
 import msgspec
@@ -23,7 +24,7 @@ from jido_nats.core.session import SessionRecord, Status
 T = TypeVar("T")
 
 
-class SessionApi:
+class SessionApi(ABC):
     """What can be asked of sessions: carried out by a `SessionManager`, asked for by a `Client`."""
 
     async def create_session(
@@ -125,6 +126,6 @@ class SessionApi:
             subjects.check_session_id(session_id)
         return await self._command(verb, session_id, commands.checked(request), kind)
 
+    @abstractmethod
     async def _command(self, verb: str, session_id: str, request: msgspec.Struct, kind: type[T]) -> T:
         """The reply, of that kind. `session_id`: "" for a command that is about no one session."""
-        raise NotImplementedError

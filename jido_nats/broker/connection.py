@@ -43,6 +43,8 @@ PING_INTERVAL_S: Final = 3
 POLL_S: Final = 0.5
 CLOSE_TIMEOUT_S: Final = 2.0
 ECHO_TIMEOUT_S: Final = 2.0
+# Message id, content type, traceparent, an error's text, and what NATS adds.
+HEADER_BYTES_MAX: Final = 1024
 CANCELS_MAX: Final = 5
 CANCEL_AGAIN_S: Final = 0.1
 
@@ -150,6 +152,11 @@ class Connection:
         """How many bytes a message may have, headers included, as the server said last."""
         assert self._client is not None
         return self._client.max_payload
+
+    @property
+    def payload_bytes_max(self) -> int:
+        """How many of these a payload may have beside our headers."""
+        return self.max_payload - HEADER_BYTES_MAX
 
     def on_up(self, callback: Callable[[], None]) -> None:
         """Call `callback` after every reconnect, when the subscriptions are there again."""

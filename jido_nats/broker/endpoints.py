@@ -22,7 +22,6 @@ from jido_nats.errors import JidoError
 QUEUE_GROUP: Final = "q"
 ERROR_CODE: Final = "Nats-Service-Error-Code"
 ERROR_TEXT: Final = "Nats-Service-Error"
-HEADER_BYTES_MAX: Final = 1024
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +151,7 @@ class Endpoints:
         await self._respond(endpoint, reply_to, request, reply, started)
 
     async def _respond(self, endpoint: Endpoint, reply_to: str, request: Request, reply: Reply, started: int) -> None:
-        if len(reply.data) > self._connection.max_payload - HEADER_BYTES_MAX:
+        if len(reply.data) > self._connection.payload_bytes_max:
             log.warning("a reply is larger than max_payload", extra={"subject": request.subject})
             reply = self._too_large(request)
         headers = {"Content-Type": reply.content_type}

@@ -218,9 +218,7 @@ class Leases:
 
 
 def lease_time(message: Delivered) -> int | None:
-    """For how many seconds the lease in a followed message holds; None for the end of one."""
-    if not message.data or MARKER_REASON in message.headers:
-        return None
+    """For how many seconds the lease that a message is holds; None where it does not say."""
     seconds = _SECONDS.match(message.headers.get(MESSAGE_TTL, ""))  # others may have written it otherwise
     return int(seconds[1]) if seconds is not None else None
 

@@ -11,8 +11,6 @@ from jido_nats.core.output import Output, Said
 
 # No stream is called `none`, so plain subscribers hear a message that asks for it and no stream stores it (measured).
 _NOT_STORED: Final = {"Nats-Expected-Stream": "none"}
-# Message id, content type, traceparent, and what NATS adds.
-HEADER_BYTES_MAX: Final = 1024
 
 
 class OutputLog:
@@ -25,7 +23,7 @@ class OutputLog:
     @property
     def payload_bytes_max(self) -> int:
         """What a payload may have beside our headers."""
-        return self._connection.max_payload - HEADER_BYTES_MAX
+        return self._connection.payload_bytes_max
 
     def encode(self, said: Said) -> bytes:
         """The payload."""
