@@ -1,12 +1,15 @@
 """Managers as processes of their own, to be killed and frozen."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+
+from tests.support import eventually
 
 LEASE_S = 1
 
@@ -20,12 +23,12 @@ class ManagerProcess:
     @property
     def frozen(self) -> bool:
         """Whether it is stopped (SIGSTOP), by the kernel's word."""
-        return self._state() == "T"
+        return is_frozen(self._process.pid)
 
     @property
     def gone(self) -> bool:
         """Whether it has ended, or is a zombie."""
-        return self._process.returncode is not None or self._state() in ("Z", "")
+        return self._process.returncode is not None or set(states(self._process.pid)) <= {"Z"}
 
     def send(self, number: signal.Signals) -> None:
         """Signal it, if it is still there."""
@@ -43,11 +46,30 @@ class ManagerProcess:
         async with asyncio.timeout(within_s):
             return await self._process.wait()
 
-    def _state(self) -> str:
-        try:
-            return Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except (OSError, IndexError):
-            return ""
+    async def freeze(self) -> None:
+        """Stop it; returns when it is."""
+        await freeze(self._process.pid)
+
+
+async def freeze(pid: int) -> None:
+    """Stop a process (SIGSTOP); returns when not one of its threads runs any more."""
+    os.kill(pid, signal.SIGSTOP)
+    await eventually(lambda: is_frozen(pid))
+
+
+def is_frozen(pid: int) -> bool:
+    """Whether every thread of a process is stopped, by the kernel's word."""
+    return set(states(pid)) == {"T"}
+
+
+def states(pid: int) -> list[str]:
+    """The states of a process's threads, as proc(5) names them; empty when there is no such process."""
+    found = []
+    with contextlib.suppress(OSError):  # it has ended
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):  # this one has
+                found.append(Path(f"/proc/{pid}/task/{thread}/stat").read_text().rpartition(")")[2].split()[0])
+    return found
 
 
 @asynccontextmanager

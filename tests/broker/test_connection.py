@@ -12,6 +12,7 @@ from jido_nats import LocalServer
 from jido_nats.broker.connect_options import ConnectOptions
 from jido_nats.broker.connection import Connection, Heard
 from jido_nats.errors import NoResponders, NotSent, OutcomeUnknown, ServerUnusable, TooLarge
+from tests.processes import freeze
 from tests.proxy import Proxy
 from tests.support import Stranger, eventually
 
@@ -115,7 +116,7 @@ async def test_requests_work_after_a_restart(server: LocalServer, connection: Co
 async def test_a_frozen_server_costs_only_the_time_that_it_is_frozen(
     server: LocalServer, connection: Connection
 ) -> None:
-    os.kill(server.pid, signal.SIGSTOP)
+    await freeze(server.pid)
     with pytest.raises(OutcomeUnknown):
         await connection.request("$JS.API.INFO", timeout_s=0.3)
     os.kill(server.pid, signal.SIGCONT)

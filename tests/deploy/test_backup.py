@@ -17,7 +17,7 @@ from tests.audit import audit, read
 from tests.deploy.test_cluster import create
 from tests.interop.nats_command import NatsCommand
 from tests.interop.tools import nats_cli
-from tests.processes import manager_process
+from tests.processes import freeze, manager_process
 from tests.programs import ROOT, Program, running
 from tests.roles import PASSWORDS, SECRETS, as_user
 from tests.support import eventually, wait_for_ever
@@ -104,7 +104,7 @@ async def test_a_snapshot_of_the_disk_under_load_is_a_backup(tmp_path: Path) -> 
             created: list[str] = []
             load = [asyncio.create_task(create_many(client, f"load-{n}", created)) for n in range(WRITERS)]
             await eventually(lambda: len(created) > EACH)
-            os.kill(old.pid, signal.SIGSTOP)  # the moment of a snapshot, as a file system makes it
+            await freeze(old.pid)  # the moment of a snapshot, as a file system makes it
             shutil.copytree(tmp_path / "store", tmp_path / "snapshot")
             os.kill(old.pid, signal.SIGCONT)
             await asyncio.gather(*load)

@@ -40,7 +40,7 @@ async def test_a_session_of_which_nothing_is_heard_becomes_idle(stranger: Strang
 async def test_an_idle_session_is_ended(stranger: Stranger, manager: SessionManager) -> None:
     await stranger.create("s1", idle_after_s=0.1, idle_timeout_s=0.2)
 
-    record = await becomes(stranger, "terminated")
+    record = await stranger.ends("s1")
 
     assert (record["reason"], record["detail"]) == ("timed_out", "idle_timeout_s of 0.2 s is over")
     assert (await stranger.stored_brief())[2:] == ["3 idle", "4 terminating", "5 terminated", "5 ended"]
@@ -49,7 +49,7 @@ async def test_an_idle_session_is_ended(stranger: Stranger, manager: SessionMana
 async def test_a_session_that_is_too_old_is_ended(stranger: Stranger, manager: SessionManager) -> None:
     await stranger.create("s1", max_lifetime_s=0.3)
 
-    record = await becomes(stranger, "terminated")
+    record = await stranger.ends("s1")
 
     assert (record["reason"], record["detail"]) == ("timed_out", "max_lifetime_s of 0.3 s is over")
     assert (await stranger.stored_brief())[2:] == ["3 terminating", "4 terminated", "4 ended"]

@@ -61,7 +61,7 @@ async def test_an_owner_that_does_not_answer_makes_the_command_unavailable(
     async with manager_process(server.url, lease_s=8) as frozen:
         created = await stranger.create("s1")
         other = await start_manager(command_timeout_s=0.5, lease_s=8)
-        frozen.send(signal.SIGSTOP)
+        await frozen.freeze()
         with pytest.raises(Unavailable):
             await other.terminate_session("s1")
         assert (await stranger.record("s1")) == created
