@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -25,6 +26,12 @@ async def becomes(stranger: Stranger, wanted: str, session_id: str = "s1") -> di
 
     await eventually(is_so)
     return await stranger.ask(f"jido.session.get.{session_id}")
+
+
+async def stored_from(stranger: Stranger, version: int) -> list[dict[str, Any]]:
+    """The stored events from that version on; none before there are two."""
+    events = [event for event in await stranger.stored_events() if event["version"] >= version]
+    return events if len(events) > 1 else []
 
 
 async def test_a_session_of_which_nothing_is_heard_becomes_idle(stranger: Stranger, manager: SessionManager) -> None:
@@ -125,8 +132,11 @@ async def test_a_woken_session_has_all_its_time_again(stranger: Stranger, manage
 
     await stranger.ask("jido.session.send.s1", {"role": "user", "content": "wake up"})
 
-    assert await status(stranger) == "active"
-    await becomes(stranger, "idle")
+    woken, slept = (await eventually(lambda: stored_from(stranger, 4)))[:2]
+    assert (woken["status"], slept["status"]) == ("active", "idle")
+    assert datetime.fromisoformat(slept["updated_at"]) - datetime.fromisoformat(woken["updated_at"]) >= timedelta(
+        seconds=0.2
+    )
 
 
 async def test_activity_does_not_make_a_session_older_than_it_may_be(
