@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from jido_nats import LocalServer, SessionManager, Settings
-from tests.support import Puppet, Stranger, stranger_at, wait_for_ever
+from tests.support import LEASE_S, Puppet, Stranger, stranger_at, wait_for_ever
 
 StartManager: TypeAlias = Callable[..., Coroutine[Any, Any, SessionManager]]
 
@@ -32,7 +32,7 @@ async def start_manager(server: LocalServer) -> AsyncIterator[StartManager]:
     async with AsyncExitStack() as stack:
 
         async def start(worker: Any = wait_for_ever, **settings: Any) -> SessionManager:
-            chosen = Settings(**{"lease_s": 2, **settings})
+            chosen = Settings(**{"lease_s": LEASE_S, **settings})
             manager = await stack.enter_async_context(
                 SessionManager.connect(server.url, worker=worker, settings=chosen)
             )

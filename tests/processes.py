@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.support import eventually
+from tests.support import DEADLINE_S, eventually
 
-LEASE_S = 1
+SHORT_LEASE_S = 1
 
 
 class ManagerProcess:
@@ -41,7 +41,7 @@ class ManagerProcess:
         self.send(signal.SIGKILL)
         return await self._process.wait()
 
-    async def exit_code(self, within_s: float = 20) -> int:
+    async def exit_code(self, within_s: float = DEADLINE_S) -> int:
         """Its exit code, when it ends by itself."""
         async with asyncio.timeout(within_s):
             return await self._process.wait()
@@ -78,7 +78,7 @@ async def manager_process(
     *,
     worker: str = "tests.agents:waiting",
     failpoints: str = "",
-    lease_s: int = LEASE_S,
+    lease_s: int = SHORT_LEASE_S,
     extra: tuple[str, ...] = (),
 ) -> AsyncIterator[ManagerProcess]:
     """A manager process that serves when the block is entered."""

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from tests.support import DEADLINE_S
+
 ROOT = Path(__file__).parent.parent
 JIDO_NATS = Path(sys.executable).parent / "jido-nats"
-RUN_TIMEOUT_S = 20.0
+RUN_TIMEOUT_S = 60.0
 
 
 class Finished(NamedTuple):
@@ -38,7 +40,7 @@ class Program:
         self.err = ""
         self._readers = [asyncio.create_task(self._read_out()), asyncio.create_task(self._read_err())]
 
-    async def said(self, text: str, *, within_s: float = 10.0) -> None:
+    async def said(self, text: str, *, within_s: float = DEADLINE_S) -> None:
         """Wait until the text was printed, on stdout or stderr."""
         async with asyncio.timeout(within_s):
             while text not in self.out + self.err:

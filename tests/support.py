@@ -1,6 +1,7 @@
 """What tests share: waiting for a condition, and NATS as somebody who has none of our code sees it."""
 
 import asyncio
+import contextlib
 import inspect
 import time
 from collections.abc import AsyncIterator, Callable
@@ -15,7 +16,8 @@ from nats.js.errors import NotFoundError
 
 from jido_nats import Session
 
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
+LEASE_S = 5  # long enough for a machine that is busy; who waits for one to expire takes a shorter one
 POLL_S = 0.01
 
 
@@ -87,7 +89,7 @@ class Stranger:
     async def request(self, subject: str, payload: Any = b"", *, headers: dict[str, str] | None = None) -> Msg:
         """The reply; a payload that is no bytes goes as JSON."""
         data = payload if isinstance(payload, bytes) else msgspec.json.encode(payload)
-        return await self.nc.request(subject, data, timeout=10, headers=headers)
+        return await self.nc.request(subject, data, timeout=DEADLINE_S, headers=headers)
 
     async def ask(self, subject: str, payload: Any = b"") -> dict[str, Any]:
         """The reply's JSON; an error's too."""
@@ -122,9 +124,10 @@ class Stranger:
 
     async def record(self, session_id: str) -> dict[str, Any] | None:
         """What the bucket holds, or None."""
-        for message in await self._entries():
-            if message.subject == f"$KV.JIDO_SESSIONS.{session_id}" and message.data:
-                record: dict[str, Any] = msgspec.json.decode(message.data)
+        with contextlib.suppress(NotFoundError):
+            entry = await self.js.get_last_msg("KV_JIDO_SESSIONS", f"$KV.JIDO_SESSIONS.{session_id}")
+            if entry.data:
+                record: dict[str, Any] = msgspec.json.decode(entry.data)
                 return record
         return None
 
@@ -142,14 +145,6 @@ class Stranger:
         streams = ("JIDO_CLIENT", "KV_JIDO_SESSIONS")
         events, records = [(await self.js.stream_info(stream)).state.last_seq for stream in streams]
         return events, records
-
-    async def _entries(self) -> list[Msg]:
-        state = (await self.js.stream_info("KV_JIDO_SESSIONS", subjects_filter=">")).state
-        found = []
-        for subject in state.subjects or {}:
-            message = await self.js.get_last_msg("KV_JIDO_SESSIONS", subject)
-            found.append(Msg(self.nc, subject, "", message.data or b"", message.headers))
-        return found
 
 
 @asynccontextmanager

@@ -84,11 +84,11 @@ async def test_what_is_backed_up_and_restored_with_the_nats_command_goes_on(tmp_
         for line in commands("Restore"):
             await nats.shell(f"env -C {tmp_path} {line}")
         async with managed(new), Client.connect(as_user(new, "client")) as client:
-            await eventually(lambda: ended(client), within_s=30)
+            await eventually(lambda: ended(client))
             told = await reasons(client)
             await client.create_session(session_id="behind")
             await client.terminate_session("behind")
-        await eventually(lambda: whole(url(new)), within_s=30)
+        await eventually(lambda: whole(url(new)))
 
     assert sorted(filter(None, told)) == ["owner_lost"] * (SESSIONS - 1) + ["requested"]
 
@@ -116,9 +116,9 @@ async def test_a_snapshot_of_the_disk_under_load_is_a_backup(tmp_path: Path) -> 
         Client.connect(new.url) as client,
     ):
         await manager.start_serving()
-        await eventually(lambda: ended(client), within_s=30)
+        await eventually(lambda: ended(client))
         told = await reasons(client)
-        await eventually(lambda: whole(new.url), within_s=30)
+        await eventually(lambda: whole(new.url))
 
     assert EACH < len(told) < WRITERS * EACH
     assert set(told) == {"owner_lost"}

@@ -12,7 +12,7 @@ import msgspec
 
 from tests.programs import Finished, Program
 
-RUN_TIMEOUT_S = 20.0
+RUN_TIMEOUT_S = 60.0
 
 
 class NatsCommand:

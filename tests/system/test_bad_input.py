@@ -112,7 +112,7 @@ async def test_the_same_request_ten_thousand_times_makes_one_session(
     for _ in range(10_000):
         await raw.send(b"jido.session.create", data=b'{"session_id":"once"}')
     await raw.heard()
-    created = await eventually(lambda: _created(stranger), within_s=30)
+    created = await eventually(lambda: _created(stranger))
     assert created == ["once"]
 
 

@@ -19,9 +19,10 @@ from jido_nats.tools.bench.samples import percentile
 from tests.conftest import StartManager
 from tests.programs import run, running
 from tests.roles import PASSWORDS, SECRETS, as_user
-from tests.support import Stranger, eventually, stranger_at, wait_for_ever
+from tests.support import LEASE_S, Stranger, eventually, stranger_at, wait_for_ever
 
 SMALL = ("--sessions", "20", "--concurrency", "4")
+LEASE = ("--lease-s", str(LEASE_S))  # as the manager of the fixtures has it
 LATENCIES = ("rate", "p50", "p99", "p99.9")
 COMMANDS = {(verb, statistic) for verb in ("create", "terminate") for statistic in LATENCIES}
 WITHOUT_RECOVERY = COMMANDS | {
@@ -120,7 +121,7 @@ async def test_the_floor_stores_what_we_store() -> None:
 async def test_a_deployment_is_as_it_was(server: LocalServer, stranger: Stranger, manager: SessionManager) -> None:
     before = await streams(stranger)
 
-    finished = await run("bench", *SMALL, "--lease-s", "2", "--json", env={"NATS_URL": server.url}, within_s=WITHIN_S)
+    finished = await run("bench", *SMALL, *LEASE, "--json", env={"NATS_URL": server.url}, within_s=WITHIN_S)
 
     assert (finished.code, finished.err) == (0, "")
     assert names(finished.lines) == WITHOUT_RECOVERY
@@ -129,7 +130,7 @@ async def test_a_deployment_is_as_it_was(server: LocalServer, stranger: Stranger
 
 
 async def test_people_get_a_table(server: LocalServer, manager: SessionManager) -> None:
-    finished = await run("bench", "--server", server.url, *SMALL, "--lease-s", "2", within_s=WITHIN_S)
+    finished = await run("bench", "--server", server.url, *SMALL, *LEASE, within_s=WITHIN_S)
 
     assert (finished.code, finished.err) == (0, "")
     for text in ("create to active, rate", "heard by a subscriber, p50", "floor", "≥ 0.85", "20 sessions, 4 at a time"):

@@ -503,7 +503,7 @@ async def test_no_follow_ends_behind_what_it_does_not_know(
     await stranger.create("s1")
     await stranger.js.publish(subject, last)
 
-    finished = await run(command, "--since", "all", "--no-follow", "--server", server.url, within_s=10)
+    finished = await run(command, "--since", "all", "--no-follow", "--server", server.url)
 
     assert finished.code == 0
     assert len(finished.out.splitlines()) == (2 if command == "events" else 0)

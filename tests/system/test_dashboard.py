@@ -23,7 +23,7 @@ from tests.http import EventSource, ask, listening
 from tests.programs import ROOT, running
 from tests.proxy import Proxy
 from tests.roles import SECRETS, as_user
-from tests.support import Puppet, Stranger, eventually, wait_for_ever
+from tests.support import LEASE_S, Puppet, Stranger, eventually, wait_for_ever
 
 TOKEN = "a-long-random-token"
 
@@ -300,8 +300,8 @@ async def test_managers_are_told_with_their_leases(url: str, manager: SessionMan
         left = await eventually(lambda: managers(source, 1))
 
     assert [(told["manager_id"], told["lease_s"]) for told in both] == [
-        (manager.manager_id, 2),
-        (another.manager_id, 2),
+        (manager.manager_id, LEASE_S),
+        (another.manager_id, LEASE_S),
     ]
     assert [told["manager_id"] for told in left] == [manager.manager_id]
 
@@ -336,7 +336,7 @@ async def state_with_managers_problem(source: EventSource) -> Any:
 
 
 def another_manager(server: LocalServer) -> SessionManager:
-    return SessionManager.connect(server.url, worker=wait_for_ever, settings=Settings(lease_s=2))
+    return SessionManager.connect(server.url, worker=wait_for_ever, settings=Settings(lease_s=LEASE_S))
 
 
 async def managers(source: EventSource, count: int) -> Any:

@@ -9,7 +9,7 @@ import pytest
 from jido_nats import Client, JidoError, LocalServer, SessionManager, Settings, Status
 from tests import audit
 from tests.agents import waiting
-from tests.processes import LEASE_S, ManagerProcess, manager_process
+from tests.processes import SHORT_LEASE_S, ManagerProcess, manager_process
 from tests.support import eventually
 
 # Each place at the version where it differs most: opened as active, terminating, terminated, sealed.
@@ -60,7 +60,7 @@ async def client(server: LocalServer) -> AsyncIterator[Client]:
 
 
 def survivor(server: LocalServer) -> SessionManager:
-    return SessionManager.connect(server.url, worker=waiting, settings=Settings(lease_s=LEASE_S))
+    return SessionManager.connect(server.url, worker=waiting, settings=Settings(lease_s=SHORT_LEASE_S))
 
 
 async def create_and_end(client: Client) -> None:

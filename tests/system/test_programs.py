@@ -283,7 +283,8 @@ async def test_200_at_once_leave_nothing(stranger: Stranger, start_manager: Star
     assert len(leaders(prefix)) == 200
     started_at = time.monotonic()
     await asyncio.gather(*(stranger.ask(f"jido.session.terminate.{session_id}") for session_id in ids))
-    await asyncio.gather(*(stranger.ends(session_id) for session_id in ids))  # also what took too long for an answer
+    for session_id in ids:  # also what took too long for an answer
+        await stranger.ends(session_id)
 
     print(f"200 started in {started_at - began_at:.2f} s, ended in {time.monotonic() - started_at:.2f} s")
     assert not kin_of(prefix)

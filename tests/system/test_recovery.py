@@ -82,7 +82,7 @@ async def test_a_killed_manager_s_last_commands_are_told_whole(
 
     await start_manager()
 
-    await eventually(lambda: all_sealed(stranger), within_s=15)
+    await eventually(lambda: all_sealed(stranger))
     events = await stranger.stored_events()
     for session_id in {event["session_id"] for event in events}:
         told = [(event["version"], event["type"]) for event in events if event["session_id"] == session_id]

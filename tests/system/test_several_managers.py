@@ -72,7 +72,7 @@ async def test_of_two_survivors_exactly_one_ends_each_orphan(server: LocalServer
         await asyncio.gather(*(client.create_session(session_id=f"s{n}") for n in range(100)))
         survivors = [await start_manager(lease_s=1), await start_manager(lease_s=1)]
         dead.send(signal.SIGKILL)
-        await eventually(lambda: all_sealed(survivors[0]), within_s=20)
+        await eventually(lambda: all_sealed(survivors[0]))
         reasons = Counter(record.reason for record in await client.list_sessions(include_terminated=True))
         assert reasons == {"owner_lost": 100}
         assert await violations(server) == []
@@ -114,7 +114,7 @@ async def test_an_outage_longer_than_the_lease_costs_no_session(
     await server.kill()
     await eventually(lambda: not manager._lease.valid and not other._lease.valid)
     await server.start()
-    await eventually(lambda: manager._lease_stands() and other._may_judge(), within_s=20)
+    await eventually(lambda: manager._lease_stands() and other._may_judge())
     assert (await eventually(lambda: idled(manager))).owner == manager.manager_id
     assert await stranger.stored_brief() == ["1 created", "2 active", "3 idle"]
 
@@ -176,7 +176,7 @@ async def steady(manager: SessionManager, session_id: str) -> None:
         try:
             await step
         except Unavailable:
-            await eventually(lambda: done(manager, session_id), within_s=20)
+            await eventually(lambda: done(manager, session_id))
 
 
 async def done(manager: SessionManager, session_id: str) -> bool:
