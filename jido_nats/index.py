@@ -1,15 +1,21 @@
 """Every session of the bucket, in memory: what `list` and the sweep stand on."""
 
-import bisect
+import asyncio
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
+from itertools import islice
+from typing import Any, Final
+
+from sortedcontainers import SortedList
 
 from jido_nats.broker.registry import Entry
 from jido_nats.core import codec
 from jido_nats.core.commands import ListReply, ListRequest, deterministic
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.position import Position
+
+LOOK: Final = 1000
+"""So many records are looked at before others may run."""
 
 
 class SessionIndex:
@@ -18,7 +24,8 @@ class SessionIndex:
     def __init__(self) -> None:
         self.position = Position()
         self._records: dict[str, SessionRecord] = {}
-        self._ids: list[str] = []
+        self._ids: SortedList[str] = SortedList()
+        self._living: SortedList[str] = SortedList()  # most records are of ended sessions; most lists are not
         self._unsealed: defaultdict[str, set[str]] = defaultdict(set)
         self._revisions: dict[str, int] = {}
 
@@ -37,24 +44,32 @@ class SessionIndex:
         if before is not None:
             self._unsealed[before.owner].discard(entry.session_id)
         self._revisions.pop(entry.session_id, None)
+        self._sort(entry, before)
         if entry.record is None:
-            if before is not None:
-                del self._records[entry.session_id]
-                del self._ids[bisect.bisect_left(self._ids, entry.session_id)]
+            self._records.pop(entry.session_id, None)
             return
         self._records[entry.session_id] = entry.record
-        if before is None:
-            bisect.insort(self._ids, entry.session_id)
         if not entry.record.sealed:
             self._unsealed[entry.record.owner].add(entry.session_id)
             if not own:
                 self._revisions[entry.session_id] = entry.revision
 
+    def _sort(self, entry: Entry, before: SessionRecord | None) -> None:
+        for ids, was, is_in in (
+            (self._ids, before is not None, entry.record is not None),
+            (self._living, _lives(before), _lives(entry.record)),
+        ):
+            if is_in and not was:
+                ids.add(entry.session_id)
+            elif was and not is_in:
+                ids.remove(entry.session_id)
+
     def clear(self) -> None:
-        """Forget everything, before a new snapshot."""
+        """Forget everything, before a new snapshot; a page that is being made goes on with what there was."""
         self.position.restart()
-        self._records.clear()
-        self._ids.clear()
+        self._records = {}
+        self._ids = SortedList()
+        self._living = SortedList()
         self._unsealed.clear()
         self._revisions.clear()
 
@@ -75,22 +90,22 @@ class SessionIndex:
         """The ids of the unsealed records of one owner."""
         return sorted(self._unsealed.get(owner, ()))
 
-    def page(self, request: ListRequest, bytes_max: int) -> ListReply:
+    async def page(self, request: ListRequest, bytes_max: int) -> ListReply:
         """The sessions that the request asks for, ordered by id, behind its cursor; of that size, or one."""
+        ended = request.include_terminated or request.status is Status.TERMINATED
+        records, ids = self._records, self._ids if ended else self._living
         found: list[SessionRecord] = []
-        size = 0
-        for record in self._behind(request.cursor):
-            if matches(record, request):
-                size += len(codec.encode(record))
-                if found and (len(found) == request.limit or size > bytes_max):
-                    return ListReply(sessions=found, next_cursor=found[-1].session_id)
-                found.append(record)
+        size, cursor = 0, request.cursor
+        while looked_at := list(islice(ids.irange(cursor, inclusive=(False, True)), LOOK)):
+            for record in map(records.__getitem__, looked_at):
+                if matches(record, request):
+                    size += len(codec.encode(record))
+                    if found and (len(found) == request.limit or size > bytes_max):
+                        return ListReply(sessions=found, next_cursor=found[-1].session_id)
+                    found.append(record)
+            cursor = looked_at[-1]
+            await asyncio.sleep(0)
         return ListReply(sessions=found)
-
-    def _behind(self, cursor: str | None) -> Iterator[SessionRecord]:
-        start = 0 if cursor is None else bisect.bisect_right(self._ids, cursor)
-        for index in range(start, len(self._ids)):
-            yield self._records[self._ids[index]]
 
 
 class ClaimIndex:
@@ -120,6 +135,10 @@ class ClaimIndex:
     def items(self) -> list[tuple[str, str]]:
         """(session id, manager id) of every claim."""
         return list(self._claimants.items())
+
+
+def _lives(record: SessionRecord | None) -> bool:
+    return record is not None and record.status is not Status.TERMINATED
 
 
 def matches(record: SessionRecord, request: ListRequest) -> bool:

@@ -193,7 +193,8 @@ class Verbs:
     async def _page(self, request: ListRequest) -> ListReply:
         position = await self._path.event_log.last_sequence()  # first: what is published is committed
         await self._path.registry.caught_up(self._index.position)
-        return msgspec.structs.replace(self._index.page(request, self._page_bytes_max()), position=position)
+        page = await self._index.page(request, self._page_bytes_max())
+        return msgspec.structs.replace(page, position=position)
 
     async def _replay(self, session_id: str, request: HistoryRequest) -> HistoryReply:
         record = (await self._path.registry.get(session_id)).record
