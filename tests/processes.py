@@ -95,7 +95,7 @@ async def manager_process(
     assert process.stderr is not None
     reader = asyncio.create_task(_read(process.stderr, serving := asyncio.Event()))
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE_S):
             await serving.wait()
         yield manager
     finally:

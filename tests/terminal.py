@@ -14,7 +14,7 @@ from typing import Any
 import pyte
 
 from tests.programs import JIDO_NATS, ROOT
-from tests.support import eventually
+from tests.support import DEADLINE_S, eventually
 
 
 class Terminal:
@@ -41,7 +41,7 @@ class Terminal:
         seen = "\n".join(self.lines)
         return all(text in seen for text in texts)
 
-    async def showed(self, *texts: str, within_s: float = 20.0) -> None:
+    async def showed(self, *texts: str, within_s: float = DEADLINE_S) -> None:
         """Wait until all of these are seen at once."""
         try:
             await eventually(lambda: self.shows(*texts), within_s=within_s)
@@ -59,7 +59,7 @@ class Terminal:
 
     async def ended(self) -> int:
         """The exit code; the terminal has to be as it was."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE_S):
             code = await self.process.wait()
         self._read()
         return code

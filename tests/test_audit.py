@@ -541,7 +541,7 @@ async def play(manager: SessionManager) -> None:
 
 async def all_sealed(url: str, sessions: set[str]) -> None:
     """Return when these sessions' records are sealed."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             records = (await read(url)).records
             if all(json.loads(records[session]).get("sealed") for session in sessions):

@@ -12,7 +12,7 @@ from jido_nats.broker.consumers import Delivered, OrderedConsumer, Start, parse_
 from jido_nats.broker.durable import DurableConsumer
 from jido_nats.broker.jetstream import JetStreamError
 from jido_nats.errors import ConfigurationError, NotFound, PositionTooOld
-from tests.support import Stranger, eventually
+from tests.support import DEADLINE_S, Stranger, eventually
 
 ALL = Start()
 
@@ -30,7 +30,7 @@ async def publish(stranger: Stranger, number: int, subject: str = "t.a") -> None
 
 
 async def read(consumer: OrderedConsumer | DurableConsumer, number: int) -> list[int]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE_S):
         return [(await consumer.next()).sequence for _ in range(number)]
 
 

@@ -28,7 +28,7 @@ from jido_nats import (
 from jido_nats.streams import parse_since
 from tests.conftest import StartManager
 from tests.core.samples import record_in
-from tests.support import Puppet, Stranger, Stubborn, eventually, wait_for_ever
+from tests.support import DEADLINE_S, Puppet, Stranger, Stubborn, eventually, wait_for_ever
 
 SEALED: dict[str, Any] = msgspec.to_builtins(
     msgspec.structs.replace(record_in(Status.TERMINATED), sealed=True), builtin_types=(datetime,)
@@ -44,7 +44,7 @@ async def client(server: LocalServer) -> AsyncIterator[Client]:
 
 
 async def read(client: Client, number: int, **options: Any) -> list[EventMessage]:
-    async with asyncio.timeout(10), client.events(**options) as events:
+    async with asyncio.timeout(DEADLINE_S), client.events(**options) as events:
         found = [await anext(events) for _ in range(number)]
         await events.acknowledge()
         return found
@@ -240,7 +240,7 @@ async def test_events_go_on_through_a_restart_of_the_server(
     server: LocalServer, client: Client, manager: SessionManager
 ) -> None:
     await client.create_session(session_id="s1")
-    async with asyncio.timeout(15), client.events(since="all") as events:
+    async with asyncio.timeout(DEADLINE_S), client.events(since="all") as events:
         await anext(events)
         await server.kill()
         await server.start()

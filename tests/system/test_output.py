@@ -12,7 +12,7 @@ from jido_nats import Client, LocalServer, Session, SessionOutput
 from jido_nats.errors import BadRequest, InvalidTransition, TooLarge
 from jido_nats.streams import OutputStream
 from tests.conftest import StartManager
-from tests.support import Puppet, Stranger, eventually
+from tests.support import DEADLINE_S, Puppet, Stranger, eventually
 
 OUTPUT = "jido.client.session.s1.output"
 
@@ -43,7 +43,7 @@ async def kept(client: Client, session_id: str | None = None) -> list[SessionOut
 
 
 async def next_output(stream: OutputStream) -> Any:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE_S):
         return await anext(stream)
 
 

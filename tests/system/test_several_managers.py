@@ -24,7 +24,7 @@ from jido_nats.core import codec, lifecycle
 from tests import audit
 from tests.conftest import StartManager
 from tests.processes import manager_process
-from tests.support import Stranger, eventually, wait_for_ever
+from tests.support import DEADLINE_S, Stranger, eventually, wait_for_ever
 
 
 async def violations(server: LocalServer) -> list[audit.Violation]:
@@ -98,7 +98,7 @@ async def test_a_worker_that_blocks_the_loop_does_not_cost_the_lease(
         async with Client.connect(server.url) as client:
             blocked = [await client.create_session(session_id=f"b{n}") for n in range(2)]
         gone: list[str] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_S):
             while len(other._leases.managers) == 2 and not await answers(server, blocked[0].session_id):
                 gone = [record.session_id for record in await other.list_sessions(status=Status.TERMINATED)]
         assert len(other._leases.managers) == 2
