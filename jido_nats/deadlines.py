@@ -37,10 +37,9 @@ class Deadlines:
             self._earlier.set()
 
     def forget(self, key: str) -> None:
-        """Ask no more about a key: what is left of it goes with half of the heap, not in years."""
-        if self._asked_at.pop(key, None) is not None and len(self._heap) > 2 * len(self._asked_at) + HEAP_MIN:
-            self._heap = [(at, key) for key, at in self._asked_at.items()]
-            heapq.heapify(self._heap)
+        """Ask no more about a key."""
+        if self._asked_at.pop(key, None) is not None:
+            self._shrink()
 
     async def run(self) -> None:
         """Call what is due, for ever."""
@@ -70,3 +69,10 @@ class Deadlines:
     def _push(self, key: str, due: float) -> None:
         self._asked_at[key] = due
         heapq.heappush(self._heap, (due, key))
+        self._shrink()
+
+    def _shrink(self) -> None:
+        """What was replaced or forgotten goes with half of the heap, not at its moment, which may be years away."""
+        if len(self._heap) > 2 * len(self._asked_at) + HEAP_MIN:
+            self._heap = [(at, key) for key, at in self._asked_at.items()]
+            heapq.heapify(self._heap)

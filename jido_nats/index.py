@@ -41,8 +41,10 @@ class SessionIndex:
         `own`: its writer, in this process, knows its revision, which is not kept here then.
         """
         before = self._records.get(entry.session_id)
-        if before is not None:
-            self._unsealed[before.owner].discard(entry.session_id)
+        if before is not None and (unsealed := self._unsealed.get(before.owner)) is not None:
+            unsealed.discard(entry.session_id)
+            if not unsealed:
+                del self._unsealed[before.owner]
         self._revisions.pop(entry.session_id, None)
         self._sort(entry, before)
         if entry.record is None:
@@ -84,7 +86,7 @@ class SessionIndex:
 
     def owners(self) -> set[str]:
         """The managers that unsealed records name as their owners."""
-        return {owner for owner, sessions in self._unsealed.items() if sessions}
+        return set(self._unsealed)
 
     def unsealed(self, owner: str) -> list[str]:
         """The ids of the unsealed records of one owner."""

@@ -4,6 +4,7 @@ Every change is decided by the lifecycle and carried out by the session's writer
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +21,10 @@ from jido_nats.worker import Host, Outcome, Session, Worker, WorkerRun, error_te
 from jido_nats.write_path import SessionWriter, WritePath
 
 FIRST_COMMITS_MAX: Final = 3
+# A manager that ends gives a worker that is being killed this long to be gone, before the record says `forced`.
+KILL_GRACE_S: Final = 1.0
+
+log = logging.getLogger(__name__)
 
 
 class Taken(Exception):
@@ -60,7 +65,7 @@ class Parts:
 class LiveSession:
     """From before the first commit until the seal. Its methods that change it want `lock` to be held."""
 
-    __slots__ = ("_ended", "_parts", "began_at", "lock", "run", "session", "writer")
+    __slots__ = ("_ended", "_parts", "_stopping", "began_at", "lock", "run", "session", "writer")
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -70,6 +75,7 @@ class LiveSession:
         self.session: Session | None = None
         self.run: WorkerRun | None = None
         self._ended: asyncio.Future[None] | None = None
+        self._stopping = False
 
     @property
     def record(self) -> SessionRecord:
@@ -94,6 +100,12 @@ class LiveSession:
         else:
             await self._begin(first, chosen=chosen)
             await self._start(error)
+
+    def give_up_start(self) -> None:
+        """The manager ends: wait no longer for a worker that is not ready."""
+        self._stopping = True
+        if self.writer is not None and self.record.status is Status.INITIALIZING and self.run is not None:
+            self.run.cancel()
 
     async def advance(self, status: Status, **why: Any) -> None:
         """Decide, commit, publish."""
@@ -237,7 +249,9 @@ class LiveSession:
         """From `initializing` to `active`, once the worker is ready; raises `StartFailed` where it is not."""
         if error is None:
             assert self.run is not None
-            error = await self.run.wait_ready(self._parts.settings.start_timeout_s)
+            error = None if self._stopping else await self.run.wait_ready(self._parts.settings.start_timeout_s)
+            if self._stopping and not self.run.ready:
+                error = "the manager was stopped before the worker was ready"
         if error is None:
             await self.advance(Status.ACTIVE)
             return
@@ -245,10 +259,15 @@ class LiveSession:
         raise StartFailed(f"the session did not start: {error}", session_id=self.record.session_id)
 
     async def _end_failed_start(self, error: str) -> None:
-        while self.run is not None and not self.run.ended:
+        forced = False
+        while self.run is not None and not self.run.ended and not forced:
+            asked_last = self._stopping
             self.run.cancel()
-            await self.run.wait_ended(self._parts.settings.stop_timeout_s)
-        forced = self.run is not None and self.run.forced
+            ended = await self.run.wait_ended(self._parts.settings.stop_timeout_s + KILL_GRACE_S)
+            forced = asked_last and not ended
+        if forced:
+            log.warning("a worker does not stop and is abandoned", extra={"session_id": self.record.session_id})
+        forced = forced or (self.run is not None and self.run.forced)
         await self.end(reason=Reason.START_FAILED, error=error, forced=forced)
 
     async def _guarded(self, write: Coroutine[Any, Any, None]) -> None:

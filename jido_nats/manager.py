@@ -172,6 +172,7 @@ class SessionManager(SessionApi):
             left = await self._sessions.drain(self._settings.drain_timeout_s)
             if left:
                 log.info("ending the sessions that still run", extra={"sessions": left})
+            self._sessions.give_up_starts()
         finally:
             await self._exit.aclose()
 
@@ -337,9 +338,9 @@ class SessionManager(SessionApi):
                     await self._verified.wait()
 
     def _may_judge(self) -> bool:
-        """Only who has been connected, with its lease, for a whole lease time may call others dead."""
-        since = (self._connection.up_since, self._lease.held_since)
-        if not self._lease_stands() or None in since or not self._connection.connected:
+        """Only who has been connected, with its lease and renewing it, for a whole lease time may call others dead."""
+        since = (self._connection.up_since, self._lease.held_since, self._lease.steady_since)
+        if not self._lease_stands() or not self._lease.steady or None in since or not self._connection.connected:
             return False
         return boottime() - max(moment for moment in since if moment is not None) >= self._settings.lease_s
 

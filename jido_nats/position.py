@@ -23,7 +23,10 @@ class Position:
         if self.sequence < sequence:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append((sequence, waiter))
-            await waiter
+            try:
+                await waiter
+            finally:
+                self._waiters = [(wanted, other) for wanted, other in self._waiters if other is not waiter]
 
     def restart(self) -> None:
         """The follower begins anew."""

@@ -26,14 +26,12 @@ from jido_nats.errors import (
     StopTimeout,
     Unavailable,
 )
-from jido_nats.live import LiveSession, Parts, Taken
+from jido_nats.live import KILL_GRACE_S, LiveSession, Parts, Taken
 from jido_nats.talk import Talk
 from jido_nats.worker import Outcome, Session, Worker
 from jido_nats.write_path import SessionWriter, WritePath
 
 STOPS_AT_ONCE: Final = 256
-# A manager that ends gives a worker that is being killed this long to be gone, before the record says `forced`.
-KILL_GRACE_S: Final = 1.0
 CLOSE_POLL_S: Final = 1.0
 
 log = logging.getLogger(__name__)
@@ -127,6 +125,8 @@ class Sessions:
         done, _ = await asyncio.wait({task}, timeout=timeout_s)
         if not done:
             raise Unavailable("not done yet, or not known to be: ask again with the same session id")
+        if task.cancelled():
+            raise Unavailable("this manager has ended, and it is not known whether it was done: ask again")
         return task.result()
 
     async def create(self, session_id: str, request: CreateRequest) -> tuple[SessionRecord, bool]:
@@ -216,9 +216,15 @@ class Sessions:
             await asyncio.wait({self._drained}, timeout=timeout_s)
         return len(self._live)
 
+    def give_up_starts(self) -> None:
+        """Wait no longer for workers that are not ready: who asked for them is told, while that still can be."""
+        self._closing = True
+        for live in list(self._live.values()):
+            live.give_up_start()
+
     async def close(self, timeout_s: float) -> int:
         """End every session with `manager_stopped`; how many are left when none has ended for `timeout_s`."""
-        self._closing = True
+        self.give_up_starts()
         gate = asyncio.Semaphore(STOPS_AT_ONCE)
         for session_id in list(self._live):
             self._own_task(self._stop_one(session_id, gate), session_id)
@@ -333,8 +339,6 @@ class Sessions:
         live = self._live.get(session_id)
         if live is None:
             return
-        if live.writer is not None and live.record.status is Status.INITIALIZING and live.run is not None:
-            live.run.cancel()  # a start that is still waited for
         try:
             async with gate, live.lock:
                 _check_here(session_id, live)

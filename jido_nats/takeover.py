@@ -99,8 +99,11 @@ class Sweeper:
         self._forget_settled_claims()
         claimants = {claimant for _, claimant in self._claims.items()}
         gone = {owner for owner in self._index.owners() | claimants if not await self._is_alive(owner)}
+        if not self._may_judge():  # NATS was away while this was read, and all leases have lapsed
+            return []
         self._let_go -= {session_id for session_id in self._let_go if self._is_settled(session_id)}
         orphans = {session_id for owner in gone for session_id in self._index.unsealed(owner)}
+        gone.add(self._path.manager_id)  # what it had claimed, and could not end, is no other manager's
         orphans |= {session_id for session_id, claimant in self._claims.items() if claimant in gone}
         orphans |= {session_id for session_id in self._let_go if self._is_left_behind(session_id)}
         return sorted(session_id for session_id in orphans if not self._runs_here(session_id))
@@ -169,11 +172,12 @@ class Sweeper:
         return orphans
 
     async def _look(self, writers: list[SessionWriter]) -> Collection[str]:
-        """The ids of what is stored of these sessions' versions: nothing older than the claims can come any more."""
+        """The ids of what is or was stored of these versions: nothing older than the claims can come any more."""
         if not writers:
             return frozenset()
         after, until = min(w.record.after for w in writers), max(w.fence for w in writers)
         found = await self._path.event_log.scan(ALL_SUBJECTS, after, until)
+        found |= await self._path.event_log.forgotten([writer.record for writer in writers], found)
         reach("looked")
         return found
 

@@ -22,6 +22,7 @@ from jido_nats.core.commands import (
     SendRequest,
     TerminateRequest,
 )
+from jido_nats.core.events import SessionCreated
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.errors import AlreadyExists, InvalidTransition, NotFound, NotSent, Overloaded, StartFailed, Unavailable
@@ -199,7 +200,11 @@ class Verbs:
     async def _replay(self, session_id: str, request: HistoryRequest) -> HistoryReply:
         record = (await self._path.registry.get(session_id)).record
         steps = await self._path.event_log.steps(session_id)
-        created = lifecycle.created_event(record) if record else await self._path.event_log.find_created(session_id)
+        if record is not None:
+            created: SessionCreated | None = lifecycle.created_event(record)
+            steps += lifecycle.step_of(record) if all(step.version < record.version for step in steps) else []
+        else:
+            created = await self._path.event_log.find_created(session_id)
         if created is None and not steps:
             raise NotFound("there is no session of that id, and the stream remembers none", session_id=session_id)
         limit = request.limit

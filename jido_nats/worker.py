@@ -178,13 +178,14 @@ class WorkerKilled(Exception):
 class WorkerRun:
     """One run of a worker, as a task."""
 
-    __slots__ = ("_awaitable", "_cancels", "_on_end", "_session", "_task")
+    __slots__ = ("_awaitable", "_cancels", "_on_end", "_ready_waiter", "_session", "_task")
 
     def __init__(self, worker: Worker, session: Session) -> None:
         """Call it; it runs once it is started. Raises what `worker(session)` raises, `TypeError` where that gives
         nothing to await."""
         self._session = session
         self._cancels = 0
+        self._ready_waiter: asyncio.Future[Any] | None = None
         work = worker(session)
         if not inspect.isawaitable(work):
             raise TypeError(f"the worker has to be a coroutine function, and returned {type(work).__name__}")
@@ -212,11 +213,16 @@ class WorkerRun:
         """Whether it is gone because it was killed."""
         return self._task.done() and _outcome(self._task).forced
 
+    @property
+    def ready(self) -> bool:
+        """Whether the worker has said that it is ready."""
+        return self._session._ready is not None and self._session._ready.is_set()
+
     async def wait_ready(self, timeout_s: float) -> str | None:
         """None when the worker is ready; else what went wrong: it ended, or took longer than `timeout_s`."""
         event = self._session._ready
         assert event is not None, "only a session that was made with wait_ready says that it is ready"
-        waiter = asyncio.ensure_future(event.wait())
+        self._ready_waiter = waiter = asyncio.ensure_future(event.wait())
         await asyncio.wait({waiter, self._task}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         waiter.cancel()
         if event.is_set():
@@ -226,8 +232,10 @@ class WorkerRun:
         return f"the worker was not ready within {timeout_s:g} s"
 
     def cancel(self) -> None:
-        """Ask it to stop. One that swallows this can be asked again."""
+        """Ask it to stop, and wait for its being ready no more. One that swallows this can be asked again."""
         self._cancels += 1
+        if self._ready_waiter is not None:
+            self._ready_waiter.cancel()
         self._task.cancel()
 
     async def wait_ended(self, timeout_s: float) -> bool:

@@ -118,3 +118,10 @@ async def test_what_is_left_after_much_was_forgotten_is_called_in_order(calendar
     await eventually(lambda: len(calendar.called) == 3)
 
     assert calendar.called == ["a", "b", "c"]
+
+
+async def test_what_is_replaced_again_and_again_does_not_pile_up(calendar: Calendar) -> None:
+    for number in range(20_000):
+        calendar.put("k", 1e9 - number)
+
+    assert len(calendar.deadlines._heap) <= HEAP_MIN + 4

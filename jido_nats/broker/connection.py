@@ -345,7 +345,8 @@ class Connection:
         servers = list(options.servers)
         if self._client is not None:
             scheme = servers[0].partition("://")[0] if "://" in servers[0] else "nats"
-            servers += [f"{scheme}://{uri.netloc}" for uri in self._client.discovered_servers]
+            told = [f"{scheme}://{address}" for address in self._client.cluster]
+            servers += [server for server in told if server not in servers]
         chosen: Mapping[str, Any] = {
             "user": options.user,
             "password": "" if options.user and options.password is None else options.password,
@@ -468,7 +469,11 @@ async def _end(task: "asyncio.Task[None]", *, every_s: float) -> None:
 def _is_refusal(error: Exception) -> bool:
     """Whether trying again at once cannot help."""
     text = str(error).lower()
-    return "authorization" in text or "authentication" in text or isinstance(error, ssl.SSLError)
+    return (
+        "authorization" in text
+        or "authentication" in text
+        or isinstance(error, ssl.SSLError | nats.errors.SecureConnWantedError)
+    )
 
 
 def _why(error: BaseException | None, options: ConnectOptions) -> str:
@@ -477,6 +482,8 @@ def _why(error: BaseException | None, options: ConnectOptions) -> str:
         return f"nkeys and .creds files need a package: pip install 'jido_nats[nkeys]' ({error})"
     if isinstance(error, ssl.SSLError):
         return f"the TLS handshake with {servers} failed: {error.reason or error}; check the CA and the certificate"
+    if isinstance(error, nats.errors.SecureConnWantedError):
+        return f"the server at {servers} offers no TLS, which was asked for; nothing was sent to it"
     text = str(error or "").lower()
     if "authorization" in text or "authentication" in text:
         return f"the server at {servers} refused the credentials; check user, password, token or key"

@@ -113,8 +113,14 @@ async def check_stream(connection: Connection, stream: str) -> None:
 
 async def stream_state(connection: Connection, stream: str) -> tuple[int, int]:
     """The first and last sequence of a stream, as its leader knows them."""
-    info = await settled(connection, lambda: api(connection, f"STREAM.INFO.{stream}"))
-    return info["state"]["first_seq"], info["state"]["last_seq"]
+    first, last, _ = await stream_span(connection, stream)
+    return first, last
+
+
+async def stream_span(connection: Connection, stream: str) -> tuple[int, int, datetime]:
+    """The same, and since when it has everything that was stored: the time of its first message."""
+    state = (await settled(connection, lambda: api(connection, f"STREAM.INFO.{stream}")))["state"]
+    return state["first_seq"], state["last_seq"], codec.decode(b'"%s"' % state["first_ts"].encode(), datetime)
 
 
 class Consumer(ABC):

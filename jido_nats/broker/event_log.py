@@ -4,6 +4,7 @@ The fence of a session is the last sequence on `jido.fence.<id>`, 0 until somebo
 stored only while that is what its publisher believes, so after a claim nothing older can land, however late.
 """
 
+import itertools
 import logging
 from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple
@@ -12,7 +13,15 @@ import msgspec
 
 from jido_nats import trace
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumers import Delivered, OrderedConsumer, Start, decoded, last_position, stream_state
+from jido_nats.broker.consumers import (
+    Delivered,
+    OrderedConsumer,
+    Start,
+    decoded,
+    last_position,
+    stream_span,
+    stream_state,
+)
 from jido_nats.broker.jetstream import (
     CONTENT_TYPE,
     EXPECTED_SEQUENCE,
@@ -28,7 +37,7 @@ from jido_nats.broker.jetstream import (
 from jido_nats.core import codec, subjects
 from jido_nats.core.codec import Encoding
 from jido_nats.core.events import Event, SessionCreated, SessionStatus
-from jido_nats.core.session import SessionRecord
+from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.subjects import Publication
 
 # How many subjects one consumer reads: its request has to fit into a message.
@@ -175,13 +184,29 @@ class EventLog:
     async def scan(self, filters: Sequence[str], after: int, until: int) -> set[str]:
         """The message ids stored behind `after`, up to `until` (a sequence on one of the subjects)."""
         found: set[str] = set()
-        consumer = OrderedConsumer(self._connection, self.stream, filters, Start.at(after + 1), headers_only=True)
+        start = Start.at(min(after + 1, until))  # a stream that was made again, or restored, may be shorter than that
+        consumer = OrderedConsumer(self._connection, self.stream, filters, start, headers_only=True)
         async with consumer:
             while consumer.position < until:
                 message = await consumer.next()
                 if (message_id := message.headers.get(MESSAGE_ID)) is not None:
                     found.add(message_id)
         return found
+
+    async def forgotten(self, records: Collection[SessionRecord], found: Collection[str]) -> set[str]:
+        """The message ids that these records' versions owe, that a look did not find, and that retention has removed.
+
+        What is older than all that the stream still has was stored in its time, or its manager has been dead for as
+        long as the stream remembers. An end is told once more rather than not at all.
+        """
+        first, _, since = await stream_span(self._connection, self.stream)
+        ids: set[str] = set()
+        for record in records:
+            if record.status is Status.TERMINATED or record.after + 1 >= first or record.updated_at >= since:
+                continue
+            owed = (publication.message_id for publication in subjects.publications(record))
+            ids.update(itertools.takewhile(lambda message_id: message_id not in found, owed))
+        return ids
 
     async def last_sequence(self) -> int:
         """The stream's last sequence, at its leader."""

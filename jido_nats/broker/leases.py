@@ -81,6 +81,8 @@ class Lease:
         self._deadline = 0.0
         self._revision = 0
         self.held_since: float | None = None
+        # Since when its renewals have come so often that others' could, too.
+        self.steady_since = 0.0
         self._thread = threading.Thread(target=self._run, name=f"lease {self._manager_id}", daemon=True)
         self._started: asyncio.Future[None] | None = None
         self._home: asyncio.AbstractEventLoop | None = None
@@ -97,6 +99,14 @@ class Lease:
     def valid(self) -> bool:
         """Whether the lease surely still stands, by this machine's clock."""
         return boottime() < self._deadline
+
+    @property
+    def steady(self) -> bool:
+        """Whether the last renewal is so young that NATS cannot have been away for long enough to cost others theirs.
+
+        Who renews every third of the lease lapses only where NATS is away for the two thirds that are left.
+        """
+        return self.age_s <= self._lease_s / 2
 
     async def acquire(self, on_renewed: Callable[[], None]) -> None:
         """Make the entry and start renewing it; `on_renewed` is called in this loop when it was made anew."""
@@ -150,6 +160,8 @@ class Lease:
         except (NotSent, OutcomeUnknown):
             return False
         anew, first = not self.valid, self.held_since is None
+        if not self.steady:
+            self.steady_since = boottime()
         if anew:  # before the deadline: whoever sees a valid lease has to see that it is another one
             self.held_since = boottime()
         self._deadline = sent_at + self._lease_s

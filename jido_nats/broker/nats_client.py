@@ -1,4 +1,4 @@
-"""nats-py's client with three differences, in methods that it calls itself (of 2.16; tests would tell a change)."""
+"""nats-py's client with four differences, in methods that it calls itself (of 2.16; tests would tell a change)."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -10,6 +10,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 SEND_BUFFER_BYTES_MAX: Final = 2 * 1024 * 1024
+ROOM_POLL_S: Final = 0.01
 
 
 class NatsClient(Client):
@@ -20,7 +21,15 @@ class NatsClient(Client):
     nats-py puts each message into a queue for a task of the subscription's own; where the callback's object has a
     method `deliver`, that is called from the read loop instead: a fifth of what a reply costs.
     `send` writes a message with headers as one piece, where nats-py's `publish` checks and copies each header.
+    nats-py speaks TLS where the server asks for it, and else sends the credentials in clear, also to a `tls://`. Where
+    TLS was asked for on this side, a server that does not offer it is left before anything is sent.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._room = asyncio.Lock()
+        # The servers of the cluster, `host:port`, as the server told last.
+        self.cluster: tuple[str, ...] = ()
 
     async def send(self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
         """Hand a message to the socket, as `publish`; subject and headers have to be well formed.
@@ -29,6 +38,8 @@ class NatsClient(Client):
         """
         if not self.is_connected or self._flush_queue is None:
             raise nats.errors.ConnectionClosedError
+        if self._pending_data_size > SEND_BUFFER_BYTES_MAX:
+            await self._wait_for_room()
         block = _header_block(headers) if headers else b""
         if len(block) + len(payload) > self._max_payload:
             raise nats.errors.MaxPayloadError
@@ -39,14 +50,33 @@ class NatsClient(Client):
         data = b"".join((command.encode(), block, payload, b"\r\n"))
         self._pending.append(data)
         self._pending_data_size += len(data)
-        if self._pending_data_size > SEND_BUFFER_BYTES_MAX:
-            await self._flush_pending(force_flush=True)
-        elif self._flush_queue.empty():
+        if self._flush_queue.empty():
             self._flush_queue.put_nowait(_nobody_waits())
+
+    async def _wait_for_room(self) -> None:
+        """Return when the socket takes more.
+
+        Not by nats-py's flush queue: whoever waits there for a connection that is lost waits for ever, and a thousand
+        who wait keep its pings out, so that the loss is not even noticed.
+        """
+        async with self._room:
+            while self._pending_data_size > SEND_BUFFER_BYTES_MAX and self.is_connected:
+                await asyncio.sleep(ROOM_POLL_S)
+        if not self.is_connected:
+            raise nats.errors.ConnectionClosedError
 
     async def pause(self, subscription: Subscription) -> None:
         """Tell the server that no more is wanted, and deliver what comes all the same until it is unsubscribed."""
         await self._send_unsubscribe(subscription._id, 0)
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        server = self._current_server
+        if initial_connection and "tls" in self.options and server is not None and server.uri.scheme != "wss":
+            info["tls_required"] = info.get("tls_required") or info.get("tls_available")
+            if not info["tls_required"]:
+                raise nats.errors.SecureConnWantedError
+        self.cluster = tuple(info.get("connect_urls") or self.cluster)
+        await super()._process_info(info, initial_connection)
 
     async def _process_msg(self, sid: int, subject: Any, reply: Any, data: Any, headers: Any) -> None:
         subscription = self._subs.get(sid)

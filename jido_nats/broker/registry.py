@@ -89,6 +89,7 @@ class Registry:
                 await position.reached(last)
         except TimeoutError:
             await position.reached(await self.last_position())
+            position.moved_to(last)  # what was between them has expired: the next does not wait
 
 
 def entry_of(message: Delivered) -> Entry:

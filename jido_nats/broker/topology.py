@@ -21,6 +21,9 @@ _GROWING: Final = frozenset({"max_age", "max_bytes", "max_msgs", "max_msgs_per_s
 _FREE: Final = frozenset({"duplicate_window", "max_consumers", "num_replicas", "description", "allow_direct"})
 _ENABLING: Final = frozenset({"allow_msg_ttl", "allow_rollup_hdrs", "deny_delete", "deny_purge"})
 _NO_LIMIT: Final = (0, -1)
+# What would move messages to other subjects, bring in others, or acknowledge them before they are stored.
+_MUST_BE_UNSET: Final = ("mirror", "sources", "subject_transform", "persist_mode", "allow_msg_counter")
+_UNSET: Final[tuple[Any, ...]] = (None, False, "", "default", [], {})
 
 
 async def check_server(connection: Connection) -> None:
@@ -99,6 +102,9 @@ def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[li
         if field in _GROWING and want in _NO_LIMIT and have in _NO_LIMIT:
             continue
         (safe if _is_safe(field, want, have) else unsafe).append(f"{field} is {have}, should be {want}")
+    for field in _MUST_BE_UNSET:
+        if (have := found.get(field)) not in _UNSET:
+            unsafe.append(f"{field} is {have}, should not be set")
     return safe, unsafe
 
 

@@ -128,6 +128,11 @@ def events_of(record: SessionRecord) -> tuple[Event, ...]:
     return (changed, ended_event(changed))
 
 
+def step_of(record: SessionRecord) -> list[SessionStatus]:
+    """The `session_status` of the record's version; none for version 1."""
+    return [event for event in events_of(record) if isinstance(event, SessionStatus)]
+
+
 def after_event(record: SessionRecord, event: Event) -> SessionRecord:
     """The record as it was when `event` had happened; what events do not carry (`owner`, …) is the record's."""
     if isinstance(event, SessionCreated):

@@ -279,6 +279,8 @@ class _Talk:
 
     async def _answer(self, answer: Done | Refused) -> None:
         self._write(answer)
+        if self._asked is not None:  # ours, which asks for few things at once: it may be writing, and read nothing yet
+            return
         with contextlib.suppress(OSError):
             await self._group.stdin.drain()
 

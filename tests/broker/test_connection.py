@@ -1,9 +1,11 @@
 """One connection through everything that happens to a server; every request's outcome is said."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
+from collections import Counter
 from functools import partial
 
 import pytest
@@ -11,10 +13,11 @@ import pytest
 from jido_nats import LocalServer
 from jido_nats.broker.connect_options import ConnectOptions
 from jido_nats.broker.connection import Connection, Heard
-from jido_nats.errors import NoResponders, NotSent, OutcomeUnknown, ServerUnusable, TooLarge
+from jido_nats.errors import JidoError, NoResponders, NotSent, OutcomeUnknown, ServerUnusable, TooLarge
+from tests.cluster import Cluster
 from tests.processes import freeze
 from tests.proxy import Proxy
-from tests.support import Stranger, eventually
+from tests.support import Stranger, eventually, stranger_at
 
 
 async def ignore(_: object) -> None:
@@ -239,3 +242,69 @@ async def test_a_subscription_that_is_made_while_it_reconnects_hears(
     for subject in late:
         await stranger.nc.publish(subject, b"x")
     await eventually(lambda: heard == set(late))
+
+
+async def test_who_waits_to_send_is_let_go_when_a_black_hole_is_noticed(server: LocalServer) -> None:
+    """So much that the socket takes no more, by so many that nats-py's flush queue would be full of them."""
+    sent = Counter[int]()
+
+    async def stream(number: int) -> None:
+        while True:
+            with contextlib.suppress(JidoError):
+                await connection.publish("a", bytes(2000))
+                sent[number] += 1
+            await asyncio.sleep(0.2)
+
+    async with Proxy(server.port) as proxy:
+        connection = await Connection.open(ConnectOptions(servers=(proxy.url,)), "test")
+        streams = [asyncio.create_task(stream(number)) for number in range(3000)]
+        await eventually(lambda: len(sent) == 3000)
+
+        proxy.black_hole()
+        await eventually(lambda: not connection.connected)
+        proxy.heal()
+        await eventually(lambda: connection.connected)
+
+        sent.clear()
+        await eventually(lambda: len(sent) == 3000)
+        for task in streams:
+            task.cancel()
+        await asyncio.wait(streams)
+        await connection.close()
+
+
+async def test_who_waits_to_send_can_be_cancelled(server: LocalServer) -> None:
+    async with Proxy(server.port) as proxy:
+        connection = await Connection.open(ConnectOptions(servers=(proxy.url,)), "test")
+        proxy.black_hole()
+        sending = [asyncio.create_task(connection.publish("a", bytes(200_000))) for _ in range(200)]
+        await eventually(lambda: any(not task.done() for task in sending) and any(task.done() for task in sending))
+
+        for task in sending:
+            task.cancel()
+
+        await asyncio.wait(sending, timeout=1)
+        assert any(task.cancelled() for task in sending)
+        assert all(task.done() for task in sending)
+        await connection.close()
+        await asyncio.gather(*sending, return_exceptions=True)
+
+
+async def test_the_servers_of_the_cluster_are_remembered_from_one_reconnect_to_the_next() -> None:
+    async with Cluster(2) as cluster:
+        await eventually(lambda: knows_both(cluster))
+        connection = await Connection.open(ConnectOptions(servers=(cluster.url(0),)), "test")
+
+        await cluster.kill(0)
+        await eventually(lambda: connection.reconnects == 1 and connection.connected)
+        await cluster.kill(1)
+        await cluster.start(1)
+
+        await eventually(lambda: connection.reconnects == 2 and connection.connected)
+        await connection.close()
+
+
+async def knows_both(cluster: Cluster) -> bool:
+    """Whether the first server tells its clients of the second."""
+    async with stranger_at(cluster.url(0)) as stranger:
+        return bool(stranger.nc.discovered_servers)

@@ -176,3 +176,21 @@ async def test_a_duplicate_window_is_no_longer_than_the_retention(stranger: Stra
     await topology.declare(connection, Settings(retention_s=60))
 
     assert (await config_of(stranger, "JIDO_CLIENT"))["duplicate_window"] == 60 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("subject_transform", {"src": "jido.>", "dest": "x.>"}),
+        ("sources", [{"name": "ELSEWHERE"}]),
+    ],
+)
+async def test_what_would_move_or_mix_messages_is_refused(
+    stranger: Stranger, connection: Connection, field: str, value: Any
+) -> None:
+    before = await make(stranger, "JIDO_CLIENT", **{field: value})
+
+    with pytest.raises(ConfigurationError, match=f"{field} is .*, should not be set"):
+        await topology.declare(connection, Settings())
+
+    assert await config_of(stranger, "JIDO_CLIENT") == before

@@ -103,3 +103,22 @@ async def fails_to_tidy_up(session: Session) -> None:
         await asyncio.Event().wait()
     finally:
         raise RuntimeError("not saved")
+
+
+async def says_much_beside_a_listener(session: Session) -> None:
+    """Waits for messages in the background, as an agent does, while it says much at once."""
+    await session.ready()
+    taken = asyncio.Semaphore(0)
+
+    async def listen() -> None:
+        async for message in session.messages():
+            await session.emit("taken", len(message.content))
+            taken.release()
+
+    async with asyncio.TaskGroup() as group:
+        listening = group.create_task(listen())
+        await taken.acquire()
+        for number in range(5):
+            await asyncio.gather(*(session.emit("much", "y" * 20_000) for _ in range(100)))
+            await session.emit("round", number)
+        listening.cancel()

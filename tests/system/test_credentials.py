@@ -246,6 +246,46 @@ async def test_a_server_that_wants_tls(certificates: Certificates, user: str | N
         await refused(ConnectOptions(servers=(server.url,)), "TLS|certificate")
 
 
+@pytest.mark.parametrize("asked_for", ["scheme", "CA"])
+async def test_a_server_without_tls_hears_no_password_where_tls_was_asked_for(
+    certificates: Certificates, asked_for: str
+) -> None:
+    heard = bytearray()
+
+    async def impostor(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"x","version":"2.12.0","auth_required":true,"max_payload":1048576}\r\n')
+        heard.extend(await reader.read())
+        writer.close()
+
+    async with await asyncio.start_server(impostor, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        named: dict[str, Any] = (
+            {"servers": (f"tls://127.0.0.1:{port}",)}
+            if asked_for == "scheme"
+            else {"servers": (f"nats://127.0.0.1:{port}",), "tls_ca": certificates.ca}
+        )
+
+        await refused(ConnectOptions(user="u", password="s3cret", **named), "offers no TLS")
+
+    assert heard == b""
+
+
+async def test_tls_is_spoken_where_the_server_leaves_the_choice(certificates: Certificates) -> None:
+    config = certificates.block() + "\nallow_non_tls: true\n"
+    cert, key = certificates.client
+    async with LocalServer(config=config) as server, Client.connect(server.url) as plain:
+        options = ConnectOptions(servers=(server.url,), tls_ca=certificates.ca, tls_cert=cert, tls_key=key)
+        async with Client.connect(options) as client:
+            assert [is_encrypted(each) for each in (plain, client)] == [False, True]
+
+
+def is_encrypted(client: Client) -> bool:
+    """Whether its connection is TLS."""
+    connected: Any = client._connection._client
+    writer = connected._transport._io_writer
+    return writer.get_extra_info("ssl_object") is not None
+
+
 # What is wrong with them, told
 
 

@@ -16,6 +16,8 @@ from tests.conftest import StartManager
 from tests.support import Stranger, eventually, nothing, wait_for_ever
 from tests.system.test_programs import READY, has_said, said, terminated
 
+OUTPUT = "jido.client.session.s1.output"
+
 
 def worker(name: str, **settings: Any) -> Program:
     """A worker of `tests.children.workers`, each session in a process of its own."""
@@ -81,13 +83,13 @@ async def test_each_session_has_a_process_of_its_own(stranger: Stranger, start_m
 async def test_it_speaks_as_in_the_managers_own_process(stranger: Stranger, start_manager: StartManager) -> None:
     await start_manager(worker("echoes", wait_ready=True), **READY)
     assert (await stranger.create("s1"))["status"] == "active"
-    ear = await stranger.hear("jido.client.session.s1.output")
+    ear = await stranger.hear(OUTPUT)
 
     for content in ("hello", "refused", "idle"):
         await send(stranger, "s1", content)
 
     await eventually(lambda: len(ear.messages) == 8)
-    told = [m.get("content", m.get("data")) for m in ear.on("jido.client.session.s1.output")]
+    told = [m.get("content", m.get("data")) for m in ear.on(OUTPUT)]
     refusal = "a session that is active cannot become active, only idle or terminated or terminating"
     assert Counter(told) == {"hello": 2, "refused": 2, refusal: 1, "idle": 3}
     assert (await stranger.ask("jido.session.get.s1"))["status"] == "idle"
@@ -96,14 +98,27 @@ async def test_it_speaks_as_in_the_managers_own_process(stranger: Stranger, star
 async def test_8000_emits_at_once_do_not_stop_up_the_pipes(stranger: Stranger, start_manager: StartManager) -> None:
     await start_manager(worker("echoes", wait_ready=True), **READY)
     await stranger.create("s1")
-    ear = await stranger.hear("jido.client.session.s1.output")
+    ear = await stranger.hear(OUTPUT)
 
     await send(stranger, "s1", "many")
 
     await eventually(lambda: len(ear.messages) == 8003)
-    outputs = ear.on("jido.client.session.s1.output")
+    outputs = ear.on(OUTPUT)
     assert [output["number"] for output in outputs if output.get("ephemeral")] == list(range(1, 8001))
     assert outputs[-1]["data"] == [1, 8000]
+
+
+async def test_a_large_message_and_much_output_do_not_wait_for_each_other(
+    stranger: Stranger, start_manager: StartManager
+) -> None:
+    await start_manager(worker("says_much_beside_a_listener", wait_ready=True), request_bytes_max=262_144, **READY)
+    await stranger.create("s1")
+    ear = await stranger.hear(OUTPUT)
+
+    for _ in range(10):
+        await send(stranger, "s1", "x" * 250_000)
+
+    await eventually(lambda: [o["data"] for o in ear.on(OUTPUT) if o.get("name") == "round"] == [0, 1, 2, 3, 4])
 
 
 async def test_it_does_not_inherit_credentials(

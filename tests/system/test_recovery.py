@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -11,7 +12,7 @@ from jido_nats.errors import TooLarge
 from jido_nats.write_path import SessionWriter
 from tests.conftest import StartManager
 from tests.programs import serving
-from tests.support import Puppet, Stranger, eventually
+from tests.support import Puppet, Stranger, brief, eventually
 
 LOST = {"1 created", "2 active", "3 terminated", "3 ended"}
 
@@ -251,3 +252,58 @@ async def test_one_that_cannot_be_taken_over_does_not_hold_up_the_others(
 
     await asyncio.gather(*(stranger.ends(f"s{n}") for n in (0, 1, 3, 4)))
     assert (await stranger.record("s2") or {})["status"] == "active"
+
+
+async def test_sessions_end_though_the_stream_of_their_events_was_made_again(
+    server: LocalServer, stranger: Stranger, start_manager: StartManager
+) -> None:
+    async with serving(server.url, "--lease-s", "2") as program:
+        for number in range(5):
+            await stranger.create(f"s{number}")
+            await stranger.ask(f"jido.session.terminate.s{number}")
+        await stranger.create("last")
+        program.process.kill()
+        await program.process.wait()
+    await stranger.js.delete_stream("JIDO_CLIENT")
+
+    await start_manager()
+
+    assert (await stranger.ends("last"))["reason"] == "owner_lost"
+    assert await stranger.stored_brief() == ["1 created", "2 active", "3 terminated", "3 ended"]
+
+
+async def test_what_the_stream_has_forgotten_is_not_told_again(
+    server: LocalServer, stranger: Stranger, start_manager: StartManager, tmp_path: Path
+) -> None:
+    (tmp_path / "settings.toml").write_text("retention_s = 3\nlease_s = 2\n")
+    async with serving(server.url, "--config", str(tmp_path / "settings.toml")) as program:
+        await stranger.create("s1")
+        await stranger.create("s2")
+        await stranger.ask("jido.session.idle.s2")
+        program.process.kill()
+        await program.process.wait()
+    await eventually(lambda: forgotten(stranger))
+
+    await start_manager(retention_s=3, lease_s=2)
+
+    await stranger.ends("s1")
+    await stranger.ends("s2")
+    assert sorted(await stranger.stored_brief()) == ["3 ended", "3 terminated", "4 ended", "4 terminated"]
+
+
+async def test_history_of_what_the_stream_has_forgotten_ends_with_what_is(
+    stranger: Stranger, start_manager: StartManager
+) -> None:
+    await start_manager(retention_s=2)
+    await stranger.create("s1")
+    await stranger.ask("jido.session.idle.s1")
+
+    await eventually(lambda: forgotten(stranger))
+
+    told = (await stranger.ask("jido.session.history.s1"))["events"]
+    assert [brief(event) for event in told] == ["1 created", "3 idle"]
+
+
+async def forgotten(stranger: Stranger) -> bool:
+    """Whether the stream holds no event any more."""
+    return await stranger.stored_events() == []

@@ -1,6 +1,7 @@
 """Several managers on one NATS: whose a session is, who ends it, and who answers."""
 
 import asyncio
+import os
 import signal
 from collections import Counter
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ from jido_nats import (
 from jido_nats.core import codec, lifecycle
 from tests import audit
 from tests.conftest import StartManager
-from tests.processes import manager_process
+from tests.processes import freeze, manager_process
 from tests.support import DEADLINE_S, Stranger, eventually, wait_for_ever
 
 
@@ -281,3 +282,34 @@ async def test_a_foreign_entry_with_another_clock_s_seconds_is_passed_over(
 
     await eventually(lambda: other.manager_id in manager._leases.managers)
     assert not [record for record in caplog.records if "is started again" in record.getMessage()]
+
+
+@pytest.mark.parametrize("seconds", [1.5, 3.5], ids=["shorter than a lease", "longer than a lease"])
+async def test_managers_do_not_judge_each_other_by_leases_that_nats_did_not_let_them_renew(
+    server: LocalServer, start_manager: StartManager, seconds: float
+) -> None:
+    managers = [await start_manager(lease_s=2) for _ in range(4)]
+    for number, manager in enumerate(managers):
+        await manager.create_session(session_id=f"s{number}")
+    await eventually(lambda: all(manager._may_judge() for manager in managers))
+
+    await freeze(server.pid)
+    await asyncio.sleep(seconds)
+    os.kill(server.pid, signal.SIGCONT)
+
+    await eventually(lambda: all(manager._may_judge() for manager in managers))
+    await asyncio.gather(*(manager._sweeper.sweep() for manager in managers))
+    assert [record.status for record in await managers[0].list_sessions()] == [Status.ACTIVE] * 4
+
+
+async def test_what_a_manager_claimed_and_could_not_end_is_ended_though_its_owner_came_back(
+    start_manager: StartManager, stranger: Stranger
+) -> None:
+    owner, other = await start_manager(lease_s=2), await start_manager(lease_s=2)
+    await owner.create_session(session_id="s1")
+    await stranger.js.publish("jido.fence.s1", msgspec.json.encode({"manager": other.manager_id}))
+
+    with pytest.raises(Unavailable):
+        await owner.idle_session("s1")  # which finds that it was claimed, and lets go of it
+
+    assert (await stranger.ends("s1"))["reason"] == "owner_lost"
