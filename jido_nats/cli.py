@@ -48,6 +48,7 @@ from jido_nats.ui.show import Shower
 from jido_nats.ui.terminal import is_screen
 from jido_nats.worker_options import choose_worker, worker_options
 
+PORT: Final = click.IntRange(0, 65535)
 TRY_THESE: Final = """\
 Try, in another terminal:
   jido-nats create --metadata project=demo{where}
@@ -85,7 +86,7 @@ def demo(binary: Path | None, as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--port", default=4222, show_default=True, help="Where the server listens, on loopback.")
+@click.option("--port", type=PORT, default=4222, show_default=True, help="Where the server listens, on loopback.")
 @click.option("--store-dir", type=click.Path(path_type=Path, file_okay=False), help="Keep what is stored here.")
 @click.option("--nats-server", "binary", type=click.Path(path_type=Path), help="A nats-server to use.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="Settings, as TOML.")
@@ -132,7 +133,7 @@ def up(
 @click.option(
     "--drain-timeout", "drain_timeout_s", type=float, help="Seconds that sessions may still run when it is stopped."
 )
-@click.option("--metrics-port", type=int, help="Serve /metrics, /livez and /readyz there.")
+@click.option("--metrics-port", type=PORT, help="Serve /metrics, /livez and /readyz there.")
 @click.option("--metrics-host", default="127.0.0.1", show_default=True, help="The address for them.")
 @click.option("--log-format", type=click.Choice(["line", "json"]), default="line", show_default=True)
 @click.option("--config", "config_file", type=click.Path(path_type=Path, dir_okay=False), help="Settings, as TOML.")
@@ -275,7 +276,7 @@ async def send(common: Common, session_id: str, content: str, role: str, message
 @click.argument("session_id", metavar="[ID]", required=False)
 @click.option("--since", default="new", show_default=True, help="As of 'events'.")
 @click.option("--no-follow", is_flag=True, help="End when everything stored was shown.")
-@common_options
+@partial(common_options, follows=True)
 async def output(common: Common, session_id: str | None, since: str, no_follow: bool) -> None:
     """Show what a session's worker says and is told (or all sessions'), live or replayed."""
     async with (
@@ -295,7 +296,7 @@ async def output(common: Common, session_id: str | None, since: str, no_follow: 
 )
 @click.option("--durable", metavar="NAME", help="A consumer that the server keeps: carries on where it stopped.")
 @click.option("--no-follow", is_flag=True, help="End when everything stored was shown.")
-@common_options
+@partial(common_options, follows=True)
 async def events(common: Common, session_id: str | None, since: str, durable: str | None, no_follow: bool) -> None:
     """Show events, live or replayed."""
     async with (
@@ -342,7 +343,7 @@ async def history(common: Common, session_id: str) -> None:
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Only those that have this.")
 @click.option("--cursor", type=click.IntRange(0), help="Resume behind this position, with no snapshot.")
 @click.option("--plain", is_flag=True, help="A line for each session and change, also in a terminal.")
-@partial(common_options, fast=True)
+@partial(common_options, fast=True, follows=True)
 async def watch(
     common: Common,
     session_id: str | None,
@@ -368,7 +369,7 @@ async def watch(
 
 
 @main.command()
-@click.option("--port", default=8080, show_default=True, help="Where it listens.")
+@click.option("--port", type=PORT, default=8080, show_default=True, help="Where it listens.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Beyond loopback only with --token.")
 @click.option("--read-only", is_flag=True, help="Show, and change nothing.")
 @click.option("--token", "page_token", envvar="JIDO_DASHBOARD_TOKEN", help="What a browser has to bring: /?token=…")

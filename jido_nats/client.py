@@ -111,6 +111,7 @@ class Client(SessionApi):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._connection.close()
+        self._opened = None
 
     @property
     def connected(self) -> bool:

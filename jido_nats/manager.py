@@ -30,7 +30,7 @@ from jido_nats.broker.peers import Peers
 from jido_nats.broker.registry import Registry, entry_of
 from jido_nats.core import codec, subjects
 from jido_nats.core.settings import Settings
-from jido_nats.errors import JidoError, NotAllowed, PositionTooOld, ServerUnusable
+from jido_nats.errors import ConfigurationError, JidoError, NotAllowed, PositionTooOld, ServerUnusable
 from jido_nats.ids import new_manager_id, new_message_id
 from jido_nats.index import ClaimIndex, SessionIndex
 from jido_nats.monitoring import Snapshot
@@ -79,6 +79,7 @@ class SessionManager(SessionApi):
         self._stop_serving = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._exit = contextlib.AsyncExitStack()
+        self._entered = False
         self._serving = False
         self._start_serving_once = asyncio.Lock()
         self.stats = Stats()
@@ -105,6 +106,11 @@ class SessionManager(SessionApi):
         return cls(options, api or options, worker, settings or Settings())
 
     async def __aenter__(self) -> Self:
+        if self._entered:
+            raise JidoError("a manager is one incarnation: make another with SessionManager.connect(...)")
+        self._entered = True
+        if not callable(self._worker):
+            raise ConfigurationError(f"worker is {self._worker!r}, should be a coroutine function that takes a Session")
         try:
             await self._start()
         except BaseException:
@@ -175,9 +181,12 @@ class SessionManager(SessionApi):
             self._sessions.give_up_starts()
         finally:
             await self._exit.aclose()
+            self._verbs = None
 
     def snapshot(self) -> Snapshot:
         """What the manager can say of itself: its counters, and what keeps it from being ready."""
+        if not self._stop_serving.is_set():
+            self._running()
         troubles = [f"no connection to NATS: {c.name}" for c in self._connections if not c.connected]
         troubles += [] if self._lease_stands() else ["the lease does not stand"]
         troubles += [] if self._serving else ["commands are not answered yet"]
@@ -193,7 +202,8 @@ class SessionManager(SessionApi):
         )
 
     def __repr__(self) -> str:
-        return f"<SessionManager {self.manager_id} with {len(self._sessions)} sessions>"
+        runs = f"with {len(self._sessions)} sessions" if self._verbs is not None else "that does not run"
+        return f"<SessionManager {self.manager_id} {runs}>"
 
     async def _command(self, verb: str, session_id: str, request: msgspec.Struct, kind: type[T]) -> T:
         reply = await self._running().by_name[verb](session_id, request)

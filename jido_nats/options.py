@@ -15,7 +15,7 @@ from jido_nats.broker.context import read_context
 from jido_nats.core import settings as settings_module
 from jido_nats.core.settings import Settings
 from jido_nats.errors import ConfigurationError
-from jido_nats.running import run_program
+from jido_nats.running import run_program, while_read
 from jido_nats.ui.show import Shower
 
 DEFAULT_SERVER: Final = "nats://127.0.0.1:4222"
@@ -29,16 +29,20 @@ class Common(NamedTuple):
 
 
 def common_options(
-    command: Callable[..., Coroutine[Any, Any, int | None]], *, fast: bool = False
+    command: Callable[..., Coroutine[Any, Any, int | None]], *, fast: bool = False, follows: bool = False
 ) -> Callable[..., None]:
-    """Add the options of every command, and run it (`fast`: on uvloop); what it returns is the exit code."""
+    """Add the options of every command, and run it; what it returns is the exit code.
+
+    `fast`: on uvloop. `follows`: it shows what comes, for as long as somebody reads it.
+    """
 
     @connection_options
     @click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
     @wraps(command)
     def run(as_json: bool, **arguments: Any) -> None:
         connection = {name: arguments.pop(name) for name in _CONNECTION}
-        run_program(_with_common(connection, as_json, arguments), fast=fast)
+        work = _with_common(connection, as_json, arguments)
+        run_program(while_read(work) if follows else work, fast=fast)
 
     async def _with_common(connection: dict[str, Any], as_json: bool, arguments: dict[str, Any]) -> int | None:
         return await command(Common(connect_options(**connection), Shower(as_json=as_json)), **arguments)

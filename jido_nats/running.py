@@ -5,8 +5,11 @@ import contextlib
 import errno
 import gc
 import os
+import select
 import signal
+import stat
 import sys
+import threading
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final, NoReturn
@@ -52,10 +55,39 @@ def _exit_code(runner: asyncio.Runner, work: Coroutine[Any, Any, int | None]) ->
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: nothing to complain of
         return 0
     except OSError as error:
+        if error.filename is not None:
+            return _complain(f"{error.filename} cannot be used: {error.strerror}")
         if error.errno not in (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _complain(f"the output cannot be written: {error.strerror}")
+
+
+async def while_read(work: Coroutine[Any, Any, int | None]) -> int | None:
+    """The work's result; `BrokenPipeError` once nobody reads the pipe that stdout is, also while nothing is said."""
+    task, loop, gone = asyncio.current_task(), asyncio.get_running_loop(), False
+    assert task is not None
+
+    def on_gone() -> None:
+        nonlocal gone
+        gone = True
+        task.cancel()
+
+    def wait_until_gone() -> None:
+        poll = select.poll()
+        poll.register(sys.stdout, 0)
+        poll.poll()
+        with contextlib.suppress(RuntimeError):  # the program has ended meanwhile
+            loop.call_soon_threadsafe(on_gone)
+
+    if stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
+        threading.Thread(target=wait_until_gone, name="reader of stdout", daemon=True).start()
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if gone:
+            raise BrokenPipeError from None
+        raise
 
 
 def _leave(runner: asyncio.Runner, code: int) -> NoReturn:

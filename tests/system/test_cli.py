@@ -569,3 +569,34 @@ async def test_standard_input_that_is_no_text_is_refused(server: LocalServer) ->
     _, said = await process.communicate(b"abc\xff")
 
     assert said.decode() == "jido-nats: standard input is not valid UTF-8: invalid start byte at byte 3\n"
+
+
+@pytest.mark.parametrize("command", ["events", "events --json", "output", "watch --json"])
+async def test_following_ends_when_nobody_reads_any_more(
+    server: LocalServer, manager: SessionManager, command: str
+) -> None:
+    reading, writing = os.pipe()
+    program = await asyncio.create_subprocess_exec(
+        JIDO_NATS, *command.split(), "--server", server.url, stdout=writing, stderr=asyncio.subprocess.PIPE
+    )
+    os.close(writing)
+    await asyncio.sleep(1)  # also when it follows already, and nothing happens
+
+    os.close(reading)
+
+    _, err = await program.communicate()
+    assert (program.returncode, err) == (0, b"")
+
+
+@pytest.mark.parametrize("arguments", [("up", "--port", "99999"), ("dashboard", "--port", "-1")])
+async def test_what_is_no_port_is_told(arguments: tuple[str, ...]) -> None:
+    finished = await run(*arguments)
+
+    assert finished.code == 2
+    assert "is not in the range 0<=x<=65535" in finished.err
+
+
+async def test_a_folder_that_cannot_be_made_is_told() -> None:
+    assert "/proc/nothing cannot be used" in one_sentence(
+        await run("up", "--port", "0", "--store-dir", "/proc/nothing")
+    )

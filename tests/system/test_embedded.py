@@ -9,6 +9,8 @@ import pytest
 from jido_nats import (
     BadRequest,
     Client,
+    ConfigurationError,
+    JidoError,
     LocalServer,
     NotAllowed,
     Session,
@@ -227,3 +229,38 @@ async def is_idle(manager: SessionManager, session_id: str) -> bool:
 
 async def all_are(manager: SessionManager, status: Status, number: int) -> bool:
     return len(await manager.list_sessions(status=status)) == number
+
+
+async def test_a_manager_is_entered_once(server: LocalServer) -> None:
+    manager = SessionManager.connect(server.url, worker=wait_for_ever)
+    async with manager:
+        with pytest.raises(JidoError, match="one incarnation"):
+            await manager.__aenter__()
+
+    with pytest.raises(JidoError, match="one incarnation"):
+        await manager.__aenter__()
+    with pytest.raises(JidoError, match="does not run"):
+        await manager.create_session()
+
+
+async def test_what_is_no_worker_is_told_when_the_manager_starts(server: LocalServer) -> None:
+    nothing: Any = None
+    with pytest.raises(ConfigurationError, match="worker is None"):
+        async with SessionManager.connect(server.url, worker=nothing):
+            pass
+
+
+async def test_a_manager_that_was_not_entered_says_so(server: LocalServer) -> None:
+    manager = SessionManager.connect(server.url, worker=wait_for_ever)
+
+    assert "does not run" in repr(manager)
+    with pytest.raises(JidoError, match="does not run"):
+        manager.snapshot()
+
+
+async def test_a_closed_client_says_so_at_once(server: LocalServer) -> None:
+    async with Client.connect(server.url) as client:
+        pass
+
+    with pytest.raises(JidoError, match="not connected"):
+        await client.list_sessions()

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from jido_nats import Session
+from jido_nats import LocalServer, Session, SessionManager, Settings, StartFailed
 from jido_nats.worker import Worker
 from tests.conftest import StartManager
-from tests.support import Stranger, eventually, wait_for_ever
+from tests.proxy import Proxy
+from tests.support import Stranger, Stubborn, eventually, wait_for_ever
 
 EVENTS = "jido.client.events"
 
@@ -194,3 +195,50 @@ async def test_only_a_terminate_waits_for_the_start(
     go.set()
     assert (refused["code"], (await creating)["version"]) == ("invalid_transition", 2)
     assert "initializing" in refused["message"]
+
+
+async def test_who_waits_for_a_start_is_told_when_the_manager_is_stopped(
+    stranger: Stranger, start_manager: StartManager
+) -> None:
+    gate = Gate()
+    manager = await start_manager(gate, wait_ready=True)
+    creating = asyncio.create_task(stranger.create("s1"))
+    await eventually(gate.started.is_set)
+
+    await manager.close()
+
+    error = (await creating)["error"]
+    assert (error["code"], error["session_id"]) == ("start_failed", "s1")
+    assert "the manager was stopped before the worker was ready" in error["message"]
+    assert await stranger.stored_brief() == ["1 created", "2 terminated", "2 ended"]
+
+
+async def test_a_start_that_ignores_its_end_is_abandoned_with_the_manager(
+    stranger: Stranger, start_manager: StartManager
+) -> None:
+    stubborn = Stubborn()
+    manager = await start_manager(stubborn, wait_ready=True, stop_timeout_s=0.2)
+    creating = asyncio.create_task(stranger.create("s1"))
+    await eventually(lambda: manager.snapshot().sessions)
+
+    await manager.close()
+
+    assert (await creating)["error"]["code"] == "start_failed"
+    record = await stranger.ends("s1")
+    assert (record["reason"], record["forced"]) == ("start_failed", True)
+    stubborn.let_go.set()
+
+
+async def test_a_session_whose_first_record_is_on_its_way_ends_with_the_manager(
+    server: LocalServer, stranger: Stranger
+) -> None:
+    async with Proxy(server.port) as proxy:
+        proxy.delay(0.2)
+        settings = Settings(wait_ready=True)
+        async with SessionManager.connect(proxy.url, worker=wait_for_ever, settings=settings) as manager:
+            creating = asyncio.create_task(manager.create_session(session_id="s1"))
+            await eventually(lambda: len(manager._sessions) == 1)
+
+        with pytest.raises(StartFailed, match="was stopped before"):
+            await creating
+    assert (await stranger.ends("s1"))["reason"] == "start_failed"
