@@ -3,19 +3,15 @@
 import asyncio
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from jido_nats import trace
 from jido_nats.broker.clock import boottime
-from jido_nats.core import codec
-from jido_nats.core.commands import SendReply, SendRequest, check_said, check_text
+from jido_nats.core.commands import SendReply, SendRequest, check_emitted, check_said
 from jido_nats.core.output import ConversationAdded, SessionOutput
-from jido_nats.errors import BadRequest
 from jido_nats.inbox import Inbox, Message
 from jido_nats.outbox import Lane, Outbox
 from jido_nats.worker import Session
-
-NAME_LENGTH_MAX: Final = 64
 
 
 class Talk:
@@ -36,8 +32,7 @@ class Talk:
 
     async def emit(self, session: Session, name: str, data: Any, *, ephemeral: bool) -> int:
         """Tell of a worker's output; its number. Raises `BadRequest`, `TooLarge`."""
-        check_text("the output's name", name, NAME_LENGTH_MAX)
-        _check_plain(data)
+        check_emitted(name, data)
         session.active_at = boottime()
         lane = self._lane(session)
         if not ephemeral:
@@ -137,10 +132,3 @@ async def _room(session: Session, lane: Lane) -> None:
     """Return when one more output may be pushed. What a program said last does not wait: a pipe holds little."""
     while not (lane.has_room or session.ending):
         await lane.wait_moved()
-
-
-def _check_plain(data: Any) -> None:
-    try:
-        codec.check_plain(data, "the output's data")
-    except codec.DecodeError as error:
-        raise BadRequest(str(error)) from error

@@ -189,7 +189,8 @@ class Verbs:
         return record
 
     def _page_bytes_max(self) -> int:
-        return min(commands.LIST_BYTES_MAX, self._connection.max_payload // 2)
+        """As JSON: in MessagePack a number may be 2.25 times as long."""
+        return min(commands.LIST_BYTES_MAX, self._connection.max_payload // 3)
 
     async def _page(self, request: ListRequest) -> ListReply:
         position = await self._path.event_log.last_sequence()  # first: what is published is committed

@@ -293,11 +293,15 @@ class OrderedConsumer(Consumer):
 
     async def _recreate(self) -> None:
         """Make the consumer again, in a task of its own: a reader who gives up waiting does not begin it anew."""
-        if self._recreating is None:
-            self._recreating = asyncio.create_task(self._make_again(), name=f"recreate a consumer of {self._stream}")
-        await asyncio.wait({self._recreating})
-        made, self._recreating = self._recreating, None
-        made.result()
+        making = self._recreating
+        if making is None:
+            making = self._recreating = asyncio.create_task(
+                self._make_again(), name=f"recreate a consumer of {self._stream}"
+            )
+        await asyncio.wait({making})
+        if self._recreating is making:
+            self._recreating = None
+        making.result()
 
     async def _make_again(self) -> None:
         self._broken = True

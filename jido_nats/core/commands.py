@@ -5,7 +5,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from jido_nats.core.codec import DecodeError, check_plain, decode, encode
+from jido_nats.core.codec import DecodeError, Encoding, check_plain, decode, encode
 from jido_nats.core.events import Event
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.settings import Settings
@@ -14,6 +14,7 @@ from jido_nats.errors import BadRequest, TooLarge
 
 LIST_LIMIT: Final = 100
 LIST_LIMIT_MAX: Final = 1000
+OUTPUT_NAME_LENGTH_MAX: Final = 64
 LIST_BYTES_MAX: Final = 512 * 1024
 HISTORY_LIMIT: Final = 100
 HISTORY_LIMIT_MAX: Final = 1000
@@ -161,14 +162,14 @@ def _check(request: msgspec.Struct) -> None:
 def check_create(request: CreateRequest, size_max: float) -> None:
     """`BadRequest` or `TooLarge` unless a session can be made of the request.
 
-    `size_max`: bytes that `metadata` and `llm_config` may have together, as JSON.
+    `size_max`: bytes that `metadata` and `llm_config` may have together, in the encoding that makes them longer.
     """
     if request.session_id is not None:
         check_session_id(request.session_id)
     try:
         check_plain(request.metadata, "metadata")
         check_plain(request.llm_config, "llm_config")
-        size = len(encode([request.metadata, request.llm_config]))
+        size = max(len(encode([request.metadata, request.llm_config], encoding)) for encoding in Encoding)
     except DecodeError as error:
         raise BadRequest(str(error), session_id=request.session_id) from error
     if size > size_max:
@@ -200,10 +201,13 @@ def check_said(role: str, content: Any) -> None:
     check_text("role", role, ROLE_LENGTH_MAX)
     if content is None:
         raise BadRequest("content is null: say something")
-    try:
-        check_plain(content, "content")
-    except DecodeError as error:
-        raise BadRequest(str(error)) from error
+    _check_plain(content, "content")
+
+
+def check_emitted(name: str, data: Any) -> None:
+    """`BadRequest` unless this can be a worker's output."""
+    check_text("the output's name", name, OUTPUT_NAME_LENGTH_MAX)
+    _check_plain(data, "the output's data")
 
 
 def check_text(name: str, text: str, length_max: int) -> None:
@@ -221,7 +225,10 @@ def check_list(request: ListRequest) -> None:
     if not 1 <= request.limit <= LIST_LIMIT_MAX:
         raise BadRequest(f"limit is 1 to {LIST_LIMIT_MAX}")
     if request.cursor is not None:
-        check_session_id(request.cursor)
+        try:
+            check_session_id(request.cursor)
+        except BadRequest as error:
+            raise BadRequest(f"cursor is what next_cursor said: {error}") from error
 
 
 def check_history(request: HistoryRequest) -> None:
@@ -265,3 +272,10 @@ def as_answered(record: SessionRecord) -> SessionRecord:
 def reply_of(record: SessionRecord, *, replayed: bool) -> CreateReply:
     """The answer to a create."""
     return CreateReply(**msgspec.structs.asdict(as_answered(record)), replayed=replayed)
+
+
+def _check_plain(value: Any, name: str) -> None:
+    try:
+        check_plain(value, name)
+    except DecodeError as error:
+        raise BadRequest(str(error)) from error

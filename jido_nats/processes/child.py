@@ -18,6 +18,7 @@ import msgspec
 
 from jido_nats import trace
 from jido_nats.core import codec
+from jido_nats.core.commands import check_emitted, check_said
 from jido_nats.core.session import Status
 from jido_nats.errors import JidoError, command_error
 from jido_nats.inbox import Inbox, Message
@@ -100,10 +101,12 @@ class Parent:
 
     async def emit(self, session: Session, name: str, data: Any, *, ephemeral: bool) -> int:
         """See `Session.emit`."""
+        check_emitted(name, data)  # here: on the way, what is no JSON would become something else
         return await self.ask(lines.OutputLine(name=name, data=data, ephemeral=ephemeral)) or 0
 
     async def say(self, session: Session, role: str, content: Any) -> int:
         """See `Session.say`."""
+        check_said(role, content)
         return await self.ask(lines.Say(role=role, content=content)) or 0
 
     async def flush(self, session: Session) -> None:

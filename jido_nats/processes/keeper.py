@@ -32,9 +32,10 @@ class Keeper:
     def remove(self, group: int) -> None:
         """The group is gone."""
         self._groups.discard(group)
+        told = self._tell(f"-{group}\n")
         if not self._groups:
             self._stop()
-        elif not self._tell(f"-{group}\n"):
+        elif not told:
             self._start()
 
     def _start(self) -> None:
@@ -58,7 +59,10 @@ class Keeper:
             name="jido_nats guard's end",
             daemon=True,
         )
-        watching.start()
+        try:
+            watching.start()
+        except RuntimeError as error:  # no more threads: it guards all the same
+            log.error("nobody would see the guard end", extra={"error": str(error)})
         for group in self._groups:
             self._tell(f"+{group}\n")
 

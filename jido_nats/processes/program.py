@@ -98,8 +98,8 @@ class Program:
             group = ProcessGroup(self._argv, environment(session.record, os.environ), self._living)
         except OSError as error:
             raise WorkerFailed(f"{self._argv[0]} cannot be started: {error.strerror or error}") from error
-        self._keeper.add(group.id)
         try:
+            self._keeper.add(group.id)
             await self._run(session, group)
         finally:
             self._keeper.remove(group.id)
@@ -114,8 +114,8 @@ class Program:
             await group.wait_exited()
         except asyncio.CancelledError:
             cancelled = True
-        except OSError as error:  # no descriptor is free, say: what has started is ended
-            trouble = f"{self._argv[0]} cannot be talked to: {error.strerror or error}"
+        except Exception as error:  # no descriptor is free, say, or no thread: what has started is ended
+            trouble = f"{self._argv[0]} cannot be talked to: {getattr(error, 'strerror', None) or error}"
         forced = await _uninterrupted(self._end(group, talk))
         if forced and cancelled:
             raise WorkerKilled

@@ -7,7 +7,7 @@ import resource
 import sys
 import threading
 
-from jido_nats import InvalidTransition, Session
+from jido_nats import BadRequest, InvalidTransition, Session
 
 
 class Stop(BaseException):
@@ -58,6 +58,12 @@ async def echoes(session: Session) -> None:
                     await session.activate()
                 except InvalidTransition as error:
                     await session.emit("refused", str(error))
+            case "no JSON":
+                for data in (float("nan"), b"bytes", {1: 2}):
+                    try:
+                        await session.emit("no JSON", data)
+                    except BadRequest:
+                        await session.emit("refused", str(type(data)))
             case "many":
                 numbers = await asyncio.gather(*(session.emit("one", n, ephemeral=True) for n in range(8000)))
                 await session.emit("numbers", [numbers[0], numbers[-1]])

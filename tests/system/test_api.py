@@ -1,6 +1,7 @@
 """The request-reply API as a stock client meets it: every kind of bad input, encodings, list, the micro service."""
 
 import asyncio
+import contextlib
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 from nats.aio.msg import Msg
 
 from jido_nats import Client, LocalServer, SessionManager, Settings
+from jido_nats.core.codec import Encoding
+from jido_nats.errors import TooLarge
 from jido_nats.verbs import Verbs
 from tests.conftest import StartManager
 from tests.support import Stranger, eventually, stranger_at, wait_for_ever
@@ -370,3 +373,17 @@ async def test_what_would_not_fit_into_an_answer_is_not_created() -> None:
 
             assert refused["error"]["code"] == "too_large"
             assert (await stranger.create("s2", metadata={"x": "y" * 4000}))["status"] == "active"
+
+
+@pytest.mark.parametrize("encoding", list(Encoding))
+async def test_what_is_larger_in_messagepack_is_created_whole_or_not_at_all(encoding: Encoding) -> None:
+    async with LocalServer(config="max_payload: 65536") as small, stranger_at(small.url) as stranger:
+        settings = Settings(encoding=encoding, metadata_bytes_max=60_000)
+        async with SessionManager.connect(small.url, worker=wait_for_ever, settings=settings) as manager:
+            for count in (2000, 3000, 4000, 7500):
+                with contextlib.suppress(TooLarge):
+                    await manager.create_session(session_id=f"s{count}", metadata={"v": [0.5] * count})
+
+            records = [await stranger.record(f"s{count}") for count in (2000, 3000, 4000, 7500)]
+            assert [record is not None and record["status"] for record in records] == ["active", "active", False, False]
+            assert len(await manager.list_sessions()) == 2

@@ -95,6 +95,20 @@ async def test_it_speaks_as_in_the_managers_own_process(stranger: Stranger, star
     assert (await stranger.ask("jido.session.get.s1"))["status"] == "idle"
 
 
+async def test_what_is_no_json_is_refused_before_it_becomes_something_else(
+    stranger: Stranger, start_manager: StartManager
+) -> None:
+    await start_manager(worker("echoes", wait_ready=True), **READY)
+    await stranger.create("s1")
+    ear = await stranger.hear(OUTPUT)
+
+    await send(stranger, "s1", "no JSON")
+
+    await eventually(lambda: len(ear.messages) == 5)
+    told = [output["data"] for output in ear.on(OUTPUT) if output["type"] == "session_output"]
+    assert told == [str(float), str(bytes), str(dict)]
+
+
 async def test_8000_emits_at_once_do_not_stop_up_the_pipes(stranger: Stranger, start_manager: StartManager) -> None:
     await start_manager(worker("echoes", wait_ready=True), **READY)
     await stranger.create("s1")
