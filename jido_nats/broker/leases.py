@@ -89,6 +89,7 @@ class Lease:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._on_renewed: Callable[[], None] = lambda: None
+        self._released = False
 
     @property
     def age_s(self) -> float:
@@ -118,7 +119,8 @@ class Lease:
             await asyncio.shield(self._started)
 
     async def release(self) -> None:
-        """Take the entry away, so that nobody waits for it to expire."""
+        """Take the entry away, so that nobody waits for it to expire; also while it is being acquired."""
+        self._released = True  # where the thread has no loop yet, it finds this
         if self._loop is not None and self._stop is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
             await asyncio.get_running_loop().run_in_executor(None, self._thread.join, START_TIMEOUT_S)
@@ -130,6 +132,8 @@ class Lease:
 
     async def _renew_for_ever(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        if self._released:
+            return
         assert self._home is not None and self._started is not None
         try:
             connection = await Connection.open(self._options, f"jido-nats lease {self._manager_id}")

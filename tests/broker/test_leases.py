@@ -1,5 +1,6 @@
 """Who is alive: a lease is renewed while its holder lives, goes with it, and is made anew after an outage."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ from jido_nats.broker.connection import Connection
 from jido_nats.broker.leases import Lease, Leases, describe
 from jido_nats.errors import ServerUnusable
 from tests.programs import serving
-from tests.support import Stranger, eventually
+from tests.support import DEADLINE_S, Stranger, eventually
 
 
 def nothing() -> None:
@@ -180,3 +181,22 @@ async def revision(stranger: Stranger) -> int:
 
 async def moved_on(stranger: Stranger, since: int) -> bool:
     return await revision(stranger) > since
+
+
+async def test_a_lease_that_nobody_wants_any_more_while_it_is_acquired_is_not_kept(
+    server: LocalServer, leases: Leases
+) -> None:
+    info = describe("m1", "0")
+    for moments in range(40):  # before the thread has a loop, while it connects, and later
+        lease = Lease(ConnectOptions(servers=(server.url,)), "JIDO_MANAGERS", 60, lambda: info)
+        acquiring = asyncio.create_task(lease.acquire(nothing))
+        for _ in range(moments):
+            await asyncio.sleep(0)
+        acquiring.cancel()
+        await asyncio.wait({acquiring})
+
+        await lease.release()
+
+        await asyncio.to_thread(lease._thread.join, DEADLINE_S)
+        assert not lease._thread.is_alive()
+    assert not await leases.is_alive("m1")
