@@ -187,7 +187,7 @@ async def test_a_lease_that_nobody_wants_any_more_while_it_is_acquired_is_not_ke
     server: LocalServer, leases: Leases
 ) -> None:
     info = describe("m1", "0")
-    for moments in range(40):  # before the thread has a loop, while it connects, and later
+    for moments in range(1, 40):  # before the thread has a loop, while it connects, and later
         lease = Lease(ConnectOptions(servers=(server.url,)), "JIDO_MANAGERS", 60, lambda: info)
         acquiring = asyncio.create_task(lease.acquire(nothing))
         for _ in range(moments):
