@@ -14,8 +14,8 @@ from jido_nats.core.commands import ListReply, ListRequest, deterministic
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.position import Position
 
+# So many records are looked at before others may run.
 LOOK: Final = 1000
-"""So many records are looked at before others may run."""
 
 
 class SessionIndex:

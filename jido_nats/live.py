@@ -104,7 +104,9 @@ class LiveSession:
     def give_up_start(self) -> None:
         """The manager ends: wait no longer for a worker that is not ready."""
         self._stopping = True
-        if self.writer is not None and self.record.status is Status.INITIALIZING and self.run is not None:
+        if self.writer is None or self.record.status is not Status.INITIALIZING:
+            return
+        if self.run is not None and not self.run.ready:
             self.run.cancel()
 
     async def advance(self, status: Status, **why: Any) -> None:

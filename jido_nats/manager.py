@@ -348,11 +348,17 @@ class SessionManager(SessionApi):
                     await self._verified.wait()
 
     def _may_judge(self) -> bool:
-        """Only who has been connected, with its lease and renewing it, for a whole lease time may call others dead."""
-        since = (self._connection.up_since, self._lease.held_since, self._lease.steady_since)
-        if not self._lease_stands() or not self._lease.steady or None in since or not self._connection.connected:
+        """Only who has been connected, with its lease, for a whole lease time may call others dead.
+
+        After a gap in its own renewals half of one is enough: who could not renew, either, tries again all the time.
+        """
+        lease_s = self._settings.lease_s
+        if not self._lease_stands() or not self._lease.steady or not self._connection.connected:
             return False
-        return boottime() - max(moment for moment in since if moment is not None) >= self._settings.lease_s
+        since = (self._connection.up_since, self._lease.held_since)
+        if None in since or boottime() - self._lease.steady_since < lease_s / 2:
+            return False
+        return boottime() - max(moment for moment in since if moment is not None) >= lease_s
 
     async def _verify_after_lapses(self) -> None:
         while True:

@@ -80,7 +80,7 @@ async def while_read(work: Coroutine[Any, Any, int | None]) -> int | None:
         with contextlib.suppress(RuntimeError):  # the program has ended meanwhile
             loop.call_soon_threadsafe(on_gone)
 
-    if stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
+    if sys.stdout is not None and stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
         threading.Thread(target=wait_until_gone, name="reader of stdout", daemon=True).start()
     try:
         return await work

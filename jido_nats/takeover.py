@@ -22,6 +22,7 @@ from jido_nats.index import ClaimIndex, SessionIndex
 from jido_nats.write_path import SessionWriter, WritePath
 
 AT_ONCE: Final = 128
+JUDGE_POLL_S: Final = 0.5
 TELL_INTERVAL_S: Final = 3.0
 TOGETHER: Final = 4096
 ALL_SUBJECTS: Final = (subjects.EVENTS, subjects.ALL_SESSIONS, subjects.ALL_FENCES)
@@ -70,8 +71,9 @@ class Sweeper:
             except TimeoutError:
                 pass
             self._nudge.clear()
-            if self._may_judge():
-                await self.sweep()
+            while not self._may_judge():
+                await asyncio.sleep(JUDGE_POLL_S)
+            await self.sweep()
 
     async def sweep(self) -> None:
         """Take over every orphan there is now."""

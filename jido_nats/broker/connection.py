@@ -344,9 +344,7 @@ class Connection:
         options = self.options
         servers = list(options.servers)
         if self._client is not None:
-            scheme = servers[0].partition("://")[0] if "://" in servers[0] else "nats"
-            told = [f"{scheme}://{address}" for address in self._client.cluster]
-            servers += [server for server in told if server not in servers]
+            servers += _others_of_the_cluster(servers, self._client.cluster)
         chosen: Mapping[str, Any] = {
             "user": options.user,
             "password": "" if options.user and options.password is None else options.password,
@@ -407,8 +405,8 @@ class Connection:
         pending = self._requests.open(None, 2 * ECHO_TIMEOUT_S)
         lost = self._lost
         try:
-            await self.publish(pending.inbox)
             async with asyncio.timeout(ECHO_TIMEOUT_S):
+                await self.publish(pending.inbox)
                 await pending.future
         except TimeoutError:
             log.warning("the connection is deaf, making it anew", extra={"connection": self.name})
@@ -464,6 +462,14 @@ async def _end(task: "asyncio.Task[None]", *, every_s: float) -> None:
             if not task.cancelled():
                 task.exception()  # it was told where it belongs
             return
+
+
+def _others_of_the_cluster(servers: Sequence[str], addresses: Sequence[str]) -> list[str]:
+    """URLs of the addresses (`host:port`) that are not among the servers, with the first one's scheme and userinfo."""
+    scheme, _, rest = servers[0].rpartition("://")
+    userinfo, at, _ = rest.rpartition("@")
+    known = {server.rpartition("://")[2].rpartition("@")[2].rstrip("/") for server in servers}
+    return [f"{scheme or 'nats'}://{userinfo}{at}{address}" for address in addresses if address not in known]
 
 
 def _is_refusal(error: Exception) -> bool:

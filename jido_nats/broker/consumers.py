@@ -15,7 +15,7 @@ import secrets
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
@@ -113,14 +113,19 @@ async def check_stream(connection: Connection, stream: str) -> None:
 
 async def stream_state(connection: Connection, stream: str) -> tuple[int, int]:
     """The first and last sequence of a stream, as its leader knows them."""
-    first, last, _ = await stream_span(connection, stream)
-    return first, last
+    info = await settled(connection, lambda: api(connection, f"STREAM.INFO.{stream}"))
+    return info["state"]["first_seq"], info["state"]["last_seq"]
 
 
-async def stream_span(connection: Connection, stream: str) -> tuple[int, int, datetime]:
-    """The same, and since when it has everything that was stored: the time of its first message."""
-    state = (await settled(connection, lambda: api(connection, f"STREAM.INFO.{stream}")))["state"]
-    return state["first_seq"], state["last_seq"], codec.decode(b'"%s"' % state["first_ts"].encode(), datetime)
+async def stream_memory(connection: Connection, stream: str) -> tuple[int, datetime]:
+    """What the stream still has: (its first sequence, a moment before which all was removed by age).
+
+    Where nothing is removed by age, the moment is that of the first message.
+    """
+    info = await settled(connection, lambda: api(connection, f"STREAM.INFO.{stream}"))
+    first, now = (codec.decode(b'"%s"' % at.encode(), datetime) for at in (info["state"]["first_ts"], info["ts"]))
+    age_max = timedelta(microseconds=info["config"].get("max_age", 0) / 1000)
+    return info["state"]["first_seq"], min(first, now - age_max) if age_max else first
 
 
 class Consumer(ABC):

@@ -19,7 +19,7 @@ from jido_nats.broker.consumers import (
     Start,
     decoded,
     last_position,
-    stream_span,
+    stream_memory,
     stream_state,
 )
 from jido_nats.broker.jetstream import (
@@ -199,7 +199,7 @@ class EventLog:
         What is older than all that the stream still has was stored in its time, or its manager has been dead for as
         long as the stream remembers. An end is told once more rather than not at all.
         """
-        first, _, since = await stream_span(self._connection, self.stream)
+        first, since = await stream_memory(self._connection, self.stream)
         ids: set[str] = set()
         for record in records:
             if record.status is Status.TERMINATED or record.after + 1 >= first or record.updated_at >= since:

@@ -28,6 +28,7 @@ class NatsClient(Client):
     def __init__(self) -> None:
         super().__init__()
         self._room = asyncio.Lock()
+        self._waiting = 0
         # The servers of the cluster, `host:port`, as the server told last.
         self.cluster: tuple[str, ...] = ()
 
@@ -38,7 +39,7 @@ class NatsClient(Client):
         """
         if not self.is_connected or self._flush_queue is None:
             raise nats.errors.ConnectionClosedError
-        if self._pending_data_size > SEND_BUFFER_BYTES_MAX:
+        if self._waiting or self._pending_data_size > SEND_BUFFER_BYTES_MAX:  # nobody overtakes those who wait
             await self._wait_for_room()
         block = _header_block(headers) if headers else b""
         if len(block) + len(payload) > self._max_payload:
@@ -59,9 +60,13 @@ class NatsClient(Client):
         Not by nats-py's flush queue: whoever waits there for a connection that is lost waits for ever, and a thousand
         who wait keep its pings out, so that the loss is not even noticed.
         """
-        async with self._room:
-            while self._pending_data_size > SEND_BUFFER_BYTES_MAX and self.is_connected:
-                await asyncio.sleep(ROOM_POLL_S)
+        self._waiting += 1
+        try:
+            async with self._room:
+                while self._pending_data_size > SEND_BUFFER_BYTES_MAX and self.is_connected:
+                    await asyncio.sleep(ROOM_POLL_S)
+        finally:
+            self._waiting -= 1
         if not self.is_connected:
             raise nats.errors.ConnectionClosedError
 

@@ -13,6 +13,7 @@ import pytest
 from jido_nats import LocalServer
 from jido_nats.broker.connect_options import ConnectOptions
 from jido_nats.broker.connection import Connection, Heard
+from jido_nats.broker.nats_client import NatsClient
 from jido_nats.errors import JidoError, NoResponders, NotSent, OutcomeUnknown, ServerUnusable, TooLarge
 from tests.cluster import Cluster
 from tests.processes import freeze
@@ -292,7 +293,7 @@ async def test_who_waits_to_send_can_be_cancelled(server: LocalServer) -> None:
 
 async def test_the_servers_of_the_cluster_are_remembered_from_one_reconnect_to_the_next() -> None:
     async with Cluster(2) as cluster:
-        await eventually(lambda: knows_both(cluster))
+        await eventually(lambda: knows_both(cluster.url(0)))
         connection = await Connection.open(ConnectOptions(servers=(cluster.url(0),)), "test")
 
         await cluster.kill(0)
@@ -304,7 +305,32 @@ async def test_the_servers_of_the_cluster_are_remembered_from_one_reconnect_to_t
         await connection.close()
 
 
-async def knows_both(cluster: Cluster) -> bool:
-    """Whether the first server tells its clients of the second."""
-    async with stranger_at(cluster.url(0)) as stranger:
+async def knows_both(url: str) -> bool:
+    """Whether the server tells its clients of another."""
+    async with stranger_at(url) as stranger:
         return bool(stranger.nc.discovered_servers)
+
+
+async def test_nobody_overtakes_those_who_wait_to_send() -> None:
+    client = NatsClient()
+    client._status, client._flush_queue, client._max_payload = client.CONNECTED, asyncio.Queue(), 1_000_000
+    client._pending_data_size = 3_000_000
+    first = asyncio.create_task(client.send("a", b"first", "", {}))
+    await asyncio.sleep(0)
+    client._pending_data_size = 0  # the flusher has taken all
+
+    await asyncio.gather(first, client.send("a", b"second", "", {}))
+
+    assert [data.split()[-1] for data in client._pending] == [b"first", b"second"]
+
+
+async def test_the_cluster_s_servers_want_the_same_user() -> None:
+    async with Cluster(2, config="authorization { user: u, password: p }") as cluster:
+        url = cluster.url(0).replace("//", "//u:p@")
+        await eventually(lambda: knows_both(url))
+        connection = await Connection.open(ConnectOptions(servers=(url,)), "test")
+
+        await cluster.kill(0)
+
+        await eventually(lambda: connection.reconnects == 1 and connection.connected)
+        await connection.close()

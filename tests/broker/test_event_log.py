@@ -1,15 +1,20 @@
 """Publishing under a fence, claiming, and looking at what is stored."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from jido_nats import Settings
+from jido_nats.broker import topology
+from jido_nats.broker.connection import Connection
 from jido_nats.broker.event_log import EventLog, Fence
-from jido_nats.core import subjects
-from jido_nats.core.session import Status
+from jido_nats.core import lifecycle, subjects
+from jido_nats.core.codec import Encoding
+from jido_nats.core.session import SessionRecord, Status
 from jido_nats.errors import Conflict
 from tests.core.samples import record_in
-from tests.support import Stranger
+from tests.support import Stranger, eventually
 
 ENDED = record_in(Status.TERMINATED)
 OWED = list(subjects.publications(ENDED))
@@ -109,3 +114,34 @@ async def test_claims_are_followed(event_log: EventLog) -> None:
         assert (await consumer.next()).sequence == before
         after = await event_log.claim("s2", "m1", 0)
         assert (await consumer.next()).sequence == after
+
+
+async def test_only_what_is_older_than_the_stream_s_memory_is_taken_for_forgotten(
+    stranger: Stranger, connection: Connection
+) -> None:
+    await topology.declare(connection, Settings(retention_s=1))
+    event_log = EventLog(connection, "JIDO_CLIENT", Encoding.JSON)
+    await stranger.js.publish("jido.client.events", b"{}")
+    await eventually(lambda: is_empty(stranger))
+    await event_log.claim("s1", "m1", 0)  # now the first message that there is
+    now = datetime.now(UTC)
+    old, young = (opened_at(at) for at in (now - timedelta(seconds=60), now))
+
+    assert await event_log.forgotten([young], set()) == set()
+    assert await event_log.forgotten([old], set()) == {
+        "s1.1.session_created",
+        "s1.2.session_status",
+        "s1.2.session_status.session",
+    }
+    assert await event_log.forgotten([old], {"s1.2.session_status"}) == {"s1.1.session_created"}
+
+
+async def is_empty(stranger: Stranger) -> bool:
+    """Whether retention has removed all events."""
+    return (await stranger.js.stream_info("JIDO_CLIENT")).state.messages == 0
+
+
+def opened_at(at: datetime) -> SessionRecord:
+    """The record of a session that was begun then."""
+    created, _ = lifecycle.create("s1", owner="m0", at=at)
+    return lifecycle.opened(created)[0]

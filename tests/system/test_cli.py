@@ -600,3 +600,14 @@ async def test_a_folder_that_cannot_be_made_is_told() -> None:
     assert "/proc/nothing cannot be used" in one_sentence(
         await run("up", "--port", "0", "--store-dir", "/proc/nothing")
     )
+
+
+async def test_a_closed_stdout_is_no_defect(server: LocalServer, manager: SessionManager) -> None:
+    program = await asyncio.create_subprocess_shell(
+        f"timeout 2 {JIDO_NATS} events --server {server.url} >&-", stderr=asyncio.subprocess.PIPE
+    )
+
+    _, err = await program.communicate()
+
+    assert b"Traceback" not in err
+    assert program.returncode == 124

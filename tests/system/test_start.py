@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from jido_nats import LocalServer, Session, SessionManager, Settings, StartFailed
+from jido_nats import LocalServer, Session, SessionManager, SessionRecord, Settings, StartFailed, Status, live
 from jido_nats.worker import Worker
+from jido_nats.write_path import SessionWriter
 from tests.conftest import StartManager
 from tests.proxy import Proxy
 from tests.support import Stranger, Stubborn, eventually, wait_for_ever
@@ -242,3 +243,27 @@ async def test_a_session_whose_first_record_is_on_its_way_ends_with_the_manager(
         with pytest.raises(StartFailed, match="was stopped before"):
             await creating
     assert (await stranger.ends("s1"))["reason"] == "start_failed"
+
+
+async def test_a_session_that_is_just_ready_is_stopped_as_one_that_runs(
+    stranger: Stranger, start_manager: StartManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, committing = live._write, asyncio.Event()
+
+    async def slow(writer: SessionWriter, changed: SessionRecord) -> None:
+        if changed.status is Status.ACTIVE:
+            committing.set()
+            await asyncio.sleep(0.2)
+        await write(writer, changed)
+
+    monkeypatch.setattr(live, "_write", slow)
+    gate = Gate()
+    gate.open.set()
+    manager = await start_manager(gate, wait_ready=True)
+    creating = asyncio.create_task(stranger.create("s1"))
+    await committing.wait()
+
+    await manager.close()
+
+    assert (await creating)["status"] == "active"
+    assert (await stranger.ends("s1"))["reason"] == "manager_stopped"
