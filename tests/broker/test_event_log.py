@@ -123,8 +123,8 @@ async def test_only_what_is_older_than_the_stream_s_memory_is_taken_for_forgotte
     event_log = EventLog(connection, "JIDO_CLIENT", Encoding.JSON)
     await stranger.js.publish("jido.client.events", b"{}")
     await eventually(lambda: is_empty(stranger))
-    await event_log.claim("s1", "m1", 0)  # now the first message that there is
     now = datetime.now(UTC)
+    await event_log.claim("s1", "m1", 0)  # now the first message that there is
     old, young = (opened_at(at) for at in (now - timedelta(seconds=60), now))
 
     assert await event_log.forgotten([young], set()) == set()
