@@ -157,6 +157,11 @@ class LiveSession:
         await self._guarded(self.writer.seal())
         self._parts.on_gone(self.record.session_id)
 
+    async def abandon(self, **why: Any) -> None:
+        """End it beside a worker that does not stop, when the manager itself ends."""
+        log.warning("a worker does not stop and is abandoned", extra={"session_id": self.record.session_id})
+        await self.end(forced=True, **why)
+
     async def wait_ended(self, timeout_s: float) -> bool:
         """Whether the end was stored within `timeout_s`, or the session was lost."""
         if self._ended is None:
@@ -261,15 +266,14 @@ class LiveSession:
         raise StartFailed(f"the session did not start: {error}", session_id=self.record.session_id)
 
     async def _end_failed_start(self, error: str) -> None:
-        forced = False
-        while self.run is not None and not self.run.ended and not forced:
+        while self.run is not None and not self.run.ended:
             asked_last = self._stopping
             self.run.cancel()
             ended = await self.run.wait_ended(self._parts.settings.stop_timeout_s + KILL_GRACE_S)
-            forced = asked_last and not ended
-        if forced:
-            log.warning("a worker does not stop and is abandoned", extra={"session_id": self.record.session_id})
-        forced = forced or (self.run is not None and self.run.forced)
+            if asked_last and not ended:
+                await self.abandon(reason=Reason.START_FAILED, error=error)
+                return
+        forced = self.run is not None and self.run.forced
         await self.end(reason=Reason.START_FAILED, error=error, forced=forced)
 
     async def _guarded(self, write: Coroutine[Any, Any, None]) -> None:

@@ -348,8 +348,7 @@ class Sessions:
             await live.wait_ended(KILL_GRACE_S)
             async with gate, live.lock:
                 if live.record.status is Status.TERMINATING and live.run is not None and not live.run.ended:
-                    log.warning("a worker does not stop and is abandoned", extra={"session_id": session_id})
-                    await live.end(forced=True)  # one that has ended by now is being finished
+                    await live.abandon()  # one that has ended by now is being finished
         except NotHere:
             pass
 

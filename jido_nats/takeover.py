@@ -105,8 +105,8 @@ class Sweeper:
             return []
         self._let_go -= {session_id for session_id in self._let_go if self._is_settled(session_id)}
         orphans = {session_id for owner in gone for session_id in self._index.unsealed(owner)}
-        gone.add(self._path.manager_id)  # what it had claimed, and could not end, is no other manager's
-        orphans |= {session_id for session_id, claimant in self._claims.items() if claimant in gone}
+        unfinished = gone | {self._path.manager_id}  # what this one claimed, and could not end, is no other manager's
+        orphans |= {session_id for session_id, claimant in self._claims.items() if claimant in unfinished}
         orphans |= {session_id for session_id in self._let_go if self._is_left_behind(session_id)}
         return sorted(session_id for session_id in orphans if not self._runs_here(session_id))
 

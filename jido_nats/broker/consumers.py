@@ -113,8 +113,8 @@ async def check_stream(connection: Connection, stream: str) -> None:
 
 async def stream_state(connection: Connection, stream: str) -> tuple[int, int]:
     """The first and last sequence of a stream, as its leader knows them."""
-    info = await settled(connection, lambda: api(connection, f"STREAM.INFO.{stream}"))
-    return info["state"]["first_seq"], info["state"]["last_seq"]
+    state = (await _stream_info(connection, stream))["state"]
+    return state["first_seq"], state["last_seq"]
 
 
 async def stream_memory(connection: Connection, stream: str) -> tuple[int, datetime]:
@@ -122,10 +122,14 @@ async def stream_memory(connection: Connection, stream: str) -> tuple[int, datet
 
     Where nothing is removed by age, the moment is that of the first message.
     """
-    info = await settled(connection, lambda: api(connection, f"STREAM.INFO.{stream}"))
+    info = await _stream_info(connection, stream)
     first, now = (codec.decode(b'"%s"' % at.encode(), datetime) for at in (info["state"]["first_ts"], info["ts"]))
     age_max = timedelta(microseconds=info["config"].get("max_age", 0) / 1000)
     return info["state"]["first_seq"], min(first, now - age_max) if age_max else first
+
+
+async def _stream_info(connection: Connection, stream: str) -> dict[str, Any]:
+    return await settled(connection, lambda: api(connection, f"STREAM.INFO.{stream}"))
 
 
 class Consumer(ABC):

@@ -282,7 +282,7 @@ async def test_what_the_stream_has_forgotten_is_not_told_again(
         await stranger.ask("jido.session.idle.s2")
         program.process.kill()
         await program.process.wait()
-    await eventually(lambda: forgotten(stranger))
+    await eventually(lambda: stored_is(stranger, []))
 
     await start_manager(retention_s=3, lease_s=2)
 
@@ -298,12 +298,7 @@ async def test_history_of_what_the_stream_has_forgotten_ends_with_what_is(
     await stranger.create("s1")
     await stranger.ask("jido.session.idle.s1")
 
-    await eventually(lambda: forgotten(stranger))
+    await eventually(lambda: stored_is(stranger, []))
 
     told = (await stranger.ask("jido.session.history.s1"))["events"]
     assert [brief(event) for event in told] == ["1 created", "3 idle"]
-
-
-async def forgotten(stranger: Stranger) -> bool:
-    """Whether the stream holds no event any more."""
-    return await stranger.stored_events() == []

@@ -29,6 +29,13 @@ class Gate:
         await wait_for_ever(session)
 
 
+async def being_created(stranger: Stranger, gate: Gate) -> "asyncio.Task[dict[str, Any]]":
+    """The create of `s1`, whose worker has started and is not ready."""
+    creating = asyncio.create_task(stranger.create("s1"))
+    await eventually(gate.started.is_set)
+    return creating
+
+
 async def raises_early(session: Session) -> None:
     raise RuntimeError("boom")
 
@@ -63,8 +70,7 @@ async def test_a_session_is_active_when_its_worker_is_ready(stranger: Stranger, 
     gate = Gate()
     await start_manager(gate, wait_ready=True)
 
-    creating = asyncio.create_task(stranger.create("s1"))
-    await eventually(gate.started.is_set)
+    creating = await being_created(stranger, gate)
     assert await stranger.stored_brief() == ["1 created"]
     gate.open.set()
 
@@ -138,8 +144,7 @@ async def test_a_start_that_takes_too_long_is_cancelled(stranger: Stranger, star
 async def test_a_terminate_during_the_start_waits_for_it(stranger: Stranger, start_manager: StartManager) -> None:
     gate = Gate()
     manager = await start_manager(gate, wait_ready=True)
-    creating = asyncio.create_task(stranger.create("s1"))
-    await eventually(gate.started.is_set)
+    creating = await being_created(stranger, gate)
 
     terminating = asyncio.create_task(manager.terminate_session("s1"))
     assert await stranger.stored_brief() == ["1 created"]
@@ -156,8 +161,7 @@ async def test_a_terminate_during_a_start_that_fails_finds_it_ended(
 ) -> None:
     gate = Gate()
     manager = await start_manager(gate, wait_ready=True, start_timeout_s=0.5)
-    creating = asyncio.create_task(stranger.create("s1"))
-    await eventually(gate.started.is_set)
+    creating = await being_created(stranger, gate)
 
     record = await manager.terminate_session("s1")
 
@@ -203,8 +207,7 @@ async def test_who_waits_for_a_start_is_told_when_the_manager_is_stopped(
 ) -> None:
     gate = Gate()
     manager = await start_manager(gate, wait_ready=True)
-    creating = asyncio.create_task(stranger.create("s1"))
-    await eventually(gate.started.is_set)
+    creating = await being_created(stranger, gate)
 
     await manager.close()
 
