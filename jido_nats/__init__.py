@@ -1,7 +1,10 @@
 """jido_nats: sessions whose every status change is an event on NATS."""
 
-from jido_nats.broker.connect_options import ConnectOptions
-from jido_nats.client import Client
+from jido_nats.broker.local_server import LocalServer
+from jido_nats.broker.options import ConnectOptions
+from jido_nats.client.client import Client
+from jido_nats.client.streams import EventMessage, EventStream, OutputMessage, OutputStream
+from jido_nats.client.watch import SessionChanged, SessionWatch, SnapshotComplete, WatchedSession
 from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated
 from jido_nats.core.output import ConversationAdded, Output, SessionOutput
 from jido_nats.core.session import Reason, SessionRecord, Status
@@ -24,13 +27,10 @@ from jido_nats.errors import (
     TooLarge,
     Unavailable,
 )
-from jido_nats.inbox import Message
-from jido_nats.manager import SessionManager
-from jido_nats.processes.program import Program
-from jido_nats.server import LocalServer
-from jido_nats.streams import EventMessage, EventStream, OutputMessage, OutputStream
-from jido_nats.watch import SessionChanged, SessionWatch, SnapshotComplete, WatchedSession
-from jido_nats.worker import Session, Worker
+from jido_nats.manager.manager import SessionManager
+from jido_nats.worker.inbox import Message
+from jido_nats.worker.program import Program
+from jido_nats.worker.session import Session, Worker
 
 __all__ = [
     "AlreadyExists",

@@ -6,8 +6,9 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from jido_nats import LocalServer, SessionManager, Settings
-from tests.support import LEASE_S, Puppet, Stranger, stranger_at, wait_for_ever
+from jido_nats import ConnectOptions, LocalServer, SessionManager, Settings
+from jido_nats.broker.connection import Connection
+from tests.tools.support import LEASE_S, Puppet, Stranger, stranger_at, wait_for_ever
 
 StartManager: TypeAlias = Callable[..., Coroutine[Any, Any, SessionManager]]
 
@@ -24,6 +25,14 @@ async def stranger(server: LocalServer) -> AsyncIterator[Stranger]:
     """A stock NATS client."""
     async with stranger_at(server.url) as stranger:
         yield stranger
+
+
+@pytest.fixture
+async def connection(server: LocalServer) -> AsyncIterator[Connection]:
+    """A connection to the server, with nothing declared on it."""
+    connection = await Connection.open(ConnectOptions(servers=(server.url,)), "test")
+    yield connection
+    await connection.close()
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from jido_nats.broker.clock import boottime
-from jido_nats.broker.connect_options import ConnectOptions, check_files, tls_context
 from jido_nats.broker.nats_client import NatsClient
+from jido_nats.broker.options import ConnectOptions, check_files, tls_context
 from jido_nats.broker.requests import Pending, Requests
 from jido_nats.errors import (
     JidoError,

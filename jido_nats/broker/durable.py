@@ -14,7 +14,7 @@ from nats.aio.msg import Msg
 
 from jido_nats.broker.clock import boottime
 from jido_nats.broker.connection import Connection, Subscription
-from jido_nats.broker.consumers import (
+from jido_nats.broker.consumer import (
     BATCH,
     RECREATE_WAIT_S,
     SILENCE_MAX_S,

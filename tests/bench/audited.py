@@ -13,12 +13,12 @@ import time
 from rich.console import Console
 
 from jido_nats import Client, Settings
-from jido_nats.tools.bench.deployment import SYNC_INTERVALS, Deployment, local
-from jido_nats.tools.bench.plan import CONCURRENCY, SESSIONS, Part, Plan, Result
-from jido_nats.tools.bench.run import run
-from jido_nats.ui import bench as ui
-from jido_nats.ui.progress import progress
-from tests import audit
+from jido_nats.bench.deployment import SYNC_INTERVALS, Deployment, local
+from jido_nats.bench.plan import CONCURRENCY, SESSIONS, Part, Plan, Result
+from jido_nats.bench.run import run
+from jido_nats.cli import bench_table as ui
+from jido_nats.cli.progress import progress
+from tests.tools import audit
 
 QUIET_TIMEOUT_S = 120.0
 POLL_S = 0.2

@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from jido_nats.tools.bench.deployment import SYNC_INTERVALS
-from jido_nats.tools.bench.plan import Part, Plan, Result
+from jido_nats.bench.deployment import SYNC_INTERVALS
+from jido_nats.bench.plan import Part, Plan, Result
 from tests.bench.audited import audited
 from tests.bench.svg import Line, Panel, chart
 

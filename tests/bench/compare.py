@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 from jido_nats import LocalServer
+from jido_nats.bench.deployment import SYNC_INTERVALS
+from jido_nats.bench.load import drive
+from jido_nats.bench.plan import Part, Plan
+from jido_nats.bench.samples import Samples
 from jido_nats.ids import new_session_id
-from jido_nats.tools.bench.deployment import SYNC_INTERVALS
-from jido_nats.tools.bench.load import drive
-from jido_nats.tools.bench.plan import Part, Plan
-from jido_nats.tools.bench.samples import Samples
 from tests.bench.audited import audited
 from tests.bench.contenders import CREATE, READY
 

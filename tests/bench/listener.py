@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import nats
 from nats.aio.msg import Msg
 
-from tests.proxy import Proxy
+from tests.tools.proxy import Proxy
 
 SUBJECT = "jido.client.>"
 CONNECT_TIMEOUT_S = 10  # a connection needs several rounds, each of them twice the delay

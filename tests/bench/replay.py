@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from jido_nats import Client, ConnectOptions, LocalServer, SessionStatus, Settings, Status
-from jido_nats.broker import topology
+from jido_nats.bench.baseline.connect import connect
+from jido_nats.bench.baseline.reader import FloorReader
+from jido_nats.bench.deployment import SYNC_INTERVALS
 from jido_nats.broker.connection import Connection
 from jido_nats.core import codec, subjects
-from jido_nats.tools.bench.deployment import SYNC_INTERVALS
-from jido_nats.tools.floor.connect import connect
-from jido_nats.tools.floor.reader import FloorReader
+from jido_nats.store import topology
 
 READ_TIMEOUT_S = 1800.0
 STEPS_EACH = 100

@@ -20,16 +20,16 @@ from rich.console import Console
 from rich.table import Table
 
 from jido_nats import Client, ConnectOptions, JidoError, LocalServer, Settings
+from jido_nats.bench.deployment import SYNC_INTERVALS
+from jido_nats.bench.load import drive
+from jido_nats.bench.plan import Part, Plan
+from jido_nats.bench.processes import cpu_s
+from jido_nats.bench.samples import Samples
 from jido_nats.broker.connection import Connection
 from jido_nats.core import subjects
 from jido_nats.core.events import SessionTerminated
-from jido_nats.tools.bench.deployment import SYNC_INTERVALS
-from jido_nats.tools.bench.load import drive
-from jido_nats.tools.bench.plan import Part, Plan
-from jido_nats.tools.bench.processes import cpu_s
-from jido_nats.tools.bench.samples import Samples
-from tests import audit
 from tests.bench.audited import audited
+from tests.tools import audit
 
 LISTS = 500
 IDLE_S = 10.0

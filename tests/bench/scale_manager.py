@@ -12,10 +12,11 @@ import os
 import sys
 from pathlib import Path
 
-from jido_nats import Session, SessionManager, Settings, Unavailable, logs
+from jido_nats import Session, SessionManager, Settings, Unavailable
+from jido_nats.bench.load import drive
+from jido_nats.bench.samples import Samples
+from jido_nats.cli import logs
 from jido_nats.ids import new_session_id
-from jido_nats.tools.bench.load import drive
-from jido_nats.tools.bench.samples import Samples
 
 AT_ONCE = 128
 WARM_UP = 200  # what is imported and allocated once is no session's

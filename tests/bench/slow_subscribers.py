@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from jido_nats import Client, JidoError, Settings
+from jido_nats.bench.deployment import SYNC_INTERVALS, Deployment, local
+from jido_nats.bench.load import drive
+from jido_nats.bench.samples import Samples
 from jido_nats.ids import new_session_id
-from jido_nats.tools.bench.deployment import SYNC_INTERVALS, Deployment, local
-from jido_nats.tools.bench.load import drive
-from jido_nats.tools.bench.samples import Samples
 from tests.bench.audited import report, violations
 
 DELAY_S = 0.5

@@ -12,8 +12,8 @@ from nats.errors import NoRespondersError
 from jido_nats import LocalServer
 from tests.bench import chart, scale, slow_subscribers
 from tests.bench.contenders import CREATE, READY
-from tests.programs import ROOT
-from tests.support import Stranger, eventually
+from tests.tools.programs import ROOT
+from tests.tools.support import Stranger, eventually
 
 NAMESPACE = {"svg": "http://www.w3.org/2000/svg"}
 

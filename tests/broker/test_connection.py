@@ -11,14 +11,14 @@ from functools import partial
 import pytest
 
 from jido_nats import LocalServer
-from jido_nats.broker.connect_options import ConnectOptions
 from jido_nats.broker.connection import Connection, Heard
 from jido_nats.broker.nats_client import NatsClient
+from jido_nats.broker.options import ConnectOptions
 from jido_nats.errors import JidoError, NoResponders, NotSent, OutcomeUnknown, ServerUnusable, TooLarge
-from tests.cluster import Cluster
-from tests.processes import freeze
-from tests.proxy import Proxy
-from tests.support import Stranger, eventually, stranger_at
+from tests.tools.cluster import Cluster
+from tests.tools.processes import freeze
+from tests.tools.proxy import Proxy
+from tests.tools.support import Stranger, eventually, stranger_at
 
 
 async def ignore(_: object) -> None:

@@ -10,12 +10,12 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from jido_nats.broker.leases import ManagerInfo
 from jido_nats.core import codec, commands
 from jido_nats.core.codec import Encoding
 from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated
 from jido_nats.core.output import ConversationAdded, Output, SessionOutput
 from jido_nats.core.session import Reason, SessionRecord, Status
+from jido_nats.store.leases import ManagerInfo
 
 GOLDEN: Final = Path(__file__).parent.parent / "golden" / "v1.jsonl"
 KINDS: Final[dict[str, type[Any]]] = {

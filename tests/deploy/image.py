@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from tests.programs import ROOT
+from tests.tools.programs import ROOT
 
 DOCKERFILE: Final = ROOT / "deploy/docker/Dockerfile"
 BUILD_TIMEOUT_S: Final = 300

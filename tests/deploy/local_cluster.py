@@ -13,8 +13,8 @@ import msgspec
 import nats
 
 from jido_nats import ConnectOptions
-from tests.programs import ROOT, Finished, Program
-from tests.proxy import HOST
+from tests.tools.programs import ROOT, Finished, Program
+from tests.tools.proxy import HOST
 
 SCRIPT = ROOT / "deploy/cluster/local.sh"
 PORTS = 9

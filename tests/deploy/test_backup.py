@@ -13,14 +13,14 @@ from typing import Final
 import pytest
 
 from jido_nats import Client, LocalServer, SessionManager, Settings
-from tests.audit import audit, read
 from tests.deploy.test_cluster import create
 from tests.interop.nats_command import NatsCommand
 from tests.interop.tools import nats_cli
-from tests.processes import freeze, manager_process
-from tests.programs import ROOT, Program, running
-from tests.roles import PASSWORDS, SECRETS, as_user
-from tests.support import eventually, wait_for_ever
+from tests.tools.audit import audit, read
+from tests.tools.processes import freeze, manager_process
+from tests.tools.programs import ROOT, Program, running
+from tests.tools.roles import PASSWORDS, SECRETS, as_user
+from tests.tools.support import eventually, wait_for_ever
 
 README: Final = (ROOT / "deploy/README.md").read_text()
 SESSIONS: Final = 5

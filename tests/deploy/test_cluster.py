@@ -11,8 +11,8 @@ import pytest
 
 from jido_nats import Client, JidoError
 from tests.deploy.local_cluster import LocalCluster, local_cluster
-from tests.programs import ROOT
-from tests.support import eventually
+from tests.tools.programs import ROOT
+from tests.tools.support import eventually
 
 SESSIONS = 10
 
@@ -34,7 +34,7 @@ async def audited(cluster: LocalCluster) -> str:
     """What the auditor says, who comes as the operator and trusts the cluster's CA; empty while he cannot read."""
     servers = ",".join(url.replace("://", f"://operator:{cluster.password('operator')}@") for url in cluster.urls)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.audit", "--server", servers, "--quiet"),
+        *(sys.executable, "-m", "tests.tools.audit", "--server", servers, "--quiet"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
         cwd=ROOT,

@@ -10,9 +10,9 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from jido_nats.server import find_binary, project_config, variables
+from jido_nats.broker.local_server import find_binary, project_config, variables
 from tests.deploy.image import DOCKERFILE, Image, stages
-from tests.programs import ROOT
+from tests.tools.programs import ROOT
 
 FOLDER: Final = ROOT / "deploy/docker"
 COMPOSE: Final = FOLDER / "compose.yaml"

@@ -10,10 +10,10 @@ from typing import Any, Final
 import msgspec
 import pytest
 
+from jido_nats.broker.local_server import find_binary, project_config, variables
 from jido_nats.core.settings import Settings, load
-from jido_nats.server import find_binary, project_config, variables
 from tests.deploy.tools import complaint, kustomized
-from tests.programs import ROOT
+from tests.tools.programs import ROOT
 
 FOLDER: Final = ROOT / "deploy/kubernetes"
 OVERLAYS: Final = ("trial", "production")

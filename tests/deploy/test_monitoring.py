@@ -11,10 +11,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from jido_nats import SessionManager
-from jido_nats.monitoring import Monitoring
+from jido_nats.manager.health_server import Monitoring
 from tests.deploy.tools import complaint
-from tests.programs import ROOT
-from tests.support import Stranger
+from tests.tools.programs import ROOT
+from tests.tools.support import Stranger
 
 FOLDER: Final = ROOT / "deploy/monitoring"
 RUN_BOOK: Final = (ROOT / "deploy/README.md").read_text().partition("## Run book")[2]

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from tests.programs import ROOT, run
+from tests.tools.programs import ROOT, run
 
 COMMANDS: Final = ("serve", "dashboard", "create", "events")
 FILES: Final = ("cluster/local.sh", "docker/Dockerfile", "docker/compose.yaml", "kubernetes/base/deployment.yaml")

@@ -12,9 +12,9 @@ import pytest
 from jido_nats import Client, ConnectOptions, LocalServer, SessionManager
 from tests.interop.nats_command import NatsCommand
 from tests.interop.tools import nats_cli
-from tests.programs import JIDO_NATS, ROOT
-from tests.roles import PASSWORDS, SECRETS, as_user
-from tests.support import wait_for_ever
+from tests.tools.programs import JIDO_NATS, ROOT
+from tests.tools.roles import PASSWORDS, SECRETS, as_user
+from tests.tools.support import wait_for_ever
 
 FOLDER: Final = ROOT / "deploy"
 README: Final = (FOLDER / "README.md").read_text()

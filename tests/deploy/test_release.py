@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from tests.programs import ROOT
+from tests.tools.programs import ROOT
 
 SHIPPED: Final = {"jido_nats/nats.conf", "jido_nats/py.typed", "jido_nats/cli.py"}
 

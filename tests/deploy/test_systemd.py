@@ -8,9 +8,9 @@ from typing import Final
 
 import pytest
 
-from jido_nats.server import variables
+from jido_nats.broker.local_server import variables
 from tests.deploy.tools import tool
-from tests.programs import ROOT
+from tests.tools.programs import ROOT
 
 FOLDER: Final = ROOT / "deploy/systemd"
 SERVER: Final = FOLDER / "jido-nats-server.service"

@@ -4,9 +4,9 @@ import asyncio
 import signal
 
 from jido_nats import Client, LocalServer
-from tests.audit import audit, read
 from tests.deploy.test_cluster import create
-from tests.processes import manager_process
+from tests.tools.audit import audit, read
+from tests.tools.processes import manager_process
 
 WRITERS = 4
 DRAIN = ("--drain-timeout", "1")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from tests.programs import Finished, Program
+from tests.tools.programs import Finished, Program
 
 RUN_TIMEOUT_S = 60.0
 

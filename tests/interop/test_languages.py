@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 from jido_nats import LocalServer, SessionManager
 from tests.conftest import StartManager
 from tests.interop import programs
-from tests.support import Ear, Stranger, eventually
+from tests.tools.support import Ear, Stranger, eventually
 
 EVENTS: Final = "jido.client.events"
 RECORDS: Final = "$KV.JIDO_SESSIONS."

@@ -15,7 +15,7 @@ import pytest
 from jido_nats import LocalServer, SessionManager
 from tests.interop.nats_command import NatsCommand
 from tests.interop.tools import nats_cli
-from tests.support import Stranger, brief, eventually
+from tests.tools.support import Stranger, brief, eventually
 
 EVENTS: Final = "jido.client.events"
 OWN: Final = "jido.client.session.s1"

@@ -8,7 +8,7 @@ import pytest
 
 from jido_nats import LocalServer, SessionManager
 from tests.interop.programs import built
-from tests.support import Stranger, eventually
+from tests.tools.support import Stranger, eventually
 
 README = Path(__file__).parents[2] / "README.md"
 

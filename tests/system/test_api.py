@@ -12,9 +12,9 @@ from nats.aio.msg import Msg
 from jido_nats import Client, LocalServer, SessionManager, Settings
 from jido_nats.core.codec import Encoding
 from jido_nats.errors import TooLarge
-from jido_nats.verbs import Verbs
+from jido_nats.manager.handlers import Verbs
 from tests.conftest import StartManager
-from tests.support import Stranger, eventually, stranger_at, wait_for_ever
+from tests.tools.support import Stranger, eventually, stranger_at, wait_for_ever
 
 CREATE = "jido.session.create"
 MSGPACK = {"Content-Type": "application/msgpack"}

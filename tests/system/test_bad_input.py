@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jido_nats import LocalServer, SessionManager
-from tests.support import Stranger, eventually
+from tests.tools.support import Stranger, eventually
 
 
 class RawClient:

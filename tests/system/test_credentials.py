@@ -19,11 +19,11 @@ import pytest
 import trustme
 
 from jido_nats import Client, ConfigurationError, ConnectOptions, LocalServer, ServerUnusable, SessionManager, Settings
-from jido_nats.broker.context import read_context
-from jido_nats.server import project_config
-from tests.programs import run, running
-from tests.roles import PASSWORDS, SECRETS, as_user
-from tests.support import wait_for_ever
+from jido_nats.broker.cli_context import read_context
+from jido_nats.broker.local_server import project_config
+from tests.tools.programs import run, running
+from tests.tools.roles import PASSWORDS, SECRETS, as_user
+from tests.tools.support import wait_for_ever
 
 SECRET = "do-not-show-this"
 

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from jido_nats import Client, JidoError, LocalServer, SessionManager, Settings, Status
-from tests import audit
-from tests.agents import waiting
-from tests.processes import SHORT_LEASE_S, ManagerProcess, manager_process
-from tests.support import eventually
+from tests.tools import audit
+from tests.tools.agents import waiting
+from tests.tools.processes import SHORT_LEASE_S, ManagerProcess, manager_process
+from tests.tools.support import eventually
 
 # Each place at the version where it differs most: opened as active, terminating, terminated, sealed.
 OWNER_PLACES = [
@@ -84,8 +84,8 @@ async def settled(manager: SessionManager) -> bool:
 
 @pytest.mark.parametrize(
     ("place", "worker", "extra"),
-    [(place, "tests.agents:waiting", ()) for place in OWNER_PLACES]
-    + [(place, "tests.workers:gets_ready", ("--wait-ready",)) for place in WAIT_READY_PLACES],
+    [(place, "tests.tools.agents:waiting", ()) for place in OWNER_PLACES]
+    + [(place, "tests.tools.workers:gets_ready", ("--wait-ready",)) for place in WAIT_READY_PLACES],
 )
 async def test_what_a_dead_owner_had_begun_is_finished_once(
     server: LocalServer, client: Client, place: str, worker: str, extra: tuple[str, ...]

@@ -27,11 +27,11 @@ from jido_nats import (
     Unavailable,
 )
 from jido_nats.broker.connection import Connection
+from jido_nats.broker.local_server import find_binary, project_config, variables
 from jido_nats.errors import OutcomeUnknown
-from jido_nats.server import find_binary, project_config, variables
-from tests.programs import ROOT
-from tests.roles import PASSWORDS, SECRETS, Member, as_user, member_at
-from tests.support import eventually, wait_for_ever
+from tests.tools.programs import ROOT
+from tests.tools.roles import PASSWORDS, SECRETS, Member, as_user, member_at
+from tests.tools.support import eventually, wait_for_ever
 
 EXAMPLE_SUBJECT = "jido.client.session.example"
 FORGED = json.dumps(

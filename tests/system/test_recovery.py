@@ -7,12 +7,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from jido_nats import Client, LocalServer, SessionManager, takeover
+from jido_nats import Client, LocalServer, SessionManager
 from jido_nats.errors import TooLarge
-from jido_nats.write_path import SessionWriter
+from jido_nats.manager import takeover
+from jido_nats.manager.writer import SessionWriter
 from tests.conftest import StartManager
-from tests.programs import serving
-from tests.support import Puppet, Stranger, brief, eventually
+from tests.tools.programs import serving
+from tests.tools.support import Puppet, Stranger, brief, eventually
 
 LOST = {"1 created", "2 active", "3 terminated", "3 ended"}
 

@@ -22,10 +22,10 @@ from jido_nats import (
     Unavailable,
 )
 from jido_nats.core import codec, lifecycle
-from tests import audit
 from tests.conftest import StartManager
-from tests.processes import freeze, manager_process
-from tests.support import DEADLINE_S, Stranger, eventually, wait_for_ever
+from tests.tools import audit
+from tests.tools.processes import freeze, manager_process
+from tests.tools.support import DEADLINE_S, Stranger, eventually, wait_for_ever
 
 
 async def violations(server: LocalServer) -> list[audit.Violation]:
@@ -94,7 +94,7 @@ async def test_a_manager_whose_expiry_was_not_heard_is_dead_all_the_same(
 async def test_a_worker_that_blocks_the_loop_does_not_cost_the_lease(
     server: LocalServer, start_manager: StartManager
 ) -> None:
-    async with manager_process(server.url, worker="tests.agents:blocking"):
+    async with manager_process(server.url, worker="tests.tools.agents:blocking"):
         other = await start_manager(lease_s=1)
         async with Client.connect(server.url) as client:
             blocked = [await client.create_session(session_id=f"b{n}") for n in range(2)]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
 
 from jido_nats import Client, InvalidTransition, LocalServer, SessionManager, Settings, Status
-from tests import audit
-from tests.support import Puppet, eventually
+from tests.tools import audit
+from tests.tools.support import Puppet, eventually
 
 T = TypeVar("T")
 

@@ -7,10 +7,10 @@ import pytest
 
 from jido_nats import Client, LocalServer, Session, SessionManager
 from jido_nats.trace import CURRENT, traceparent_in
-from tests.children.kin import child
 from tests.conftest import StartManager
-from tests.support import Puppet, Stranger, eventually, wait_for_ever
-from tests.system.test_programs import has_said
+from tests.tools.children.kin import child
+from tests.tools.support import Puppet, Stranger, eventually, wait_for_ever
+from tests.worker.test_programs import has_said
 
 ONE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 OTHER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"

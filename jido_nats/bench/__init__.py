@@ -1,0 +1,1 @@
+"""Measures of a deployment, beside the same writes in bare nats-py (`baseline`)."""

@@ -1,0 +1,72 @@
+"""Everything of the floor's that is there during a bench: its storage, its responders, its connections."""
+
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator
+
+from nats.aio.client import Client
+
+from jido_nats.bench.baseline.connect import connect
+from jido_nats.bench.baseline.reader import FloorReader
+from jido_nats.bench.baseline.requester import FloorAsker, responders
+from jido_nats.bench.baseline.steps import FloorConsumerEar, FloorEar, FloorSteps
+from jido_nats.bench.baseline.storage import Names, storage
+from jido_nats.broker.options import ConnectOptions
+
+
+class Floor:
+    """What the measures ask of the floor. `asker` is for commands; the rest writes and reads from this process.
+
+    `pids` are the responders'.
+    """
+
+    def __init__(
+        self, asker: FloorAsker, pids: list[int], writing: Client, hearing: Client, names: Names, note: str
+    ) -> None:
+        self.asker = asker
+        self.pids = pids
+        self._writing = writing
+        self._hearing = hearing
+        self._names = names
+        self._note = note
+
+    def steps(self, session_id: str) -> FloorSteps:
+        """Transitions of one session."""
+        return FloorSteps(self._writing, self._names, self._note, session_id)
+
+    def subscriber(self) -> FloorEar:
+        """Hears them as a plain subscriber, on a connection of its own."""
+        return FloorEar(self._hearing, self._names.events)
+
+    def consumer(self) -> FloorConsumerEar:
+        """Hears them in a consumer."""
+        return FloorConsumerEar(self._hearing, self._names.stream, self._names.events)
+
+    async def read(self, stream: str, subject: str, count: int) -> float:
+        """The seconds in which a bare consumer gets the first `count` messages on a subject of any stream."""
+        reader = FloorReader(self._hearing, stream, subject)
+        started = time.perf_counter()
+        await reader.open(everything=True)
+        try:
+            await reader.expect(count)
+            await reader.wait()
+            return time.perf_counter() - started
+        finally:
+            await reader.close()
+
+
+@contextlib.asynccontextmanager
+async def floor(
+    options: ConnectOptions, *, note: str, managers: int, events_like: str, records_like: str
+) -> AsyncIterator[Floor]:
+    """The floor beside a deployment, with as many responders as that has managers; nothing of it is left behind."""
+    names = Names(secrets.token_hex(2)[:3])
+    async with contextlib.AsyncExitStack() as stack:
+        clients: list[Client] = []
+        for _ in range(3):
+            clients.append(await connect(options))
+            stack.push_async_callback(clients[-1].close)
+        await stack.enter_async_context(storage(clients[0], names, events_like=events_like, records_like=records_like))
+        pids = await stack.enter_async_context(responders(options, names, note, managers))
+        yield Floor(FloorAsker(clients[0], names, note), pids, clients[1], clients[2], names, note)

@@ -1,0 +1,84 @@
+"""Transitions one at a time, and when they are heard, in bare nats-py."""
+
+import asyncio
+import time
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from jido_nats.bench.baseline.connect import settle
+from jido_nats.bench.baseline.reader import FloorReader
+from jido_nats.bench.baseline.session import FloorSession, FloorWriter
+from jido_nats.bench.baseline.storage import Names
+
+
+class FloorSteps:
+    """One session whose `idle` and `active` alternate."""
+
+    def __init__(self, client: Client, names: Names, note: str, session_id: str) -> None:
+        self._writer = FloorWriter(client.jetstream(), names, note)
+        self._session = FloorSession(session_id)
+
+    async def begin(self) -> None:
+        """Make the session."""
+        await self._writer.create(self._session)
+
+    async def step(self) -> None:
+        """To the other of the two."""
+        await self._writer.step(self._session, "idle" if self._session.status == "active" else "active")
+
+
+class FloorEar:
+    """A plain subscriber; its handler does nothing but note the time."""
+
+    def __init__(self, client: Client, subject: str) -> None:
+        self._client = client
+        self._subject = subject
+        self._heard = asyncio.Event()
+        self._at = 0.0
+
+    async def open(self) -> None:
+        """Listen."""
+        self._subscription = await self._client.subscribe(self._subject, cb=self._on_message)
+        await settle(self._client)
+
+    async def expect(self) -> None:
+        """What comes from now on is meant."""
+        self._heard.clear()
+
+    async def wait(self) -> float:
+        """When the message came."""
+        await self._heard.wait()
+        return self._at
+
+    async def close(self) -> None:
+        """Hear no more."""
+        await self._subscription.unsubscribe()
+
+    async def _on_message(self, _: Msg) -> None:
+        self._at = time.perf_counter()
+        self._heard.set()
+
+
+class FloorConsumerEar:
+    """A pull consumer that asks for one message at a time."""
+
+    def __init__(self, client: Client, stream: str, subject: str) -> None:
+        self._reader = FloorReader(client, stream, subject)
+
+    async def open(self) -> None:
+        """Make the consumer."""
+        await self._reader.open(everything=False)
+
+    async def expect(self) -> None:
+        """Ask for the next message."""
+        await self._reader.expect(1)
+
+    async def wait(self) -> float:
+        """When it came."""
+        await self._reader.wait()
+        return self._reader.heard_at
+
+    async def close(self) -> None:
+        """Take the consumer away."""
+        await self._reader.close()

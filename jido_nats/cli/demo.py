@@ -1,0 +1,141 @@
+"""The whole story in a few seconds: a server, a manager, four sessions, everything heard and replayed."""
+
+import asyncio
+import contextlib
+from collections import Counter
+from pathlib import Path
+
+from jido_nats.broker.local_server import LocalServer
+from jido_nats.cli.printer import Shower
+from jido_nats.client.client import Client
+from jido_nats.client.streams import EventMessage
+from jido_nats.core import subjects
+from jido_nats.core.session import Status
+from jido_nats.core.settings import Settings
+from jido_nats.manager.manager import SessionManager
+from jido_nats.worker.program import Program
+from jido_nats.worker.session import Session
+
+LEASE_S = 2
+HEAR_TIMEOUT_S = 5.0
+STEP_S = 0.3
+
+# A program, as `serve --exec` runs it: it reads its session and one message, answers, and is done.
+SCRIPT = """
+read -r session
+read -r message
+echo '{"type":"output","name":"progress","data":{"percent":50}}'
+echo '{"type":"say","content":"a shell script answers"}'
+"""
+OUTPUTS = 3
+PROGRAM = Program(["sh", "-c", SCRIPT])
+
+
+async def agent(session: Session) -> None:
+    """The demo's worker: what it does is in the session's metadata."""
+    match session.metadata["task"]:
+        case "write a haiku":
+            await asyncio.sleep(2 * STEP_S)
+        case "wait for work":
+            await asyncio.sleep(STEP_S)
+            await session.idle()
+            await asyncio.Event().wait()
+        case "divide by zero":
+            await asyncio.sleep(STEP_S)
+            raise ZeroDivisionError("division by zero")
+        case "run a shell script":
+            await PROGRAM(session)
+
+
+async def run(show: Shower, binary: Path | None) -> bool:
+    """Tell the story; whether what was replayed is what was heard."""
+    async with LocalServer(binary=binary) as server:
+        show.say(f"A nats-server of its own listens on {server.url}.", "bold")
+        settings = Settings(lease_s=LEASE_S)
+        async with (
+            Client.connect(server.url) as client,
+            SessionManager.connect(server.url, worker=agent, settings=settings) as manager,
+        ):
+            await manager.start_serving()
+            heard = await _play(show, client)
+            show.say("\nA durable consumer replays all of it from the stream:", "bold")
+            replayed = await _replay(client, heard)
+            kept = await _replay_output(show, client)
+            return _compare(show, heard, replayed) and kept
+
+
+async def _play(show: Shower, client: Client) -> list[EventMessage]:
+    """Run the sessions; what plain subscribers heard, in order."""
+    heard: list[EventMessage] = []
+
+    def on_event(message: EventMessage) -> None:
+        heard.append(message)
+        show.event(message, subject=True)
+
+    tasks = {
+        "completes": "write a haiku",
+        "told-to-stop": "wait for work",
+        "crashes": "divide by zero",
+        "a-program": "run a shell script",
+    }
+    async with contextlib.AsyncExitStack() as stack:
+        for subject in (subjects.EVENTS, *(subjects.session(name) for name in tasks)):
+            await stack.enter_async_context(client.listen(subject, on_event))
+        await stack.enter_async_context(client.listen_output(None, show.output))
+        show.say("A manager runs four sessions; every event as plain subscribers hear it:", "bold")
+        for session_id, task in tasks.items():
+            await client.create_session(session_id=session_id, metadata={"task": task})
+        await client.send_message("a-program", "user", "are you there?")
+        await client.wait("told-to-stop", Status.IDLE, timeout_s=HEAR_TIMEOUT_S)
+        await client.terminate_session("told-to-stop", detail="the demo is over")
+        for session_id in tasks:
+            await client.wait(session_id, Status.TERMINATED, timeout_s=HEAR_TIMEOUT_S)
+        await _all_heard(heard, tasks)
+    return heard
+
+
+async def _all_heard(heard: list[EventMessage], tasks: dict[str, str]) -> None:
+    """Wait until the last copy of each session's end has come."""
+    ends = {subjects.session(session_id) for session_id in tasks}
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + HEAR_TIMEOUT_S
+    while not ends <= {m.subject for m in heard if getattr(m.event, "status", None) is Status.TERMINATED}:
+        if loop.time() > deadline:
+            return  # the comparison will tell what is missing
+        await asyncio.sleep(0.01)
+
+
+async def _replay(client: Client, heard: list[EventMessage]) -> list[EventMessage]:
+    replayed: list[EventMessage] = []
+    for session_id in [None, *sorted({m.event.session_id for m in heard})]:
+        durable = f"demo-{session_id or 'all'}"
+        async with client.events(session_id=session_id, since="all", durable=durable) as events:
+            replayed += [message async for message in events.stored()]
+            await events.acknowledge()
+    return replayed
+
+
+async def _replay_output(show: Shower, client: Client) -> bool:
+    """Whether what the program said, and was told, is kept."""
+    async with client.output(session_id="a-program", since="all") as output:
+        kept = len([message async for message in output.stored()])
+    show.say(f"  {subjects.output('a-program')}: {kept} kept")
+    return kept == OUTPUTS
+
+
+def _compare(show: Shower, heard: list[EventMessage], replayed: list[EventMessage]) -> bool:
+    """The same messages on the same subjects, and on each subject in the same order."""
+    same = True
+    for subject in sorted({m.subject for m in heard + replayed}):
+        live = [m.data for m in heard if m.subject == subject]
+        stored = [m.data for m in replayed if m.subject == subject]
+        same = same and live == stored
+        verdict = "the same" if live == stored else "DIFFERENT"
+        show.say(f"  {subject}: {len(live)} heard, {len(stored)} replayed, {verdict}")
+    kinds = Counter(type(m.event).__name__ for m in replayed)
+    show.say(f"  {', '.join(f'{number} {kind}' for kind, number in sorted(kinds.items()))}")
+    if same:
+        show.say("What was replayed is what was heard, byte for byte.", "bold green")
+    else:
+        show.say("What was replayed differs from what was heard.", "bold red")
+    return same

@@ -1,0 +1,307 @@
+"""What is wrong with a deployment, in sentences: each check looks, changes nothing, and says what to do."""
+
+import asyncio
+import json
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from jido_nats.broker.connection import Connection
+from jido_nats.broker.consumer import OrderedConsumer, Start, last_position
+from jido_nats.broker.jetstream import MESSAGE_ID, STREAM_NOT_FOUND, JetStreamError, api, timestamp
+from jido_nats.broker.options import ConnectOptions
+from jido_nats.core import subjects
+from jido_nats.core.session import SessionRecord, Status
+from jido_nats.core.settings import Settings
+from jido_nats.errors import BrokerError, JidoError, NoResponders, NotAllowed, ServerUnusable
+from jido_nats.store import topology
+from jido_nats.store.leases import Leases
+from jido_nats.store.records import Registry, entry_of
+
+CHECK_TIMEOUT_S: Final = 10.0
+CLOCK_DIFFERENCE_MAX_S: Final = 1.0
+SETTLED_AFTER_S: Final = 5.0
+STORAGE_SHARE_MAX: Final = 0.8
+MONITORING_TIMEOUT_S: Final = 1.0
+NAMED_MAX: Final = 3
+
+
+class Level(StrEnum):
+    """How bad it is; the worst decides the exit code."""
+
+    OK = "ok"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class Finding(NamedTuple):
+    """One line of the doctor's: what was looked at, what was seen, and what to do."""
+
+    level: Level
+    check: str
+    says: str
+
+
+Findings = AsyncIterator[Finding]
+
+
+class Patient(NamedTuple):
+    """What is examined, and what was read of it once for several checks."""
+
+    connection: Connection
+    settings: Settings
+    monitoring_url: str | None
+    records: dict[str, SessionRecord]
+    leases: Leases
+    seen: set[str]
+
+
+async def examine(options: ConnectOptions, settings: Settings, monitoring_url: str | None) -> Findings:
+    """Every finding, as it is made."""
+    try:
+        connection = await Connection.open(options, "jido-nats doctor")
+    except ServerUnusable as error:
+        yield Finding(Level.ERROR, "server", str(error))
+        return
+    try:
+        leases = Leases(connection, settings.managers_bucket)
+        patient = Patient(connection, settings, monitoring_url, {}, leases, set())
+        for name, check in CHECKS.items():
+            if "no jetstream" in patient.seen and name not in WITHOUT_JETSTREAM:
+                continue
+            for finding in await _findings(name, check, patient):
+                yield finding
+    finally:
+        await connection.close()
+
+
+async def _findings(name: str, check: "Check", patient: Patient) -> list[Finding]:
+    """What one check finds, in a bounded time."""
+    found: list[Finding] = []
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            found += [finding async for finding in check(patient)]
+    except NotAllowed as error:
+        found.append(Finding(Level.WARNING, name, f"not checked: {error}; examine it as the manager's user"))
+    except TimeoutError:
+        found.append(
+            Finding(Level.ERROR, name, f"no answer within {CHECK_TIMEOUT_S:g} s; is JetStream on for this account?")
+        )
+    except JidoError as error:
+        found.append(Finding(Level.ERROR, name, f"could not be checked: {error}"))
+    return found
+
+
+def exit_code(levels: set[Level]) -> int:
+    """0, 1 with warnings, 2 with errors."""
+    return 2 if Level.ERROR in levels else 1 if Level.WARNING in levels else 0
+
+
+async def _server(patient: Patient) -> Findings:
+    version = ".".join(map(str, patient.connection.server_version))
+    if patient.connection.server_version < topology.SERVER_VERSION_MIN:
+        yield Finding(Level.ERROR, "server", f"nats-server {version} is too old; 2.12 or newer is needed")
+    else:
+        yield Finding(Level.OK, "server", f"{patient.connection.options.safe_servers()} runs nats-server {version}")
+
+
+async def _jetstream(patient: Patient) -> Findings:
+    try:
+        info = await api(patient.connection, "INFO")
+    except NoResponders:
+        patient.seen.add("no jetstream")
+        yield Finding(Level.ERROR, "jetstream", "JetStream is off for this account; switch it on in the server")
+        return
+    used, limit = info.get("storage", 0), info.get("limits", {}).get("max_storage", -1)
+    if 0 < limit * STORAGE_SHARE_MAX < used:
+        yield Finding(Level.WARNING, "jetstream", f"{used} of {limit} bytes of storage are used; give the account more")
+    else:
+        yield Finding(Level.OK, "jetstream", f"{info.get('streams', 0)} streams, {used} bytes stored")
+
+
+async def _user(patient: Patient) -> Findings:
+    try:
+        reply = await patient.connection.request("$SYS.REQ.USER.INFO", timeout_s=2.0)
+        user = json.loads(reply.data)["data"]
+    except (BrokerError, ValueError, KeyError):
+        yield Finding(Level.WARNING, "user", "the server does not say who this user is; its permissions are not known")
+        return
+    allowed = (user.get("permissions") or {}).get("publish", {}).get("allow")
+    rights = "may publish everything" if allowed is None else f"may publish on {len(allowed)} subjects"
+    level = Level.WARNING if allowed is None and patient.connection.options.user is not None else Level.OK
+    yield Finding(level, "user", f"{user.get('user') or 'no user'} in account {user.get('account')}, {rights}")
+
+
+async def _clock(patient: Patient) -> Findings:
+    before = datetime.now(UTC)
+    answer = await api(patient.connection, f"STREAM.INFO.{patient.settings.events_stream}")
+    after = datetime.now(UTC)
+    server = timestamp(answer["ts"])
+    off_s = max((before - server).total_seconds(), (server - after).total_seconds(), 0.0)
+    if off_s > CLOCK_DIFFERENCE_MAX_S:
+        text = f"this machine's clock and the server's differ by {off_s:.1f} s; let both follow NTP"
+        yield Finding(Level.WARNING, "clock", text)
+    else:
+        yield Finding(Level.OK, "clock", "this machine's clock and the server's agree")
+
+
+async def _topology(patient: Patient) -> Findings:
+    for wanted in topology.designed(patient.settings):
+        name = wanted["name"]
+        try:
+            found = (await api(patient.connection, f"STREAM.INFO.{name}"))["config"]
+        except NotAllowed as error:
+            yield Finding(Level.WARNING, "storage", f"{name} was not checked: {error}")
+            continue
+        except JetStreamError as error:
+            if error.code != STREAM_NOT_FOUND:
+                raise
+            yield Finding(Level.ERROR, "storage", f"{name} is missing; a manager makes it when it starts")
+            continue
+        safe, unsafe = topology.differences(wanted, found)
+        if unsafe:
+            yield Finding(Level.ERROR, "storage", f"{name} differs, and no manager will start: {'; '.join(unsafe)}")
+        elif safe:
+            yield Finding(Level.WARNING, "storage", f"{name} differs, the next start updates it: {'; '.join(safe)}")
+        else:
+            yield Finding(Level.OK, "storage", f"{name} is as designed")
+
+
+async def _managers(patient: Patient) -> Findings:
+    bucket = patient.settings.managers_bucket
+    until = await last_position(patient.connection, subjects.bucket_stream(bucket), subjects.all_keys(bucket))
+    if until:
+        async with patient.leases.follow() as consumer:
+            while consumer.position < until:
+                patient.leases.apply(await consumer.next())
+    patient.seen.add("leases")
+    if not patient.leases.managers:
+        yield Finding(Level.WARNING, "managers", "no manager is alive; start one with 'jido-nats serve'")
+    for info in patient.leases.managers.values():
+        where = f"{info.manager_id} on {info.host} (pid {info.pid}, version {info.version})"
+        text = f"{where} has its lease, and had {info.sessions} sessions"
+        yield Finding(
+            Level.WARNING if info.full else Level.OK, "managers", text + (", it is full" if info.full else "")
+        )
+    versions = {info.version for info in patient.leases.managers.values()}
+    if len(versions) > 1:
+        yield Finding(Level.WARNING, "managers", f"managers of several versions run: {', '.join(sorted(versions))}")
+
+
+async def _sessions(patient: Patient) -> Findings:
+    registry = Registry(patient.connection, patient.settings.sessions_bucket, terminated_ttl_s=0)
+    until = await registry.last_position()
+    foreign: list[str] = []
+    if until:
+        async with registry.follow() as consumer:
+            while consumer.position < until:
+                message = await consumer.next()
+                entry = entry_of(message)
+                if message.data and entry.record is None:
+                    foreign.append(entry.session_id)
+                if entry.record is not None and not entry.record.sealed:
+                    patient.records[entry.session_id] = entry.record
+    if foreign:
+        text = f"{len(foreign)} entries of {patient.settings.sessions_bucket} are no records ({_some(foreign)}): "
+        yield Finding(Level.WARNING, "sessions", text + "nobody ends them; delete what is not a session")
+    live = sum(record.status is not Status.TERMINATED for record in patient.records.values())
+    orphans = [r.session_id for r in patient.records.values() if r.owner not in patient.leases.managers]
+    if "leases" not in patient.seen:
+        yield Finding(Level.WARNING, "sessions", f"{live} live sessions; whether their owners live was not checked")
+    elif orphans:
+        text = f"{len(orphans)} sessions have no live owner ({_some(orphans)}): a manager that runs ends them"
+        yield Finding(Level.ERROR, "sessions", text)
+    else:
+        yield Finding(Level.OK, "sessions", f"{live} live sessions, each with a live owner")
+
+
+async def _unpublished(patient: Patient) -> Findings:
+    """A version is all stored when its copy on the session's own subject is; version 1 has none."""
+    now = datetime.now(UTC)
+    open_since = [r for r in patient.records.values() if r.version > 1 and _age_s(r, now) > SETTLED_AFTER_S]
+    last = await _last_ids(patient)
+    behind = [r.session_id for r in open_since if last.get(r.session_id) != subjects.last_message_id(r)]
+    if behind:
+        text = (
+            f"{len(behind)} sessions have committed events that are not published ({_some(behind)}); is NATS degraded?"
+        )
+        yield Finding(Level.ERROR, "events", text)
+    else:
+        yield Finding(Level.OK, "events", "every committed event is published")
+
+
+async def _durability(patient: Patient) -> Findings:
+    if patient.settings.replicas > 1:
+        yield Finding(Level.OK, "durability", f"{patient.settings.replicas} replicas: one machine may be lost")
+        return
+    always = _sync_always(patient.monitoring_url)
+    if always:
+        yield Finding(
+            Level.OK, "durability", "one replica, sync_interval always: what was answered survives a power cut"
+        )
+    elif always is None:
+        text = "one replica, and sync_interval cannot be seen from here (--monitoring URL): it has to be 'always'"
+        yield Finding(Level.WARNING, "durability", text)
+    else:
+        text = (
+            "one replica without sync_interval 'always': a power cut loses what was answered; set it, or use 3 replicas"
+        )
+        yield Finding(Level.WARNING, "durability", text)
+
+
+Check = Callable[[Patient], Findings]
+
+CHECKS: Final[dict[str, Check]] = {
+    "server": _server,
+    "jetstream": _jetstream,
+    "user": _user,
+    "storage": _topology,
+    "clock": _clock,
+    "managers": _managers,
+    "sessions": _sessions,
+    "events": _unpublished,
+    "durability": _durability,
+}
+WITHOUT_JETSTREAM: Final = frozenset({"server", "jetstream", "user"})
+
+
+async def _last_ids(patient: Patient) -> dict[str, str]:
+    """The `Nats-Msg-Id` of the last message on each session's own subject."""
+    stream = patient.settings.events_stream
+    until = await last_position(patient.connection, stream, subjects.ALL_SESSIONS)
+    found: dict[str, str] = {}
+    consumer = OrderedConsumer(
+        patient.connection, stream, [subjects.ALL_SESSIONS], Start("last_per_subject"), headers_only=True
+    )
+    if not until:
+        return found
+    async with consumer:
+        while consumer.position < until:
+            message = await consumer.next()
+            found[subjects.session_of(message.subject)] = message.headers.get(MESSAGE_ID, "")
+    return found
+
+
+def _sync_always(url: str | None) -> bool | None:
+    """What the server's monitoring says of `sync_interval`; None where it cannot be asked."""
+    if url is None:
+        return None
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/varz", timeout=MONITORING_TIMEOUT_S) as reply:
+            config: dict[str, Any] = msgspec.json.decode(reply.read())["jetstream"]["config"]
+    except (OSError, ValueError, KeyError, msgspec.MsgspecError):
+        return None
+    return bool(config.get("sync_always"))
+
+
+def _age_s(record: SessionRecord, now: datetime) -> float:
+    return (now - record.updated_at).total_seconds()
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
+    return ", ".join(names[:NAMED_MAX]) + more

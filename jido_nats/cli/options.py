@@ -1,0 +1,125 @@
+"""The options that commands share: where to connect and as whom, settings, pairs, JSON."""
+
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from functools import wraps
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import click
+import msgspec
+
+from jido_nats.broker.cli_context import read_context
+from jido_nats.broker.options import ConnectOptions
+from jido_nats.cli.printer import Shower
+from jido_nats.cli.process import run_program, while_read
+from jido_nats.core import settings as settings_module
+from jido_nats.core.settings import Settings
+from jido_nats.errors import ConfigurationError
+
+DEFAULT_SERVER: Final = "nats://127.0.0.1:4222"
+
+
+class Common(NamedTuple):
+    """The options that every command about a server has."""
+
+    connection: ConnectOptions
+    show: Shower
+
+
+def common_options(
+    command: Callable[..., Coroutine[Any, Any, int | None]], *, fast: bool = False, follows: bool = False
+) -> Callable[..., None]:
+    """Add the options of every command, and run it; what it returns is the exit code.
+
+    `fast`: on uvloop. `follows`: it shows what comes, for as long as somebody reads it.
+    """
+
+    @connection_options
+    @click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
+    @wraps(command)
+    def run(as_json: bool, **arguments: Any) -> None:
+        connection = {name: arguments.pop(name) for name in _CONNECTION}
+        work = _with_common(connection, as_json, arguments)
+        run_program(while_read(work) if follows else work, fast=fast)
+
+    async def _with_common(connection: dict[str, Any], as_json: bool, arguments: dict[str, Any]) -> int | None:
+        return await command(Common(connect_options(**connection), Shower(as_json=as_json)), **arguments)
+
+    return run
+
+
+def connection_options(command: Callable[..., None], **flags: str) -> Callable[..., None]:
+    """Where to connect, and as whom. `flags`: those that are called otherwise here."""
+    for name, option in reversed(_CONNECTION.items()):
+        command = click.option(flags.get(name, f"--{name.replace('_', '-')}"), name, **option)(command)
+    return command
+
+
+_FILE: Final = click.Path(dir_okay=False)
+_CONNECTION: Final[dict[str, dict[str, Any]]] = {
+    "server": {"envvar": "NATS_URL", "help": f"NATS URL; several with commas.  [default: {DEFAULT_SERVER}]"},
+    "context": {"help": "A context of the nats CLI: its server and credentials, where no option says otherwise."},
+    "user": {"envvar": "NATS_USER", "help": "User name."},
+    "password": {"envvar": "NATS_PASSWORD", "help": "Better in NATS_PASSWORD: other users see command lines."},
+    "token": {"envvar": "NATS_TOKEN", "help": "Token; better in NATS_TOKEN."},
+    "nkey": {"envvar": "NATS_NKEY", "type": _FILE, "help": "File with the seed of an nkey."},
+    "creds": {"envvar": "NATS_CREDS", "type": _FILE, "help": "A .creds file."},
+    "tls_ca": {"envvar": "NATS_CA", "type": _FILE, "help": "The CA of the server's certificate."},
+    "tls_cert": {"envvar": "NATS_CERT", "type": _FILE, "help": "A client certificate."},
+    "tls_key": {"envvar": "NATS_KEY", "type": _FILE, "help": "Its key."},
+    "inbox_prefix": {"help": "Where replies come.  [default: _INBOX.<user>]"},
+}
+
+
+def connect_options(
+    *, server: str | None, context: str | None, nkey: str | None, creds: str | None, **others: str | None
+) -> ConnectOptions:
+    """The context's options where one is named, with those that were given instead."""
+    base = read_context(context) if context is not None else ConnectOptions()
+    given: dict[str, Any] = {name: value for name, value in others.items() if value is not None}
+    given |= {"nkey_seed_file": nkey} if nkey else {}
+    given |= {"credentials_file": creds} if creds else {}
+    given |= {"servers": tuple(server.split(","))} if server else {}
+    if given.keys() & IDENTITY.keys() - {"password"}:  # one identity at a time
+        base = replace(base, **IDENTITY, inbox_prefix=None)
+    return replace(base, **given)
+
+
+IDENTITY: Final[dict[str, Any]] = dict.fromkeys(("user", "password", "token", "nkey_seed_file", "credentials_file"))
+
+
+def load_settings(file: Path | None, **overrides: Any) -> Settings:
+    """The settings of a TOML file, over which flags that were given win. Raises `ConfigurationError`."""
+    try:
+        content = file.read_bytes() if file is not None else b""
+    except OSError as error:
+        raise ConfigurationError(f"--config {file}: {error.strerror}") from error
+    return settings_module.load(content, **overrides)
+
+
+def pairs_of(texts: tuple[str, ...]) -> dict[str, Any]:
+    """What `KEY=VALUE` arguments say. Raises `ConfigurationError`."""
+    for text in texts:
+        if "=" not in text:
+            raise ConfigurationError(f"--metadata takes KEY=VALUE, not {text!r}")
+    return dict(text.split("=", 1) for text in texts)
+
+
+def json_object(option: str, text: str | None) -> dict[str, Any] | None:
+    """The JSON object that an option was given, None where it was not. Raises `ConfigurationError`."""
+    if text is None:
+        return None
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise ConfigurationError(f"{option} takes a JSON object: {error}") from error
+
+
+def text_of_stdin() -> str:
+    """All of standard input. Raises `ConfigurationError` where it is no text."""
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"standard input is not valid UTF-8: {error.reason} at byte {error.start}") from error

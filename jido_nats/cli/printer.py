@@ -1,0 +1,215 @@
+"""How records and events look in a terminal, and as JSON lines."""
+
+import sys
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from jido_nats.cli.escape import printable, printable_lines
+from jido_nats.client.streams import EventMessage, OutputMessage
+from jido_nats.client.watch import SessionChanged, SnapshotComplete, Watched, WatchedSession
+from jido_nats.contract.rules import Finding
+from jido_nats.core import codec
+from jido_nats.core.commands import SendReply
+from jido_nats.core.events import Event, SessionCreated, SessionStatus
+from jido_nats.core.output import ConversationAdded
+from jido_nats.core.session import SessionRecord, Status
+
+STATUS_STYLES: Final = {
+    Status.INITIALIZING: "cyan",
+    Status.ACTIVE: "green",
+    Status.IDLE: "yellow",
+    Status.TERMINATING: "magenta",
+    Status.TERMINATED: "red",
+}
+
+
+LEVEL_STYLES: Final = {"ok": "green", "warning": "yellow", "error": "bold red"}
+
+
+class Shower:
+    """Prints data: one JSON object a line, or for people (80 columns, no colour in a pipe)."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.console = Console(highlight=False, soft_wrap=True)
+
+    def record(self, record: SessionRecord) -> None:
+        """One session, with all that is known of it."""
+        if self.as_json:
+            _print_json(record)
+            return
+        for name, value in msgspec.to_builtins(record, builtin_types=(datetime,)).items():
+            self.console.print(Text.assemble((f"{name:<16} ", "dim"), _value(name, value)))
+
+    def records(self, records: Iterable[SessionRecord]) -> None:
+        """Sessions, a line each."""
+        rows = list(records)
+        if self.as_json:
+            for record in rows:
+                _print_json(record)
+            return
+        if not rows:
+            self.console.print("no sessions")
+        for record in rows:
+            line = Text.assemble(
+                (f"{printable(record.session_id):<44} ", "bold"),
+                (f"{record.status:<13}", STATUS_STYLES[record.status]),
+                (_clock(record.updated_at), "dim"),
+            )
+            if record.reason:
+                line.append(f" {record.reason}")
+            if record.metadata:
+                line.append(f" {_short(record.metadata)}", "dim")
+            self.console.print(line)
+
+    def event(self, message: EventMessage, *, subject: bool = False) -> None:
+        """One event in a line, with its sequence; `subject`: and where it was heard."""
+        if self.as_json:
+            _print_json_text({"sequence": message.sequence, "subject": message.subject}, message)
+            return
+        line = Text(f"{message.sequence:>6} ", "dim") if message.sequence else Text()
+        self.console.print(line + event_text(message.event, message.subject if subject else None))
+
+    def output(self, message: OutputMessage) -> None:
+        """One output or message of a conversation, in a line."""
+        if self.as_json:
+            data = msgspec.Raw(message.data) if message.data.startswith(b"{") else message.output
+            _print_json({"sequence": message.sequence, "subject": message.subject, "output": data})
+            return
+        said = message.output
+        line = Text(f"{message.sequence:>6} ", "dim") if message.sequence else Text()
+        line.append(f"{_clock(said.created_at)}", "dim").append(f" {_brief(said.session_id)} ")
+        if isinstance(said, ConversationAdded):
+            line.append(f"{printable(said.role)}: ", "bold").append(_text(said.content))
+        else:
+            line.append(f"{printable(said.name)} ", "cyan").append(_text(said.data))
+        self.console.print(line)
+
+    def sent(self, reply: SendReply) -> None:
+        """What a send was answered."""
+        if self.as_json:
+            _print_json(reply)
+        else:
+            again = " (it had been before)" if reply.replayed else ""
+            self.console.print(Text(f"{reply.message_id} is in the inbox of {reply.session_id}{again}"))
+
+    def past_event(self, event: Event) -> None:
+        """One event of a history, in a line."""
+        if self.as_json:
+            _print_json(event)
+        else:
+            self.console.print(event_text(event))
+
+    def watched(self, message: Watched) -> None:
+        """A session of the snapshot, its end, or a change."""
+        match message:
+            case WatchedSession(record):
+                if self.as_json:
+                    _print_json({"kind": "session", "record": record})
+                else:
+                    self.records([record])
+            case SnapshotComplete(position):
+                if self.as_json:
+                    _print_json({"kind": "snapshot_complete", "position": position})
+                else:
+                    self.console.print(f"those are all, at position {position}; changes follow", style="dim")
+            case SessionChanged(event, record, position):
+                if self.as_json:
+                    _print_json({"kind": "changed", "position": position, "event": event, "record": record})
+                else:
+                    self.console.print(Text(f"{position:>6} ", "dim") + event_text(event))
+
+    def finding(self, level: str, check: str, says: str) -> None:
+        """One line of the doctor's."""
+        if self.as_json:
+            _print_json({"level": level, "check": check, "says": says})
+        else:
+            self.console.print(
+                Text.assemble((f"{level:<8}", LEVEL_STYLES[level]), (f"{check:<11}", "bold"), printable(says))
+            )
+
+    def violation(self, finding: Finding) -> None:
+        """One line of the conformance check's; what is only noted goes to stderr."""
+        if finding.note:
+            sys.stderr.write(f"{printable(str(finding))}\n")
+        elif self.as_json:
+            _print_json(finding)
+        else:
+            self.console.print(Text(printable(str(finding))))
+
+    def say(self, text: str, style: str = "") -> None:
+        """A sentence for people; not printed among JSON."""
+        if not self.as_json:
+            self.console.print(text, style=style)
+
+
+def event_text(event: Event, subject: str | None = None) -> Text:
+    """An event as a coloured line; `subject` is shown below it."""
+    session_id = event.session_id
+    if isinstance(event, SessionCreated):
+        line = Text.assemble(
+            (_clock(event.created_at), "dim"), f" {_brief(session_id)} v{event.version} ", ("created", "bold")
+        )
+        if event.metadata:
+            line.append(f" {_short(event.metadata)}", "dim")
+    elif isinstance(event, SessionStatus):
+        line = Text.assemble(
+            (_clock(event.updated_at), "dim"),
+            f" {_brief(session_id)} v{event.version} {event.previous_status} → ",
+            (event.status, STATUS_STYLES[event.status]),
+        )
+        line.append(_why(event.reason, event.error))
+    else:
+        line = Text.assemble(
+            (_clock(event.updated_at), "dim"), f" {_brief(session_id)} v{event.version} ", ("ended", "bold red")
+        )
+        line.append(_why(event.reason, event.error))
+    if subject is not None:
+        line.append(f"\n         on {subject}", "dim")
+    return line
+
+
+def _why(reason: str | None, error: str | None) -> str:
+    return "".join([f" ({reason})" if reason else "", f" {printable(error)}" if error else ""])
+
+
+def _text(value: Any) -> str:
+    return printable_lines(value if isinstance(value, str) else codec.encode(value).decode())
+
+
+def _value(name: str, value: Any) -> Text:
+    if name in ("status", "previous_status"):
+        return Text(value, STATUS_STYLES[Status(value)])
+    if isinstance(value, datetime):
+        return Text(value.isoformat().replace("+00:00", "Z"))
+    return Text(_text(value))
+
+
+def _brief(session_id: str) -> str:
+    """Enough of an id to tell sessions apart in a line: a long one keeps its end."""
+    return printable(session_id if len(session_id) <= 16 else f"…{session_id[-15:]}")
+
+
+def _short(metadata: dict[str, Any], width: int = 40) -> str:
+    text = printable(codec.encode(metadata).decode())
+    return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+def _clock(moment: datetime) -> str:
+    return f"{moment.astimezone():%H:%M:%S}.{moment.microsecond // 1000:03}"
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(codec.encode(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _print_json_text(first: dict[str, Any], message: EventMessage) -> None:
+    # The bytes as they came where they are JSON: a recording keeps what this version does not know.
+    event = msgspec.Raw(message.data) if message.data.startswith(b"{") else message.event
+    _print_json({**first, "event": event})

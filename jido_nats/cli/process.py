@@ -1,0 +1,197 @@
+"""How a program of ours runs: its event loop, its signals, its limits, its exit code."""
+
+import asyncio
+import contextlib
+import errno
+import gc
+import os
+import select
+import signal
+import stat
+import sys
+import threading
+import traceback
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Final, NoReturn
+
+import click
+
+from jido_nats.cli import logs, systemd
+from jido_nats.errors import JidoError
+from jido_nats.manager.health_server import Monitoring
+from jido_nats.manager.manager import SessionManager
+
+EXIT_INTERRUPTED: Final = 130
+HURRY_AFTER_S: Final = 1.0
+# What still runs when a program is done has so long to end.
+LEAVE_S: Final = 2.0
+GC_YOUNG: Final = 20_000
+GC_MIDDLE: Final = 20
+GC_OLD: Final = 50
+DESCRIPTORS_MAX: Final = 65_536
+
+
+def run_program(work: Coroutine[Any, Any, int | None], *, fast: bool = False) -> NoReturn:
+    """Run it, and end with its exit code. `fast`: on uvloop, where it is installed."""
+    runner = asyncio.Runner(loop_factory=_fast_loop() if fast else None)
+    try:
+        code = _exit_code(runner, work)
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    _leave(runner, code)
+
+
+def _exit_code(runner: asyncio.Runner, work: Coroutine[Any, Any, int | None]) -> int:
+    try:
+        return runner.run(work) or 0
+    except JidoError as error:
+        return _complain(str(error))
+    except TimeoutError:
+        return _complain("it took too long; try again, or give it more time with --timeout")
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: nothing to complain of
+        return 0
+    except OSError as error:
+        if error.filename is not None:
+            return _complain(f"{error.filename} cannot be used: {error.strerror}")
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _complain(f"the output cannot be written: {error.strerror}")
+
+
+async def while_read(work: Coroutine[Any, Any, int | None]) -> int | None:
+    """The work's result; `BrokenPipeError` once nobody reads the pipe that stdout is, also while nothing is said."""
+    task, loop, gone = asyncio.current_task(), asyncio.get_running_loop(), False
+    assert task is not None
+
+    def on_gone() -> None:
+        nonlocal gone
+        gone = True
+        task.cancel()
+
+    def wait_until_gone() -> None:
+        poll = select.poll()
+        poll.register(sys.stdout, 0)
+        poll.poll()
+        with contextlib.suppress(RuntimeError):  # the program has ended meanwhile
+            loop.call_soon_threadsafe(on_gone)
+
+    if sys.stdout is not None and stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
+        threading.Thread(target=wait_until_gone, name="reader of stdout", daemon=True).start()
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if gone:
+            raise BrokenPipeError from None
+        raise
+
+
+def _leave(runner: asyncio.Runner, code: int) -> NoReturn:
+    """End what still runs, then the program, also beside what does not end: workers that swallow their cancellation."""
+    with contextlib.suppress(KeyboardInterrupt):
+        runner.run(_end_others())
+    if not asyncio.all_tasks(runner.get_loop()):
+        runner.close()
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):  # asyncio would wait, for ever
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
+async def _end_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=LEAVE_S)
+
+
+def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def fail(message: str) -> NoReturn:
+    """Say in one line what is wrong, and end."""
+    sys.exit(_complain(message))
+
+
+def _complain(message: str) -> int:
+    click.echo(f"jido-nats: {message}", err=True)
+    return 1
+
+
+async def serve_until_signal(manager: SessionManager) -> None:
+    """Serve until the first SIGTERM or Ctrl-C. One that comes a second or more later hurries what is being ended.
+
+    (`timeout` and others send the same signal twice at once: that is one.)
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    hurry = task.cancel
+
+    def on_signal() -> None:
+        systemd.notify("STOPPING=1")
+        manager.stop()
+        _on_signals((signal.SIGTERM, signal.SIGINT), _ignore)
+        loop.call_later(HURRY_AFTER_S, lambda: _on_signals((signal.SIGTERM, signal.SIGINT), hurry))
+
+    _on_signals((signal.SIGTERM, signal.SIGINT), on_signal)
+    await manager.serve()
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM, and a terminal that is closed, unwind what is running, as Ctrl-C does."""
+    task = asyncio.current_task()
+    assert task is not None
+    numbers, cancel = (signal.SIGTERM, signal.SIGHUP), task.cancel
+
+    def on_signal() -> None:
+        _on_signals(numbers, _ignore)  # a second one must not interrupt the cleaning up
+        cancel()
+
+    _on_signals(numbers, on_signal)
+
+
+def _on_signals(numbers: tuple[signal.Signals, ...], handler: Callable[[], object]) -> None:
+    for number in numbers:
+        asyncio.get_running_loop().add_signal_handler(number, handler)
+
+
+def _ignore() -> None:
+    """One signal is enough."""
+
+
+@contextlib.asynccontextmanager
+async def monitored(manager: SessionManager, host: str, port: int | None) -> AsyncIterator[None]:
+    """Until the manager is closed, its draining included, it can be asked how it is."""
+    if port is None:
+        yield
+        return
+    with Monitoring(manager.snapshot, host=host, port=port) as monitoring:
+        logs.announce(f"metrics and health on http://{host}:{monitoring.port}")
+        yield
+        await manager.close()
+
+
+def prepare_process() -> None:
+    """For many sessions: as many descriptors as this process may have, and less searching for garbage.
+
+    Sessions are freed by their reference counts; what the collector finds are rare cycles, and each search in vain
+    walks over all sessions.
+    """
+    gc.set_threshold(GC_YOUNG, GC_MIDDLE, GC_OLD)
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,349 @@
+"""Client: the manager's API from the caller's side, and events, live or replayed."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import msgspec
+
+from jido_nats import trace
+from jido_nats.api import SessionApi
+from jido_nats.broker.connection import Connection, Heard
+from jido_nats.broker.consumer import Delivered, OrderedConsumer
+from jido_nats.broker.durable import DurableConsumer
+from jido_nats.broker.options import ConnectOptions
+from jido_nats.client.streams import EventMessage, EventStream, OutputMessage, OutputStream, parse_since
+from jido_nats.client.watch import ManagerWatch, SessionWatch
+from jido_nats.core import codec, commands, subjects
+from jido_nats.core.commands import (
+    CreateRequest,
+    ListRequest,
+    SendRequest,
+)
+from jido_nats.core.events import SessionStatus
+from jido_nats.core.session import SessionRecord, Status
+from jido_nats.errors import (
+    BadRequest,
+    InvalidTransition,
+    JidoError,
+    NoResponders,
+    NotSent,
+    OutcomeUnknown,
+    Unavailable,
+)
+from jido_nats.ids import new_message_id, new_session_id
+from jido_nats.manager.forwarding import reply_error
+from jido_nats.store.event_log import event_in
+from jido_nats.store.output_log import output_in
+
+TIMEOUT_S: Final = 10.0
+ATTEMPT_TIMEOUT_S: Final = 5.0
+ATTEMPT_TIMEOUT_MIN_S: Final = 0.05
+RETRY_WAIT_S: Final = 0.1
+RETRY_WAIT_MAX_S: Final = 2.0
+NO_MANAGER_WAIT_S: Final = 3.0
+
+_STEPS: Final = {"idle": Status.IDLE, "activate": Status.ACTIVE}
+
+T = TypeVar("T")
+
+
+class Client(SessionApi):
+    """A caller of session managers; make one with `Client.connect` and use it as `async with`.
+
+    A command is repeated, safely, while the managers are unavailable: the ids that a caller leaves open are chosen
+    here, so that a lost reply never makes two sessions, or delivers a message twice.
+    """
+
+    def __init__(
+        self,
+        options: ConnectOptions,
+        *,
+        timeout_s: float,
+        events_stream: str,
+        output_stream: str,
+        sessions_bucket: str,
+        managers_bucket: str,
+    ) -> None:
+        self._options = options
+        self._timeout_s = timeout_s
+        self._events_stream = events_stream
+        self._output_stream = output_stream
+        self._sessions_bucket = sessions_bucket
+        self._managers_bucket = managers_bucket
+        self._opened: Connection | None = None
+
+    @classmethod
+    def connect(
+        cls,
+        server: str | ConnectOptions = "nats://127.0.0.1:4222",
+        *,
+        timeout_s: float = TIMEOUT_S,
+        events_stream: str = subjects.EVENTS_STREAM,
+        output_stream: str = subjects.OUTPUT_STREAM,
+        sessions_bucket: str = subjects.SESSIONS_BUCKET,
+        managers_bucket: str = subjects.MANAGERS_BUCKET,
+    ) -> "Client":
+        """A client, to be entered with `async with` (raises `ServerUnusable` where nobody answers).
+
+        `server`: a URL, several with commas, or `ConnectOptions`. `timeout_s`: how long a command may take in
+        all; it is repeated, safely, while the managers are unavailable. Where none has run for 3 s it is given up.
+        """
+        options = server if isinstance(server, ConnectOptions) else ConnectOptions(servers=tuple(server.split(",")))
+        return cls(
+            options,
+            timeout_s=timeout_s,
+            events_stream=events_stream,
+            output_stream=output_stream,
+            sessions_bucket=sessions_bucket,
+            managers_bucket=managers_bucket,
+        )
+
+    async def __aenter__(self) -> Self:
+        self._opened = await Connection.open(self._options, "jido-nats client")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._connection.close()
+        self._opened = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether a command would be sent now; after a loss the client connects again by itself."""
+        return self._opened is not None and self._opened.connected
+
+    async def wait(self, session_id: str, status: Status | str, *, timeout_s: float | None = None) -> SessionRecord:
+        """The record once the session is in `status`; at once where it is already.
+
+        Raises `NotFound`, `TimeoutError` after `timeout_s` seconds (None: no limit), `InvalidTransition` where
+        the session has ended and will never be in that status.
+        """
+        wanted = Status(status)
+        async with asyncio.timeout(timeout_s), self.events(session_id=session_id, since="new") as events:
+            record = await self.get_session_info(session_id)
+            while record.status not in (wanted, Status.TERMINATED):
+                event = (await anext(events)).event
+                if isinstance(event, SessionStatus) and event.status in (wanted, Status.TERMINATED):
+                    record = await self.get_session_info(session_id)
+                    if event.status is wanted and record.status is not wanted:
+                        return msgspec.structs.replace(  # it has gone on meanwhile; this is what it was
+                            record, status=wanted, version=event.version, previous_status=event.previous_status
+                        )
+        if record.status is not wanted:
+            raise InvalidTransition(
+                f"the session has ended ({record.reason}) and will not be {wanted}", session_id=session_id
+            )
+        return record
+
+    def watch_sessions(
+        self,
+        *,
+        session_id: str | None = None,
+        status: Status | None = None,
+        metadata: dict[str, Any] | None = None,
+        include_terminated: bool = False,
+        cursor: int | None = None,
+    ) -> "SessionWatch":
+        """The sessions there are, then every change, with no gap: `async with` it, then `async for`.
+
+        First a `WatchedSession` for each live session (and, `include_terminated`, for each that has ended and has its
+        record still), then one `SnapshotComplete`, then a `SessionChanged` for each event; of those that match the
+        filter before or after the change. `cursor`: the position of the last message of an earlier watch; no snapshot
+        then, only what came behind it.
+        Entering raises `PositionTooOld` when the stream no longer has what comes behind the cursor.
+        """
+        wanted = commands.checked(
+            ListRequest(
+                status=status,
+                metadata={} if metadata is None else metadata,
+                include_terminated=include_terminated,
+            )
+        )
+        if session_id is not None:
+            subjects.check_session_id(session_id)
+        return SessionWatch(self._connection, self._events_stream, self._sessions_bucket, session_id, wanted, cursor)
+
+    def watch_managers(self) -> ManagerWatch:
+        """The managers there are, then every renewal and end of a lease: `async with` it, then `async for`.
+
+        Gives the manager's id and its `ManagerLease`, None where it has gone. The iteration raises `PositionTooOld`
+        where the end of a lease may have been missed while NATS was away: watch anew.
+        """
+        return ManagerWatch(self._connection, self._managers_bucket)
+
+    def events(
+        self,
+        *,
+        session_id: str | None = None,
+        since: str | int | datetime = "new",
+        durable: str | None = None,
+    ) -> "EventStream":
+        """Events in order, without gap or repeat, through every reconnect: `async with` it, then `async for`.
+
+        `session_id`: the `session_status` events of one session; None: every event of every session.
+        `since`: "new", "all", an age such as "1h", a time (RFC 3339 or `datetime`), or a stream sequence.
+        `durable`: the name of a consumer that the server keeps: it carries on where it stopped (`since` counts
+        the first time only), and a message is acknowledged when the next is asked for.
+        Entering raises `BadRequest` for a `since` that is none, `PositionTooOld` for a sequence that has gone.
+        """
+        subject = subjects.EVENTS if session_id is None else subjects.session(session_id)
+        start = parse_since(since, datetime.now(UTC))
+        if durable is not None:
+            if not subjects.is_token(durable):
+                raise BadRequest("a durable's name is 1 to 64 letters, digits, '_' or '-'")
+            return EventStream(DurableConsumer(self._connection, self._events_stream, durable, [subject], start))
+        return EventStream(OrderedConsumer(self._connection, self._events_stream, [subject], start, strict=True))
+
+    def output(self, *, session_id: str | None = None, since: str | int | datetime = "new") -> OutputStream:
+        """What workers say and are told, as it is kept: `async with` it, then `async for`.
+
+        `session_id`: None for all sessions. `since`, and what entering raises: as of `events`.
+        What is not kept (`ephemeral`) is heard with `listen_output` only.
+        """
+        subject = subjects.ALL_OUTPUT if session_id is None else subjects.output(session_id)
+        start = parse_since(since, datetime.now(UTC))
+        return OutputStream(OrderedConsumer(self._connection, self._output_stream, [subject], start, strict=True))
+
+    @contextlib.asynccontextmanager
+    async def listen(self, subject: str, on_event: Callable[[EventMessage], None]) -> AsyncIterator[None]:
+        """Hear events on a subject as a plain NATS subscriber does: live only, at most once.
+
+        `on_event` is called in order and must not block; `sequence` is 0, since core NATS has none.
+        """
+
+        def on_message(message: Delivered) -> None:
+            if (event := event_in(message)) is not None:
+                on_event(EventMessage(event, 0, message.subject, message.data))
+
+        async with self._hearing(subject, on_message):
+            yield
+
+    @contextlib.asynccontextmanager
+    async def listen_output(
+        self, session_id: str | None, on_output: Callable[[OutputMessage], None]
+    ) -> AsyncIterator[None]:
+        """Hear what is said by and to one session, or (None) all, ephemeral output too; the rest as of `listen`."""
+
+        def on_message(message: Delivered) -> None:
+            if (output := output_in(message)) is not None:
+                on_output(OutputMessage(output, 0, message.subject, message.data))
+
+        async with self._hearing(
+            subjects.ALL_OUTPUT if session_id is None else subjects.output(session_id), on_message
+        ):
+            yield
+
+    @contextlib.asynccontextmanager
+    async def _hearing(self, subject: str, on_message: Callable[[Delivered], None]) -> AsyncIterator[None]:
+        def on_heard(message: Heard) -> None:
+            on_message(Delivered(message.subject, 0, message.data, message.headers or {}, 0, 0))
+
+        subscription = await self._connection.subscribe(subject, on_heard)
+        try:
+            await self._connection.flush()
+            yield
+        finally:
+            await subscription.unsubscribe()
+
+    @property
+    def _connection(self) -> Connection:
+        if self._opened is None:
+            raise JidoError("the client is not connected: use it inside 'async with Client.connect(...)'")
+        return self._opened
+
+    async def _command(self, verb: str, session_id: str, request: msgspec.Struct, kind: type[T]) -> T:
+        subject = subjects.command(verb, session_id)
+        tries = _Tries(self._timeout_s)
+        try:
+            return await self._ask(subject, _with_ids(request), kind, tries)
+        except InvalidTransition:
+            if verb in _STEPS and tries.in_doubt:  # an earlier try, whose answer was lost, may have done it
+                record = await self.get_session_info(session_id)
+                if record.status is _STEPS[verb] and await self._is_told(record) and isinstance(record, kind):
+                    return record
+            raise
+
+    async def _is_told(self, record: SessionRecord) -> bool:
+        """Whether the version's events are stored too: a record may be ahead of them."""
+        told = await self.session_history(record.session_id)
+        return bool(told) and told[-1].version >= record.version
+
+    async def _ask(self, subject: str, request: msgspec.Struct, kind: type[T], tries: "_Tries") -> T:
+        """The reply; asks again, until the time is over, while nobody can say that it is done."""
+        payload = codec.encode(request)
+        while True:
+            try:
+                reply = await self._connection.request(
+                    subject, payload, headers=trace.headers(trace.CURRENT.get()) or None, timeout_s=tries.attempt_s()
+                )
+            except NoResponders as error:
+                await tries.wait_for_manager(error)
+                continue
+            except (NotSent, OutcomeUnknown) as error:
+                tries.in_doubt = tries.in_doubt or isinstance(error, OutcomeUnknown)
+                await tries.wait(Unavailable("no answer in time: it may or may not be done; ask again"), error)
+                continue
+            if (answer := reply_error(reply)) is None:
+                return codec.decode(reply.data, kind)
+            if not isinstance(answer, Unavailable):
+                raise answer
+            tries.in_doubt = True
+            await tries.wait(answer, answer)
+
+
+def _with_ids(request: msgspec.Struct) -> msgspec.Struct:
+    """The request with the ids that its caller left open: it may have to be repeated."""
+    match request:
+        case CreateRequest(session_id=None):
+            return msgspec.structs.replace(request, session_id=new_session_id())
+        case SendRequest(message_id=None):
+            return msgspec.structs.replace(request, message_id=new_message_id())
+        case _:
+            return request
+
+
+class _Tries:
+    """How long a command may still be tried."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._started = asyncio.get_running_loop().time()
+        self._timeout_s = timeout_s
+        self._wait_s = RETRY_WAIT_S
+        self._nobody_since: float | None = None
+        # Whether a try may have been carried out, though its answer was lost.
+        self.in_doubt = False
+
+    def attempt_s(self) -> float:
+        """How long the next try may take, in seconds."""
+        return max(ATTEMPT_TIMEOUT_MIN_S, min(ATTEMPT_TIMEOUT_S, self._left_s()))
+
+    async def wait(self, final: JidoError, cause: Exception) -> None:
+        """Wait before the next try, longer each time; raise `final` where there is no time for one."""
+        self._nobody_since = None
+        await self._wait(final, cause, self._left_s())
+
+    async def wait_for_manager(self, cause: Exception) -> None:
+        """The same where nobody answered at all: one that restarts is waited for, but not for long."""
+        now = asyncio.get_running_loop().time()
+        self._nobody_since = self._nobody_since or now
+        await self._wait(_no_manager(), cause, min(self._left_s(), self._nobody_since + NO_MANAGER_WAIT_S - now))
+
+    async def _wait(self, final: JidoError, cause: Exception, left_s: float) -> None:
+        wait_s = min(self._wait_s * (0.5 + random.random()), max(left_s, 0.0))  # spread: many callers come back
+        self._wait_s = min(2 * self._wait_s, RETRY_WAIT_MAX_S)
+        if left_s < RETRY_WAIT_S:
+            raise final from (cause if cause is not final else None)
+        await asyncio.sleep(wait_s)
+
+    def _left_s(self) -> float:
+        return self._started + self._timeout_s - asyncio.get_running_loop().time()
+
+
+def _no_manager() -> Unavailable:
+    return Unavailable("no session manager is running on this server: start one with 'jido-nats serve'")

@@ -1,0 +1,133 @@
+"""What a stream holds, read in order: events, and what workers say."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Final, Generic, NamedTuple, Self, TypeVar
+
+from jido_nats.broker.consumer import Consumer, Delivered, Start
+from jido_nats.broker.durable import DurableConsumer
+from jido_nats.core.events import Event
+from jido_nats.core.output import Output
+from jido_nats.errors import BadRequest
+from jido_nats.store.event_log import event_in
+from jido_nats.store.output_log import output_in
+
+
+class EventMessage(NamedTuple):
+    """One event as it was stored: its sequence in the stream, its subject, and its bytes as they came."""
+
+    event: Event
+    sequence: int
+    subject: str
+    data: bytes
+
+
+class OutputMessage(NamedTuple):
+    """One output or message of a conversation; the rest as of `EventMessage`."""
+
+    output: Output
+    sequence: int
+    subject: str
+    data: bytes
+
+
+M = TypeVar("M", EventMessage, OutputMessage)
+
+
+class MessageStream(ABC, Generic[M]):
+    """Messages in order; `async with` it, then `async for`."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._consumer = consumer
+        self._until = 0
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether everything that was stored when it was opened has been delivered."""
+        position = self._consumer.position
+        return self._consumer.caught_up and (position == 0 or position >= self._until)
+
+    @property
+    def until(self) -> int:
+        """The sequence of the last message that was stored when it was opened; 0 for none."""
+        return self._until
+
+    async def stored(self) -> AsyncIterator[M]:
+        """The messages that were stored when it was opened, and no more; what is no message known here is skipped."""
+        while not self.caught_up:
+            message = self._read(self._consumer.take() or await self._consumer.next())
+            if message is not None:
+                yield message
+
+    async def acknowledge(self) -> None:
+        """Acknowledge a durable's last message without asking for the next."""
+        if isinstance(self._consumer, DurableConsumer):
+            await self._consumer.acknowledge()
+
+    async def __aenter__(self) -> Self:
+        await self._consumer.check()
+        self._until = await self._consumer.last_position()
+        await self._consumer.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._consumer.__aexit__(kind, error, trace)
+
+    def __aiter__(self) -> AsyncIterator[M]:
+        return self
+
+    async def __anext__(self) -> M:
+        while True:
+            message = self._read(self._consumer.take() or await self._consumer.next())
+            if message is not None:
+                return message
+
+    @abstractmethod
+    def _read(self, message: Delivered) -> M | None:
+        """The message, None for what is none."""
+
+
+class EventStream(MessageStream[EventMessage]):
+    """See `Client.events`."""
+
+    def _read(self, message: Delivered) -> EventMessage | None:
+        event = event_in(message)
+        return None if event is None else EventMessage(event, message.sequence, message.subject, message.data)
+
+
+class OutputStream(MessageStream[OutputMessage]):
+    """See `Client.output`."""
+
+    def _read(self, message: Delivered) -> OutputMessage | None:
+        output = output_in(message)
+        return None if output is None else OutputMessage(output, message.sequence, message.subject, message.data)
+
+
+def parse_since(since: str | int | datetime, now: datetime) -> Start:
+    """Where to begin to read: see `Client.events`. Raises `BadRequest`."""
+    if isinstance(since, datetime):
+        return Start("by_start_time", time=since if since.tzinfo else since.astimezone())
+    if since in ("new", "all"):
+        return Start(str(since))
+    text = str(since)
+    if text.isascii() and text.isdigit():
+        return Start.at(int(text))
+    try:
+        if age := _AGE.match(text):
+            return Start("by_start_time", time=now - timedelta(**{_UNITS[age[2]]: int(age[1])}))
+        moment = datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        raise BadRequest(
+            f"{text!r} is no position: use new, all, an age such as 90s, 15m, 1h or 7d, a time such as "
+            "2025-01-24T10:30:00Z, or a sequence"
+        ) from None
+    return Start("by_start_time", time=moment if moment.tzinfo else moment.astimezone())
+
+
+_AGE: Final = re.compile(r"\A(\d{1,9})([smhd])\Z")
+_UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}

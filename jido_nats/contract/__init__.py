@@ -1,0 +1,1 @@
+"""The contract as JSON Schema, AsyncAPI and conformance rules."""

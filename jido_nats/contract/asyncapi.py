@@ -1,0 +1,281 @@
+"""The contract as AsyncAPI 3: channels, operations with their replies and errors, headers, streams and buckets.
+
+It describes a session manager: it sends events and receives commands.
+"""
+
+from typing import Any, Final, NamedTuple
+
+from jido_nats import trace
+from jido_nats.broker import jetstream, micro
+from jido_nats.contract import schema
+from jido_nats.core import commands, subjects
+from jido_nats.core.codec import Encoding
+from jido_nats.core.events import SessionStatus
+from jido_nats.core.session import SessionRecord
+from jido_nats.core.settings import Settings
+from jido_nats.store import topology
+
+EVERY_COMMAND: Final = ("bad_request", "too_large", "overloaded", "internal", "unavailable")
+COPY_SUFFIX: Final = r"\.session"
+
+Document = dict[str, Any]
+
+
+class Command(NamedTuple):
+    """One command: where it goes, what it takes, and what comes back, errors of every command apart."""
+
+    subject: str
+    request: type[Any]
+    reply: type[Any]
+    errors: tuple[str, ...]
+    summary: str
+
+
+COMMANDS: Final = {
+    "create": Command(
+        subjects.CREATE,
+        commands.CreateRequest,
+        commands.CreateReply,
+        ("already_exists", "start_failed"),
+        "Create a session; answered once it is active. Safe to repeat with the same session_id.",
+    ),
+    "list": Command(subjects.LIST, commands.ListRequest, commands.ListReply, (), "List sessions, ordered by id."),
+    "get": Command(
+        subjects.all_commands("get"), commands.Empty, SessionRecord, ("not_found",), "The record of a session."
+    ),
+    "terminate": Command(
+        subjects.all_commands("terminate"),
+        commands.TerminateRequest,
+        SessionRecord,
+        ("not_found", "stop_timeout"),
+        "End a session; again on one that has ended: the same record and no new event.",
+    ),
+    "idle": Command(
+        subjects.all_commands("idle"),
+        commands.Empty,
+        SessionRecord,
+        ("not_found", "invalid_transition"),
+        "Make an active session idle.",
+    ),
+    "activate": Command(
+        subjects.all_commands("activate"),
+        commands.Empty,
+        SessionRecord,
+        ("not_found", "invalid_transition"),
+        "Make an idle session active.",
+    ),
+    "send": Command(
+        subjects.all_commands("send"),
+        commands.SendRequest,
+        commands.SendReply,
+        ("not_found", "invalid_transition", "already_exists"),
+        "Send a message to the worker of an active or idle session (which wakes it); safe to repeat with a message_id.",
+    ),
+    "history": Command(
+        subjects.all_commands("history"),
+        commands.HistoryRequest,
+        commands.HistoryReply,
+        ("not_found",),
+        "Every event of a session, by request-reply, also after its record has expired.",
+    ),
+}
+
+
+def document() -> Document:
+    """The AsyncAPI document of a manager with default settings."""
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "jido_nats session manager",
+            "version": schema.CONTRACT_VERSION,
+            "description": schema.DESCRIPTION,
+            "license": {"name": "Apache-2.0"},
+        },
+        "defaultContentType": Encoding.JSON.content_type,
+        "servers": {"local": {"host": "127.0.0.1:4222", "protocol": "nats"}},
+        "channels": _event_channels() | _command_channels(),
+        "operations": _event_operations() | _command_operations(),
+        "components": {"messages": _messages(), "schemas": schema.definitions("#/components/schemas/")},
+        "x-jetstream": _jetstream(),
+    }
+
+
+def _event_channels() -> Document:
+    return {
+        "events": {
+            "address": subjects.EVENTS,
+            "description": "Every event of every session, in the order of the versions of each session.",
+            "messages": _references(kind.__name__ for kind in schema.EVENTS),
+        },
+        "session": {
+            "address": _address(subjects.ALL_SESSIONS),
+            "description": "The `session_status` events of one session, each stored behind its original on `events`.",
+            "parameters": _SESSION_PARAMETER,
+            "messages": _references([f"{SessionStatus.__name__}Copy"]),
+        },
+        "output": {
+            "address": _address(subjects.ALL_OUTPUT),
+            "description": "What the session's worker says and is told; not transitions.",
+            "parameters": _SESSION_PARAMETER,
+            "messages": _references(kind.__name__ for kind in schema.OUTPUTS),
+        },
+    }
+
+
+def _event_operations() -> Document:
+    told = {"events": "Tell every change.", "session": "Tell a session's changes.", "output": "Pass on output."}
+    return {
+        f"tell_{channel}": {"action": "send", "channel": _channel(channel), "summary": summary}
+        for channel, summary in told.items()
+    }
+
+
+def _command_channels() -> Document:
+    channels: Document = {}
+    for verb, command in COMMANDS.items():
+        channel = {"address": _address(command.subject), "messages": _references([_request_name(verb)])}
+        if "*" in command.subject:
+            channel["parameters"] = _SESSION_PARAMETER
+        channels[verb] = channel
+        channels[f"{verb}_reply"] = {
+            "address": None,
+            "description": "The request's reply subject, an inbox; a subject that is none is never answered.",
+            "messages": _references([_reply_name(verb), *map(_error_name, _errors(command))]),
+        }
+    return channels
+
+
+def _command_operations() -> Document:
+    return {
+        verb: {
+            "action": "receive",
+            "channel": _channel(verb),
+            "summary": command.summary,
+            "bindings": {"nats": {"queue": micro.QUEUE_GROUP, "bindingVersion": "0.1.0"}},
+            "reply": {"channel": _channel(f"{verb}_reply")},
+        }
+        for verb, command in COMMANDS.items()
+    }
+
+
+def _messages() -> Document:
+    messages = {kind.__name__: _event_message(kind, "") for kind in schema.EVENTS}
+    messages[f"{SessionStatus.__name__}Copy"] = _event_message(SessionStatus, COPY_SUFFIX)
+    messages |= {kind.__name__: _output_message(kind) for kind in schema.OUTPUTS}
+    for verb, command in COMMANDS.items():
+        messages[_request_name(verb)] = {
+            "summary": f"{command.summary} An empty payload is the request with every default.",
+            "headers": _object({"Content-Type": _CONTENT_TYPE, trace.HEADER: _TRACEPARENT}),
+            "payload": _schema(command.request),
+        }
+        messages[_reply_name(verb)] = {
+            "headers": _object({"Content-Type": _CONTENT_TYPE}, "Content-Type"),
+            "payload": _schema(command.reply),
+        }
+    return messages | {_error_name(code): _error_message(code) for code in schema.ERRORS}
+
+
+def _event_message(kind: type[Any], suffix: str) -> Document:
+    message_id = rf"^[A-Za-z0-9_-]{{1,64}}\.[0-9]+\.{kind.__struct_config__.tag}{suffix}$"
+    headers = {
+        jetstream.MESSAGE_ID: _text("session id, version and type: the event's name for ever", pattern=message_id),
+        jetstream.CONTENT_TYPE: _CONTENT_TYPE,
+        jetstream.EXPECTED_SEQUENCE: _text(
+            "the fence under which it was stored; 0 until somebody claims", pattern=_INT
+        ),
+        jetstream.EXPECTED_SUBJECT: _text("the session's fence", pattern=r"^jido\.fence\.[A-Za-z0-9_-]{1,64}$"),
+    }
+    required = list(headers)
+    headers[trace.HEADER] = _TRACEPARENT
+    return {
+        "name": kind.__struct_config__.tag,
+        "headers": _object(headers, *required),
+        "payload": _schema(kind),
+    }
+
+
+def _output_message(kind: type[Any]) -> Document:
+    headers = {
+        jetstream.MESSAGE_ID: _text("session id and number", pattern=r"^[A-Za-z0-9_-]{1,64}\.[0-9]+\.output$"),
+        jetstream.CONTENT_TYPE: _CONTENT_TYPE,
+        trace.HEADER: _TRACEPARENT,
+    }
+    return {
+        "name": kind.__struct_config__.tag,
+        "headers": _object(headers, jetstream.CONTENT_TYPE),
+        "payload": _schema(kind),
+    }
+
+
+def _error_message(code: str) -> Document:
+    headers = {
+        micro.ERROR_CODE: {"type": "string", "const": str(schema.ERRORS[code])},
+        micro.ERROR_TEXT: _text("the message, in one line of ASCII"),
+        "Content-Type": _CONTENT_TYPE,
+    }
+    code_is = {"properties": {"error": {"properties": {"code": {"const": code}}}}}
+    return {
+        "name": code,
+        "headers": _object(headers, *headers),
+        "payload": {"allOf": [_schema(commands.ErrorReply), code_is]},
+    }
+
+
+def _jetstream() -> Document:
+    """The streams and buckets, as a manager with default settings makes them; times are nanoseconds, as NATS has it."""
+    settings = Settings()
+    values = {settings.sessions_bucket: "SessionRecord", settings.managers_bucket: "ManagerInfo"}
+    configs = {config["name"]: config for config in topology.designed(settings)}
+    buckets: Document = {
+        name: {"value": {"$ref": f"#/components/schemas/{kind}"}, "stream": configs.pop(subjects.bucket_stream(name))}
+        for name, kind in values.items()
+    }
+    buckets[settings.sessions_bucket]["key"] = "session id"
+    buckets[settings.managers_bucket]["key"] = "manager id"
+    return {"streams": configs, "buckets": buckets}
+
+
+def _errors(command: Command) -> list[str]:
+    return [code for code in schema.ERRORS if code in command.errors + EVERY_COMMAND]
+
+
+def _request_name(verb: str) -> str:
+    return f"{verb}_request"
+
+
+def _reply_name(verb: str) -> str:
+    return f"{verb}_reply"
+
+
+def _error_name(code: str) -> str:
+    return f"error_{code}"
+
+
+def _address(subject: str) -> str:
+    return subject.replace("*", "{session_id}")
+
+
+def _channel(name: str) -> Document:
+    return {"$ref": f"#/channels/{name}"}
+
+
+def _references(names: Any) -> Document:
+    return {name: {"$ref": f"#/components/messages/{name}"} for name in names}
+
+
+def _schema(kind: type[Any]) -> Document:
+    return {"$ref": f"#/components/schemas/{kind.__name__}"}
+
+
+def _object(properties: Document, *required: str) -> Document:
+    return {"type": "object", "properties": properties, "required": list(required)}
+
+
+def _text(description: str, **rules: Any) -> Document:
+    return {"type": "string", "description": description, **rules}
+
+
+_INT: Final = "^[0-9]+$"
+_TRACEPARENT: Final = {"type": "string", "description": "W3C Trace Context, of the command that caused it"}
+_CONTENT_TYPE: Final = {"type": "string", "enum": [encoding.content_type for encoding in Encoding]}
+_SESSION_PARAMETER: Final = {"session_id": {"description": "1 to 64 letters, digits, '_' or '-'"}}

@@ -1,0 +1,139 @@
+"""The contract as JSON Schema (2020-12), made from the message types, so that it cannot say anything else."""
+
+import inspect
+from typing import Any, Final
+
+import msgspec
+
+from jido_nats.core import commands, subjects
+from jido_nats.core.events import Event
+from jido_nats.core.lifecycle import TRANSITIONS
+from jido_nats.core.output import Output
+from jido_nats.core.session import SessionRecord
+from jido_nats.errors import COMMAND_ERRORS, CommandError
+from jido_nats.store.leases import ManagerInfo
+
+DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+CONTRACT_VERSION: Final = "1.0.0"
+EVENTS: Final = Event.__args__
+OUTPUTS: Final = Output.__args__
+_ERROR_KINDS: Final[list[type[CommandError]]] = [CommandError, *COMMAND_ERRORS]
+ERRORS: Final = {kind.code: kind.status for kind in _ERROR_KINDS}
+DESCRIPTION: Final = (
+    "Every event, command, reply and stored value of a jido_nats session manager. "
+    "Readers ignore fields and event types that they do not know; unknown fields of a request are refused. "
+    "This is the JSON; in MessagePack (application/msgpack) the fields are the same, and times are its timestamps "
+    "(extension type -1)."
+)
+KINDS: Final = (
+    *EVENTS,
+    *OUTPUTS,
+    SessionRecord,
+    ManagerInfo,
+    commands.Empty,
+    commands.CreateRequest,
+    commands.ListRequest,
+    commands.TerminateRequest,
+    commands.HistoryRequest,
+    commands.SendRequest,
+    commands.CreateReply,
+    commands.ListReply,
+    commands.HistoryReply,
+    commands.SendReply,
+    commands.ErrorReply,
+)
+
+_SESSION_ID: Final = {"pattern": "^[A-Za-z0-9_-]{1,64}$"}
+_TIME: Final = {"format": "date-time", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)$"}
+_COUNT: Final = {"minimum": 0}
+_LIMIT: Final = {"minimum": 0, "maximum": commands.LIMIT_MAX_S}
+# What the code checks, or promises, beyond the types: by field and type.
+_FIELDS: Final[dict[tuple[str, str], dict[str, Any]]] = {
+    ("session_id", "string"): _SESSION_ID,
+    ("cursor", "string"): _SESSION_ID,
+    ("next_cursor", "string"): _SESSION_ID,
+    ("created_at", "string"): _TIME,
+    ("updated_at", "string"): _TIME,
+    ("started_at", "string"): _TIME,
+    ("version", "integer"): {"minimum": 1},
+    ("number", "integer"): {"minimum": 1},
+    ("role", "string"): {"minLength": 1, "maxLength": commands.ROLE_LENGTH_MAX},
+    ("message_id", "string"): {"minLength": 1, "maxLength": commands.MESSAGE_ID_LENGTH_MAX},
+    ("idle_after_s", "number"): _LIMIT,
+    ("idle_timeout_s", "number"): _LIMIT,
+    ("max_lifetime_s", "number"): _LIMIT,
+    ("next", "integer"): {"minimum": 1},
+    ("after", "integer"): _COUNT,
+    ("position", "integer"): _COUNT,
+    ("sessions", "integer"): _COUNT,
+    ("code", "string"): {"examples": sorted(ERRORS)},
+}
+_FIELDS_OF: Final[dict[str, dict[str, dict[str, Any]]]] = {
+    "ListRequest": {"limit": {"minimum": 1, "maximum": commands.LIST_LIMIT_MAX}},
+    "HistoryRequest": {"limit": {"minimum": 1, "maximum": commands.HISTORY_LIMIT_MAX}},
+    "TerminateRequest": {"detail": {"maxLength": commands.DETAIL_LENGTH_MAX}},
+    "SessionCreated": {"version": {"const": 1}},
+}
+_DESCRIPTIONS: Final = {
+    "Status": "Where a session stands; `x-may-become` says what may follow.",
+    "SessionRecord": f"The whole value of a session, as the bucket {subjects.SESSIONS_BUCKET} holds it.",
+}
+
+
+def document() -> dict[str, Any]:
+    """The whole contract as one JSON Schema, each message under `$defs`."""
+    return {
+        "$schema": DIALECT,
+        "$id": f"urn:jido-nats:contract:{CONTRACT_VERSION}",
+        "title": "jido_nats",
+        "description": DESCRIPTION,
+        "$defs": definitions("#/$defs/"),
+    }
+
+
+def definitions(prefix: str) -> dict[str, Any]:
+    """Every message by its name; references to others begin with `prefix`."""
+    _, components = msgspec.json.schema_components(KINDS, ref_template=prefix + "{name}")
+    for name, component in components.items():
+        _complete(name, component)
+    mine = {"Event": _event(prefix), "Output": _output(prefix)} | components
+    mine["HistoryReply"]["properties"]["events"]["items"] = {"$ref": f"{prefix}Event"}
+    mine["Status"]["x-may-become"] = {status: sorted(targets) for status, targets in TRANSITIONS.items()}
+    return {name: mine[name] for name in sorted(mine)}
+
+
+def _event(prefix: str) -> dict[str, Any]:
+    return {
+        "title": "Event",
+        "description": "One event; `type` says which. Ignore a `type` that is not here.",
+        "oneOf": [{"$ref": f"{prefix}{kind.__name__}"} for kind in EVENTS],
+    }
+
+
+def _output(prefix: str) -> dict[str, Any]:
+    return {
+        "title": "Output",
+        "description": "What a worker says or is told; `type` says which. Ignore a `type` that is not here.",
+        "oneOf": [{"$ref": f"{prefix}{kind.__name__}"} for kind in OUTPUTS],
+    }
+
+
+def _complete(name: str, component: dict[str, Any]) -> None:
+    """Say what msgspec's schema leaves open."""
+    component["description"] = _DESCRIPTIONS.get(name) or inspect.cleandoc(component["description"])
+    if "properties" not in component:
+        return
+    component.setdefault("additionalProperties", True)
+    for field, schema in component["properties"].items():
+        if field == "type":
+            schema["const"] = schema.pop("enum")[0]
+            continue
+        typed = _typed(schema)
+        typed.update(_FIELDS.get((field, typed.get("type", "")), {}))
+        typed.update(_FIELDS_OF.get(name, {}).get(field, {}))
+
+
+def _typed(schema: dict[str, Any]) -> dict[str, Any]:
+    """Of a schema that also allows null, the part that does not."""
+    parts: list[dict[str, Any]] = schema.get("anyOf", [schema])
+    return next(part for part in parts if part != {"type": "null"})

@@ -1,0 +1,1 @@
+"""The dashboard: a page and its server."""

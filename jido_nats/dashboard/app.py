@@ -1,0 +1,246 @@
+"""The dashboard's HTTP: the page, snapshots, streams and commands."""
+
+import asyncio
+import contextlib
+import hashlib
+import importlib.resources
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from jido_nats.client.client import Client
+from jido_nats.core import codec, commands, subjects
+from jido_nats.dashboard.access import Guard, refusal
+from jido_nats.dashboard.event_feed import Feed
+from jido_nats.dashboard.output_feed import said_in
+from jido_nats.dashboard.session_page import life_of
+from jido_nats.dashboard.state import Board
+from jido_nats.errors import BadRequest, CommandError, JidoError, NotAllowed, NotFound, TooLarge, Unavailable
+
+BODY_BYTES_MAX: Final = 1024 * 1024
+LOAD_TIMEOUT_S: Final = 5.0
+SEND_TIMEOUT_S: Final = 10.0
+END_TIMEOUT_S: Final = 0.5
+STATIC_TYPES: Final = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+
+log = logging.getLogger(__name__)
+
+Answer = Callable[[Request], Awaitable[Response]]
+
+
+def build(pages: "Pages", *, host: str, port: int, token: str | None) -> ASGIApp:
+    """The ASGI application; `host` and `port` are where it listens."""
+    app = Starlette(routes=[Route(path, _answering(answer), methods=[m]) for m, path, answer in pages.routes()])
+    return Guard(app, host=host, port=port, token=token)
+
+
+class Pages:
+    """What is answered to each request; set `closing` to end every stream."""
+
+    def __init__(self, client: Client, board: Board, feed: Feed, *, read_only: bool) -> None:
+        self.closing = asyncio.Event()
+        self._client = client
+        self._board = board
+        self._feed = feed
+        self._read_only = read_only
+        self._static = _static_files()
+
+    def routes(self) -> list[tuple[str, str, Answer]]:
+        """(method, path, what answers)."""
+        return [
+            ("GET", "/", self.page),
+            ("GET", "/static/{name}", self.static),
+            ("GET", "/api/sessions", self.sessions),
+            ("GET", "/api/sessions/{session_id}", self.session),
+            ("GET", "/api/sessions/{session_id}/output", self.output),
+            ("GET", "/api/stream", self.stream),
+            ("POST", "/api/sessions", self.create),
+            ("POST", "/api/sessions/{session_id}/{verb}", self.command),
+        ]
+
+    async def page(self, request: Request) -> Response:
+        """The one page."""
+        return self._file("index.html", request)
+
+    async def static(self, request: Request) -> Response:
+        """A script, the style, the icon."""
+        return self._file(request.path_params["name"], request)
+
+    async def sessions(self, request: Request) -> Response:
+        """All sessions, in short, and the position behind which `/api/stream` goes on."""
+        if not await self._feed.loaded(LOAD_TIMEOUT_S):
+            raise Unavailable(self._feed.problem or "NATS has not yet said which sessions there are")
+        return _json({**self._board.snapshot(), "read_only": self._read_only})
+
+    async def session(self, request: Request) -> Response:
+        """One session in full: its record while there is one, and every event that the stream has of it."""
+        session_id = _session_id(request)
+        await self._feed.loaded(LOAD_TIMEOUT_S)
+        return _json(await life_of(self._client, self._board, session_id))
+
+    async def output(self, request: Request) -> Response:
+        """What a session's worker says, from the first that is kept on, then as it comes."""
+        return EventSource(said_in(self._client, _session_id(request), _position(request)), self.closing)
+
+    async def stream(self, request: Request) -> Response:
+        """Every event behind a position, as it comes."""
+        position = _position(request)
+        if position is None:
+            raise BadRequest("say where to begin: ?after=<the position of /api/sessions>")
+        return EventSource(self._feed.stream(position), self.closing)
+
+    async def create(self, request: Request) -> Response:
+        """Create a session; answers with its record."""
+        asked = await self._asked(request, commands.CreateRequest)
+        created = await self._client.create_session(**msgspec.structs.asdict(asked))
+        return _json(created, 201)
+
+    async def command(self, request: Request) -> Response:
+        """`idle`, `activate`, `terminate` or `send`; answers with what the manager answered."""
+        session_id, verb = _session_id(request), request.path_params["verb"]
+        match verb:
+            case "idle":
+                await self._asked(request, commands.Empty)
+                return _json(await self._client.idle_session(session_id))
+            case "activate":
+                await self._asked(request, commands.Empty)
+                return _json(await self._client.activate_session(session_id))
+            case "terminate":
+                ending = await self._asked(request, commands.TerminateRequest)
+                return _json(await self._client.terminate_session(session_id, detail=ending.detail))
+            case "send":
+                sent = await self._asked(request, commands.SendRequest)
+                return _json(
+                    await self._client.send_message(session_id, sent.role, sent.content, message_id=sent.message_id)
+                )
+        raise NotFound("there is no such command")
+
+    async def _asked(self, request: Request, kind: "type[codec.T]") -> "codec.T":
+        if self._read_only:
+            raise ReadOnly("this dashboard is read-only")
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > BODY_BYTES_MAX:
+                raise TooLarge(f"more than {BODY_BYTES_MAX} bytes")
+        try:
+            return codec.decode(body or b"{}", kind)
+        except codec.DecodeError as error:
+            raise BadRequest(str(error)) from error
+
+    def _file(self, name: str, request: Request) -> Response:
+        content = self._static.get(name)
+        if content is None:
+            raise NotFound("there is no such page")
+        etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        headers = {"ETag": etag, "Cache-Control": "no-cache"}
+        if request.headers.get("If-None-Match") == etag:
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=STATIC_TYPES[name.rpartition(".")[2]], headers=headers)
+
+
+class ReadOnly(CommandError):
+    """This dashboard changes nothing."""
+
+    status = 403
+    code = "read_only"
+
+
+class EventSource(Response):
+    """A stream of Server-Sent Events, until it ends, the browser goes or takes nothing more, or `closing` is set."""
+
+    def __init__(self, messages: AsyncGenerator[bytes, None], closing: asyncio.Event) -> None:
+        super().__init__(media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        del self.headers["Content-Length"]
+        self._messages = messages
+        self._closing = closing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        tasks = [asyncio.create_task(wait) for wait in (self._send(send), _left(receive), self._closed())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_TIMEOUT_S):
+                await send({"type": "http.response.body", "body": b""})
+
+    async def _send(self, send: Send) -> None:
+        try:
+            async with contextlib.aclosing(self._messages) as messages:
+                async for data in messages:
+                    if not data:
+                        continue
+                    async with asyncio.timeout(SEND_TIMEOUT_S):
+                        await send({"type": "http.response.body", "body": data, "more_body": True})
+        except TimeoutError:
+            log.info("a browser takes nothing any more")
+        except JidoError as error:
+            log.warning("a browser's stream ended", extra={"error": str(error)})
+        except Exception:
+            log.exception("a browser's stream failed")
+
+    async def _closed(self) -> None:
+        await self._closing.wait()
+
+
+def _answering(answer: Answer) -> Answer:
+    """The same, with errors answered as the API's are."""
+
+    async def answered(request: Request) -> Response:
+        try:
+            return await answer(request)
+        except CommandError as error:
+            return refusal(error.status, error.code, str(error), error.session_id)
+        except NotAllowed as error:
+            return refusal(403, "not_allowed", str(error))
+        except JidoError as error:
+            return refusal(503, "unavailable", str(error))
+        except Exception:
+            log.exception("a request failed", extra={"path": request.url.path})
+            return refusal(500, "internal", "a defect of the dashboard; its log says more")
+
+    return answered
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _session_id(request: Request) -> str:
+    return subjects.check_session_id(request.path_params["session_id"])
+
+
+def _position(request: Request) -> int | None:
+    """Where a stream goes on: a browser that comes back says it in a header, which wins."""
+    text = request.headers.get("Last-Event-ID") or request.query_params.get("after")
+    if text is None or text == "":
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise BadRequest("a position is a sequence of the stream")
+    return int(text)
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(codec.encode(value), status, media_type="application/json")
+
+
+def _static_files() -> dict[str, bytes]:
+    folder = importlib.resources.files("jido_nats.dashboard") / "static"
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}

@@ -1,0 +1,63 @@
+"""What one session's worker says and is told, as Server-Sent Events whose `id` is the output stream's sequence."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Final
+
+from jido_nats.client.client import Client
+from jido_nats.client.streams import OutputMessage
+from jido_nats.dashboard.event_feed import BEAT_S, RECONNECT
+from jido_nats.dashboard.state import message
+from jido_nats.errors import JidoError, PositionTooOld
+
+WAITING_MAX: Final = 1000
+
+
+async def said_in(client: Client, session_id: str, position: int | None) -> AsyncGenerator[bytes, None]:
+    """Everything kept behind `position` (None: from the first on), then as it comes; ephemeral output live only."""
+    waiting: asyncio.Queue[bytes] = asyncio.Queue(WAITING_MAX)
+
+    def on_output(heard: OutputMessage) -> None:
+        if getattr(heard.output, "ephemeral", False):
+            with contextlib.suppress(asyncio.QueueFull):  # it may be missed, by whoever is slow
+                waiting.put_nowait(message("output", heard.output))
+
+    yield RECONNECT
+    async with client.listen_output(session_id, on_output):
+        reading = asyncio.create_task(_read(client, session_id, position, waiting), name="dashboard: output")
+        try:
+            while not reading.done() or not waiting.empty():
+                yield await _next(waiting)
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+
+async def _read(client: Client, session_id: str, position: int | None, waiting: "asyncio.Queue[bytes]") -> None:
+    """Put in what is kept; what cannot be read is told as a `problem`."""
+    since: str | int = "all" if position is None else position + 1
+    try:
+        async with client.output(session_id=session_id, since=since) as outputs:
+            caught_up = False
+            while True:
+                if outputs.caught_up and not caught_up:
+                    caught_up = True
+                    await waiting.put(message("caught_up", {}))
+                kept = await anext(outputs)
+                await waiting.put(message("output", kept.output, kept.sequence))
+    except PositionTooOld:
+        await waiting.put(message("reset", {}))
+    except JidoError as error:
+        await waiting.put(message("problem", {"message": str(error)}))
+
+
+async def _next(waiting: "asyncio.Queue[bytes]") -> bytes:
+    try:
+        async with asyncio.timeout(BEAT_S):
+            found = [await waiting.get()]
+    except TimeoutError:
+        return message("beat", {})
+    while not waiting.empty():
+        found.append(waiting.get_nowait())
+    return b"".join(found)

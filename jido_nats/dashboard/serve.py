@@ -1,0 +1,106 @@
+"""The dashboard as a running thing: a client of NATS and an HTTP server in this event loop."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
+from typing import Final
+
+import uvicorn
+
+from jido_nats.broker.options import ConnectOptions
+from jido_nats.client.client import Client
+from jido_nats.dashboard.access import check_reach
+from jido_nats.dashboard.app import Pages, build
+from jido_nats.dashboard.event_feed import BEAT_S, Feed
+from jido_nats.dashboard.state import EVENTS_MAX, Board
+from jido_nats.errors import ConfigurationError
+
+POLL_S: Final = 0.01
+STOP_TIMEOUT_S: Final = 1
+
+
+@contextlib.asynccontextmanager
+async def dashboard(
+    connection: ConnectOptions,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    token: str | None = None,
+    read_only: bool = False,
+    beat_s: float = BEAT_S,
+    events_max: int = EVENTS_MAX,
+) -> AsyncIterator[str]:
+    """Serves inside the block, which is given the URL; leaving it ends every stream. `port` 0 takes a free one.
+
+    `beat_s`: how often a silent stream gives a sign of life. `events_max`: events kept ready for browsers that come
+    back; older ones are read from the stream.
+    Raises `ConfigurationError` (who could reach it needs a token; the port is taken) and `ServerUnusable`.
+    """
+    check_reach(host, token)
+    with _listening(host, port) as listener:
+        port = listener.getsockname()[1]
+        async with Client.connect(connection) as client:
+            board = Board(events_max=events_max)
+            async with Feed(client, board, beat_s=beat_s) as feed:
+                pages = Pages(client, board, feed, read_only=read_only)
+                app = build(pages, host=host, port=port, token=token)
+                async with _serving(_Server(_config(app)), listener):
+                    try:
+                        yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+                    finally:
+                        pages.closing.set()  # uvicorn waits for what is being answered
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which leaves signals to whoever runs it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _config(app: object) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="critical",  # what fails is logged where it is known
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=STOP_TIMEOUT_S,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _serving(server: uvicorn.Server, listener: socket.socket) -> AsyncIterator[None]:
+    serving = asyncio.create_task(server.serve(sockets=[listener]), name="dashboard: http")
+    try:
+        while not server.started and not serving.done():
+            await asyncio.sleep(POLL_S)
+        yield
+    finally:
+        server.should_exit = True
+        await asyncio.shield(serving)
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+    except OSError as error:
+        raise ConfigurationError(f"--host {host} cannot be used: {error.strerror or error}") from error
+    with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except (OSError, OverflowError) as error:
+            raise ConfigurationError(
+                f"port {port} on {host} cannot be used: {error}; choose another with --port"
+            ) from error
+        listener.setblocking(False)
+        yield listener

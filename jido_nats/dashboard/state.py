@@ -1,0 +1,179 @@
+"""What the dashboard knows, in memory: sessions, managers, rates, and the last events as they are sent.
+
+Nothing here awaits. `Feed` writes it from NATS; requests and streams read it.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from jido_nats.client.watch import ManagerLease, SessionChanged
+from jido_nats.core import codec
+from jido_nats.core.events import Event, SessionCreated, SessionTerminated
+from jido_nats.core.session import Reason, SessionRecord, Status
+
+EVENTS_MAX: Final = 10_000
+ENDED_MAX: Final = 5_000
+RATES_S: Final = 300
+CHUNK_BYTES_MAX: Final = 256 * 1024
+FAILURES: Final = frozenset({Reason.CRASHED, Reason.START_FAILED, Reason.OWNER_LOST})
+
+# A session's metadata may be 32 KiB; a row of the table shows and searches so much of it.
+ROW_PAIRS_MAX: Final = 20
+ROW_TEXT_MAX: Final = 200
+
+
+class Chunk(NamedTuple):
+    """Events as they are sent, and the sequence of the last one."""
+
+    data: bytes
+    position: int
+
+
+class Board:
+    """The sessions as of `position` in the event stream, and the events behind `floor` ready to be sent."""
+
+    def __init__(self, *, events_max: int = EVENTS_MAX) -> None:
+        self._events_max = events_max
+        self.loaded = False
+        self.generation = 0
+        self.position = 0
+        self.floor = 0
+        self.sessions: dict[str, SessionRecord] = {}
+        self.managers: dict[str, ManagerLease] = {}
+        self.rates = Rates()
+        self._ended: deque[str] = deque()
+        self._events: deque[tuple[int, bytes]] = deque()
+
+    def restart(self, records: Iterable[SessionRecord], position: int) -> None:
+        """Begin anew with a snapshot; who follows is told to take one too."""
+        self.generation += 1
+        self.loaded = True
+        self.position = self.floor = position
+        self.sessions = {record.session_id: record for record in records}
+        ended = [record for record in self.sessions.values() if record.status is Status.TERMINATED]
+        self._ended = deque(record.session_id for record in sorted(ended, key=lambda record: record.updated_at))
+        self._events.clear()
+        self.rates = Rates()
+        self._forget()
+
+    def apply(self, change: SessionChanged) -> None:
+        """Take in one event; events come in the order of their sequences."""
+        event, record, self.position = change
+        known = self.sessions.get(event.session_id)
+        if known is None or event.version > known.version:
+            self.sessions[event.session_id] = record
+        if isinstance(event, SessionTerminated):
+            self._ended.append(event.session_id)
+            self._forget()
+        self.rates.count(event)
+        self._events.append((change.position, change_message(change.position, event, record.owner)))
+        if len(self._events) > self._events_max:
+            self.floor = self._events.popleft()[0]
+
+    def behind(self, position: int) -> Chunk | None:
+        """The events behind `position`, some of them where they are many; None where they are no longer here."""
+        if position < self.floor:
+            return None
+        wanted: list[tuple[int, bytes]] = []
+        for sequence, data in reversed(self._events):
+            if sequence <= position:
+                break
+            wanted.append((sequence, data))
+        size, taken = 0, []
+        for sequence, data in reversed(wanted):
+            taken.append(data)
+            position, size = sequence, size + len(data)
+            if size > CHUNK_BYTES_MAX:
+                break
+        return Chunk(b"".join(taken), position)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that the page starts with; following goes on behind `position`."""
+        return {
+            "generation": self.generation,
+            "position": self.position,
+            "now": datetime.now(UTC),
+            "sessions": [row(record) for record in self.sessions.values()],
+            "managers": self.manager_rows(),
+            "rates": self.rates.rows(),
+        }
+
+    def manager_rows(self) -> list[dict[str, Any]]:
+        """The managers, the longest serving first."""
+        leases = sorted(self.managers.values(), key=lambda lease: lease.info.started_at)
+        return [
+            {**msgspec.structs.asdict(lease.info), "renewed_at": lease.renewed_at, "lease_s": lease.lease_s}
+            for lease in leases
+        ]
+
+    def _forget(self) -> None:
+        while len(self._ended) > ENDED_MAX:
+            self.sessions.pop(self._ended.popleft(), None)
+
+
+class Rates:
+    """How many events, and how many failures among them, there were in each of the last seconds."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, list[int]] = {}
+
+    def count(self, event: Event) -> None:
+        """Take in one event, in the second in which it happened."""
+        at = event.created_at if isinstance(event, SessionCreated) else event.updated_at
+        second = int(at.timestamp())
+        if second not in self._seconds:
+            self._forget()
+        counts = self._seconds.setdefault(second, [0, 0])
+        counts[0] += 1
+        counts[1] += isinstance(event, SessionTerminated) and event.reason in FAILURES
+
+    def rows(self) -> list[list[int]]:
+        """[second since 1970, events, failures] of the seconds that had any."""
+        self._forget()
+        return [[second, *counts] for second, counts in sorted(self._seconds.items())]
+
+    def _forget(self) -> None:
+        oldest = int(datetime.now(UTC).timestamp()) - RATES_S
+        self._seconds = {second: counts for second, counts in self._seconds.items() if second >= oldest}
+
+
+def row(record: SessionRecord) -> list[Any]:
+    """A session in the table."""
+    return [
+        record.session_id,
+        record.status,
+        record.version,
+        record.owner,
+        record.created_at,
+        record.updated_at,
+        brief(record.metadata),
+        record.reason,
+        record.error and record.error[:ROW_TEXT_MAX],
+    ]
+
+
+def brief(metadata: dict[str, Any]) -> dict[str, str]:
+    """Metadata as a row shows it: texts, cut off where they are long."""
+    return {key[:ROW_TEXT_MAX]: _text(value) for key, value in list(metadata.items())[:ROW_PAIRS_MAX]}
+
+
+def change_message(position: int, event: Event, owner: str) -> bytes:
+    """One event as it is sent; its `id` is its sequence in the stream."""
+    if isinstance(event, SessionCreated):
+        event = msgspec.structs.replace(event, metadata=dict(brief(event.metadata)))
+    return message("change", {"event": event, "owner": owner}, position)
+
+
+def message(name: str, data: object, position: int | None = None) -> bytes:
+    """A Server-Sent Event (WHATWG HTML, section 9.2); without a position the browser's last id stays."""
+    head = b"" if position is None else b"id: %d\n" % position
+    return b"%sevent: %s\ndata: %s\n\n" % (head, name.encode(), codec.encode(data))
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else codec.encode(value).decode()
+    return text if len(text) <= ROW_TEXT_MAX else f"{text[: ROW_TEXT_MAX - 1]}…"

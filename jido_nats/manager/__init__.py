@@ -1,0 +1,1 @@
+"""One manager of sessions: commands, changes, takeover, background tasks, metrics."""

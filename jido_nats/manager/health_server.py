@@ -1,0 +1,162 @@
+"""`/metrics` for Prometheus, `/livez` and `/readyz`, on a thread of their own.
+
+Every answer is made in the manager's event loop: a loop that does not answer within seconds is not alive.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from socketserver import ThreadingMixIn
+from typing import Any, Final, Self, TypeVar
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+from jido_nats.core.session import Status
+from jido_nats.errors import ConfigurationError
+from jido_nats.manager.metrics import BOUNDS_S, Durations, Stats
+
+ANSWER_TIMEOUT_S: Final = 2.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One manager's state, as it is told."""
+
+    manager_id: str
+    version: str
+    sessions: dict[Status, int]
+    stats: Stats
+    lease_age_s: float
+    reconnects: int
+    # What keeps it from being ready; empty where it is.
+    troubles: list[str]
+
+
+class Monitoring:
+    """An HTTP server over snapshots of a manager; use it as `with`."""
+
+    def __init__(self, snapshot: Callable[[], Snapshot], *, host: str, port: int) -> None:
+        """`port` 0 takes any; `.port` says which. Raises `ConfigurationError` where it cannot listen there."""
+        try:
+            from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+        except ImportError as error:
+            raise ConfigurationError("metrics need a package: pip install 'jido_nats[metrics]'") from error
+        self._content_type = CONTENT_TYPE_LATEST
+        self._generate = generate_latest
+        self._snapshot = snapshot
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._server = make_server(host, port, self._answer, server_class=_Server, handler_class=_QuietHandler)
+        except OSError as error:
+            raise ConfigurationError(f"metrics cannot be served on {host}:{port}: {error.strerror or error}") from error
+        self.port = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, name="jido_nats metrics", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _answer(self, environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        status, kind, body = self._page(environment)
+        start(status, [("Content-Type", kind), ("Content-Length", str(len(body))), ("Cache-Control", "no-store")])
+        return [body]
+
+    def _page(self, environment: WSGIEnvironment) -> tuple[str, str, bytes]:
+        text = "text/plain; charset=utf-8"
+        if environment["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            return "405 Method Not Allowed", text, b"only GET\n"
+        path = environment.get("PATH_INFO", "")
+        if path not in ("/metrics", "/livez", "/readyz"):
+            return "404 Not Found", text, b"there are /metrics, /livez and /readyz\n"
+        try:
+            snapshot = self._in_loop(self._snapshot)
+            if path == "/metrics":
+                return "200 OK", self._content_type, self._in_loop(lambda: self._generate(_Collector(snapshot)))
+        except TimeoutError:
+            return "503 Service Unavailable", text, b"the manager's event loop does not answer\n"
+        if path == "/readyz" and snapshot.troubles:
+            return "503 Service Unavailable", text, "".join(f"{trouble}\n" for trouble in snapshot.troubles).encode()
+        return "200 OK", text, b"ok\n"
+
+    def _in_loop(self, work: Callable[[], T]) -> T:
+        async def run() -> T:
+            return work()
+
+        future = asyncio.run_coroutine_threadsafe(run(), self._loop)
+        return future.result(timeout=ANSWER_TIMEOUT_S)
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    request_queue_size = 16
+
+
+class _QuietHandler(WSGIRequestHandler):
+    timeout = 5
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """A scrape every few seconds is no news."""
+
+
+class _Collector:
+    """A snapshot in Prometheus' words; the one registry of a scrape."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Any]:
+        """Every metric there is."""
+        from prometheus_client.metrics_core import CounterMetricFamily as Counter
+        from prometheus_client.metrics_core import GaugeMetricFamily as Gauge
+
+        now, stats = self._snapshot, self._snapshot.stats
+        info = Gauge("jido_manager_info", "This manager; always 1.", labels=["manager_id", "version"])
+        info.add_metric([now.manager_id, now.version], 1)
+        yield info
+        sessions = Gauge("jido_sessions", "Sessions that this manager runs.", labels=["status"])
+        for status in Status:
+            sessions.add_metric([status], now.sessions.get(status, 0))
+        yield sessions
+        transitions = Counter(
+            "jido_transitions", "Changes of a session's status, told and stored.", labels=["from", "to", "reason"]
+        )
+        for labels, number in stats.transitions.items():
+            transitions.add_metric(labels, number)
+        yield transitions
+        yield _durations(stats.commands)
+        errors = Counter("jido_command_errors", "Commands answered with an error.", labels=["verb", "code"])
+        for answered, number in stats.command_errors.items():
+            errors.add_metric(answered, number)
+        yield errors
+        yield Counter("jido_events_published", "Events that were stored.", value=stats.events_published)
+        yield Gauge(
+            "jido_events_unpublished",
+            "Versions of sessions that are committed and whose events are not all stored yet.",
+            value=stats.versions_unpublished,
+        )
+        yield Gauge(
+            "jido_lease_age_seconds",
+            "Since the last renewal of the manager's lease that was acknowledged.",
+            value=now.lease_age_s,
+        )
+        yield Counter("jido_takeovers", "Sessions taken over from managers that were gone.", value=stats.takeovers)
+        yield Counter("jido_reconnects", "Connections to NATS that were made anew.", value=now.reconnects)
+
+
+def _durations(commands: dict[str, Durations]) -> Any:
+    from prometheus_client.metrics_core import HistogramMetricFamily
+
+    family = HistogramMetricFamily("jido_command_seconds", "From a command to its answer.", labels=["verb"])
+    bounds = [*map(str, BOUNDS_S), "+Inf"]
+    for verb, durations in commands.items():
+        buckets = list(zip(bounds, accumulate(durations.counts), strict=True))
+        family.add_metric([verb], buckets, durations.sum_s)
+    return family

@@ -1,0 +1,194 @@
+"""What workers say, on its way to the stream: in order for each session, many in flight, none waiting for a record.
+
+A message whose fate is unknown is sent again with its id; after a change of the stream's leader a few may be stored
+out of order, or, when the server was away for longer than its duplicate window, twice: `number` says so to readers.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, NamedTuple
+
+from jido_nats import trace
+from jido_nats.core.output import Output, Said, said
+from jido_nats.errors import BrokerError, JidoError, NotSent, TooLarge
+from jido_nats.store.output_log import OutputLog
+
+WAITING_MAX: Final = 256
+BYTES_MAX: Final = 64 * 1024 * 1024
+IN_FLIGHT_MAX: Final = 16
+RETRY_WAIT_S: Final = 0.1
+RETRY_WAIT_MAX_S: Final = 2.0
+REFUSED_MAX: Final = 100
+
+log = logging.getLogger(__name__)
+
+
+Refuse = Callable[[int, JidoError], None]
+"""Told of a message, by its number, that is given up."""
+
+
+class Item(NamedTuple):
+    """One output, ready to be sent."""
+
+    said: Said
+    payload: bytes
+    headers: dict[str, str]
+
+
+class Lane:
+    """The output of one session. `kept` and `ephemeral` are the numbers of its last ones."""
+
+    __slots__ = ("_flushed", "_outbox", "_refused", "_stored", "_task", "_waiting", "ephemeral", "kept", "moved")
+
+    def __init__(self, outbox: "Outbox") -> None:
+        self._outbox = outbox
+        self.kept = 0
+        self.ephemeral = 0
+        self._stored = 0
+        self._refused: dict[int, JidoError] = {}
+        self._flushed = 0
+        self._waiting: deque[Item] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self.moved = asyncio.Event()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more may be pushed without waiting."""
+        return len(self._waiting) < WAITING_MAX and self._outbox.bytes_waiting < BYTES_MAX
+
+    async def wait_moved(self) -> None:
+        """Return when some of it is stored, or soon: another lane may have made room."""
+        self.moved.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RETRY_WAIT_S):
+                await self.moved.wait()
+
+    def push(self, output: Output) -> None:
+        """Send a kept output behind those that wait; its number has to be the next. Raises `TooLarge`."""
+        assert output.number == self.kept + 1, "in order"
+        item = self._outbox.item(output)
+        self.kept += 1
+        self._waiting.append(item)
+        self._outbox.bytes_waiting += len(item.payload)
+        if self._task is None:
+            self._task = self._outbox.start(self._send(), output.session_id)
+
+    async def stored(self, number: int) -> None:
+        """Return when all kept output up to `number` is stored; raises why that one cannot be."""
+        await self._sent(number)
+        if (error := self._refused.get(number)) is not None:
+            raise error
+
+    async def flushed(self) -> None:
+        """Return when all kept output is stored; raises why some of it, since the last flush, cannot be."""
+        since, self._flushed = self._flushed, self.kept
+        await self._sent(self.kept)
+        for number, error in self._refused.items():
+            if number > since:
+                raise error
+
+    def refuse(self, number: int, error: JidoError) -> None:
+        """One of its messages is given up."""
+        self._refused[number] = error
+        if len(self._refused) > REFUSED_MAX:
+            del self._refused[min(self._refused)]
+
+    async def _sent(self, number: int) -> None:
+        """Return when everything up to `number` is stored or given up."""
+        while self._stored < number:
+            self.moved.clear()
+            await self.moved.wait()
+
+    async def _send(self) -> None:
+        try:
+            while self._waiting:
+                batch = list(itertools.islice(self._waiting, IN_FLIGHT_MAX))
+                await self._outbox.store(batch, self.refuse)
+                for item in batch:
+                    self._waiting.popleft()
+                    self._outbox.bytes_waiting -= len(item.payload)
+                self._stored = batch[-1].said.output.number
+                self.moved.set()
+        finally:
+            self._task = None
+
+
+class Outbox:
+    """All lanes of one manager."""
+
+    def __init__(self, output_log: OutputLog, message_bytes_max: int) -> None:
+        self._log = output_log
+        self._message_bytes_max = message_bytes_max
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.bytes_waiting = 0
+
+    def lane(self) -> Lane:
+        """A new session's lane."""
+        return Lane(self)
+
+    def item(self, output: Output) -> Item:
+        """The output as it is sent; `TooLarge` where it is."""
+        message = said(output)
+        payload = self._log.encode(message)
+        bytes_max = min(self._message_bytes_max, self._log.payload_bytes_max)
+        if len(payload) > bytes_max:
+            raise TooLarge(
+                f"the output is {len(payload)} bytes, at most {bytes_max} are taken: keep it elsewhere and say where",
+                session_id=output.session_id,
+            )
+        return Item(message, payload, trace.headers(trace.CURRENT.get()))
+
+    async def tell(self, item: Item) -> None:
+        """Let an ephemeral output be heard; without a connection nobody hears it."""
+        with contextlib.suppress(NotSent):
+            await self._log.tell(item.said, item.payload, item.headers)
+
+    def start(self, work: Coroutine[Any, Any, None], session_id: str) -> "asyncio.Task[None]":
+        """Send what waits in a lane."""
+        task = asyncio.create_task(work, name=f"output of {session_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._on_end)
+        return task
+
+    async def store(self, batch: list[Item], refuse: Refuse) -> None:
+        """Store all of them, however long it takes; `refuse` is told of what the server will never take."""
+        wait_s = RETRY_WAIT_S
+        while batch := await self._try(batch, refuse):
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, RETRY_WAIT_MAX_S)
+
+    async def close(self, timeout_s: float) -> int:
+        """Wait for what is on its way, at most `timeout_s`; how many lanes were given up."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=timeout_s)
+        left = list(self._tasks)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        return len(left)
+
+    def _on_end(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("output was lost", exc_info=error, extra={"task": task.get_name()})
+
+    async def _try(self, batch: list[Item], refuse: Refuse) -> list[Item]:
+        """Those that are not known to be stored."""
+        results = await asyncio.gather(*(self._log.store(*item) for item in batch), return_exceptions=True)
+        left = []
+        for item, result in zip(batch, results, strict=True):
+            if isinstance(result, BrokerError):
+                left.append(item)
+            elif isinstance(result, JidoError):
+                log.error(
+                    "an output cannot be stored",
+                    extra={"session_id": item.said.output.session_id, "error": str(result)},
+                )
+                refuse(item.said.output.number, result)
+            elif result is not None:
+                raise result
+        return left

@@ -1,0 +1,175 @@
+"""The request-reply API: requests decoded and checked, verbs called, replies and errors encoded.
+
+It knows no session: the manager gives it one function for each verb. A request is answered in the encoding
+it came in.
+"""
+
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from jido_nats import trace
+from jido_nats.broker.micro import Endpoint, Endpoints, Reply, Request
+from jido_nats.core import codec, subjects
+from jido_nats.core.codec import DecodeError, Encoding
+from jido_nats.core.commands import (
+    CreateRequest,
+    Empty,
+    ErrorDetail,
+    ErrorReply,
+    HistoryRequest,
+    ListRequest,
+    SendRequest,
+    TerminateRequest,
+)
+from jido_nats.core.settings import Settings
+from jido_nats.errors import BadRequest, CommandError, InternalError, JidoError, Overloaded, TooLarge, Unavailable
+from jido_nats.manager.forwarding import is_late
+from jido_nats.manager.metrics import Stats
+
+SERVICE_NAME: Final = "jido-session-manager"
+ERROR_TEXT_MAX: Final = 300
+
+log = logging.getLogger(__name__)
+
+Verb = Callable[..., Awaitable[msgspec.Struct]]
+"""(session id or "", request, passed_on: by another manager) to reply; raises `CommandError`."""
+
+
+class _Api(NamedTuple):
+    subject: str
+    request: type[Any]
+
+
+API: Final[dict[str, _Api]] = {
+    "create": _Api(subjects.CREATE, CreateRequest),
+    "get": _Api(subjects.all_commands("get"), Empty),
+    "list": _Api(subjects.LIST, ListRequest),
+    "terminate": _Api(subjects.all_commands("terminate"), TerminateRequest),
+    "history": _Api(subjects.all_commands("history"), HistoryRequest),
+    "idle": _Api(subjects.all_commands("idle"), Empty),
+    "activate": _Api(subjects.all_commands("activate"), Empty),
+    "send": _Api(subjects.all_commands("send"), SendRequest),
+}
+
+
+class Service:
+    """The API over a manager's verbs, as a NATS micro service; commands that other managers pass on as well."""
+
+    def __init__(
+        self, endpoints: Endpoints, settings: Settings, manager_id: str, verbs: Mapping[str, Verb], stats: Stats
+    ) -> None:
+        self._endpoints = endpoints
+        self._settings = settings
+        self._manager_id = manager_id
+        self._verbs = verbs
+        self._stats = stats
+
+    async def start(self) -> None:
+        """Take requests."""
+        public = [Endpoint(verb, api.subject, partial(self._handle, verb)) for verb, api in API.items()]
+        self._create_endpoint = next(endpoint for endpoint in public if endpoint.name == "create")
+        forwarded = Endpoint("forwarded", subjects.all_forwarded(self._manager_id), self._handle_forwarded, queue="")
+        await self._endpoints.start(public, [forwarded])
+
+    async def take_creates(self, wanted: bool) -> None:
+        """Be in the queue group for `create`, or leave it to the other managers."""
+        if wanted:
+            await self._endpoints.open(self._create_endpoint)
+        else:
+            await self._endpoints.shut(self._create_endpoint)
+
+    async def stop(self) -> None:
+        """Take no more, and answer what is under way."""
+        await self._endpoints.stop(self._settings.command_timeout_s)
+
+    async def _handle_forwarded(self, request: Request) -> Reply:
+        verb = request.subject.split(".")[-2]
+        if verb not in self._verbs or is_late(request.headers):
+            late = Unavailable("not done: it came too late, or this manager does not know it")
+            return error_reply(late, Encoding.JSON, subjects.session_of(request.subject))
+        return await self._handle(verb, request, passed_on=True)
+
+    async def _handle(self, verb: str, request: Request, *, passed_on: bool = False) -> Reply:
+        started = time.perf_counter()
+        try:
+            return await self._answer(verb, request, passed_on=passed_on)
+        finally:
+            self._stats.commands[verb].add(time.perf_counter() - started)
+
+    async def _answer(self, verb: str, request: Request, *, passed_on: bool) -> Reply:
+        trace.CURRENT.set(trace.traceparent_in(request.headers))  # of this request's task
+        encoding = Encoding.JSON
+        about_one = passed_on or verb not in subjects.ABOUT_NO_SESSION
+        session_id = subjects.session_of(request.subject) if about_one else ""
+        try:
+            encoding = _encoding(request)
+            if about_one:
+                subjects.check_session_id(session_id)
+            command = self._decode(verb, request, encoding)
+            answer = await self._verbs[verb](session_id, command, passed_on=passed_on)
+            return Reply(codec.encode(answer, encoding), encoding.content_type)
+        except CommandError as error:
+            answered = error
+        except Exception as error:
+            answered = _hide(error, request)
+        self._stats.command_errors[verb, answered.code] += 1
+        return error_reply(answered, encoding, session_id)
+
+    def _decode(self, verb: str, request: Request, encoding: Encoding) -> Any:
+        size = len(request.data)
+        if size > self._settings.request_bytes_max:
+            raise TooLarge(f"the request is {size} bytes, at most {self._settings.request_bytes_max} are taken")
+        kind = API[verb].request
+        try:
+            if not request.data:
+                return codec.decode(b"{}", kind)
+            return codec.decode(request.data, kind, encoding)
+        except DecodeError as error:
+            raise BadRequest(f"the request is not a valid {verb} command in {encoding}: {error}") from error
+
+
+def overloaded(request: Request) -> Reply:
+    """The answer to a request beyond the commands that may be in flight."""
+    return error_reply(Overloaded("too many commands are in flight; ask again later"), Encoding.JSON, "")
+
+
+def too_large(request: Request) -> Reply:
+    """The answer in the place of one that the server would not take."""
+    error = TooLarge("the answer is larger than the server's max_payload: ask for less")
+    return error_reply(error, _encoding(request), subjects.session_of(request.subject))
+
+
+def error_reply(error: CommandError, encoding: Encoding, session_id: str) -> Reply:
+    """An error as its two headers and its body."""
+    about = error.session_id or (session_id if subjects.is_token(session_id) else None)
+    body = ErrorReply(ErrorDetail(error.code, str(error), about))
+    return Reply(codec.encode(body, encoding), encoding.content_type, (error.status, _one_line(str(error))))
+
+
+def _encoding(request: Request) -> Encoding:
+    content_type = next((value for name, value in request.headers.items() if name.lower() == "content-type"), None)
+    try:
+        return codec.encoding_of(content_type)
+    except DecodeError as error:
+        raise BadRequest(str(error)) from error
+
+
+def _hide(error: Exception, request: Request) -> CommandError:
+    """What may be told of an error that is not the caller's: the log has the rest."""
+    if isinstance(error, JidoError):
+        log.warning("a command could not be carried out", extra={"subject": request.subject, "error": repr(error)})
+        return Unavailable("the manager cannot do this now; ask again with the same session id")
+    number = secrets.token_hex(4)
+    log.error("a command failed", exc_info=error, extra={"subject": request.subject, "error_id": number})
+    return InternalError(f"a defect of the manager; its log has it under {number}")
+
+
+def _one_line(text: str) -> str:
+    """A header's value: ASCII, one line."""
+    return " ".join(text.encode("ascii", "replace").decode().split())[:ERROR_TEXT_MAX]

@@ -1,0 +1,247 @@
+"""The sweep: sessions that a dead manager left are claimed, repaired and ended with `owner_lost`.
+
+An orphan is an unsealed record (a terminated one too) whose owner, or whose claimant, has no lease, or
+which this manager has let go of itself.
+Safe: the claim comes first, so whoever was wrongly thought dead can store nothing more, and what the look
+finds is all there is. Of several survivors the fence admits one. Its own death at any step leaves the same
+work for the next. Live: the sweep runs every third of a lease, and at once when a lease expires.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Collection, Coroutine, Iterable
+from datetime import datetime
+from typing import Any, Final
+
+from jido_nats.core import lifecycle, subjects
+from jido_nats.core.session import Reason, Status
+from jido_nats.errors import Fenced
+from jido_nats.manager.failpoints import reach
+from jido_nats.manager.writer import SessionWriter, WritePath
+from jido_nats.store.index import ClaimIndex, SessionIndex
+
+AT_ONCE: Final = 128
+JUDGE_POLL_S: Final = 0.5
+TELL_INTERVAL_S: Final = 3.0
+TOGETHER: Final = 4096
+ALL_SUBJECTS: Final = (subjects.EVENTS, subjects.ALL_SESSIONS, subjects.ALL_FENCES)
+
+log = logging.getLogger(__name__)
+
+
+class Sweeper:
+    """Ends what dead managers left. `may_judge`: whether this manager has been up long enough to tell."""
+
+    def __init__(
+        self,
+        path: WritePath,
+        index: SessionIndex,
+        claims: ClaimIndex,
+        *,
+        interval_s: float,
+        runs_here: Callable[[str], bool],
+        let_go: set[str],
+        may_judge: Callable[[], bool],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._path = path
+        self._index = index
+        self._interval_s = interval_s
+        self._runs_here = runs_here
+        self._let_go = let_go
+        self._may_judge = may_judge
+        self._now = now
+        self._claims = claims
+        self._nudge = asyncio.Event()
+        self._done = 0
+        # The sessions whose failure is in the log already.
+        self._failed: set[str] = set()
+
+    def nudge(self) -> None:
+        """Sweep soon: a lease has expired."""
+        self._nudge.set()
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        while True:
+            try:
+                async with asyncio.timeout(self._interval_s):
+                    await self._nudge.wait()
+            except TimeoutError:
+                pass
+            self._nudge.clear()
+            while not self._may_judge():
+                await asyncio.sleep(JUDGE_POLL_S)
+            await self.sweep()
+
+    async def sweep(self) -> None:
+        """Take over every orphan there is now."""
+        orphans = await self._orphans()
+        self._failed &= set(orphans)
+        if orphans:
+            log.warning("taking over sessions of managers that are gone", extra={"sessions": len(orphans)})
+        self._done = 0
+        telling = asyncio.create_task(self._tell(len(orphans)), name="takeover: tell")
+        try:
+            for begin in range(0, len(orphans), TOGETHER):
+                await self._take_over(orphans[begin : begin + TOGETHER])
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+
+    async def _tell(self, total: int) -> None:
+        """Say now and then how far a long sweep has come."""
+        while True:
+            await asyncio.sleep(TELL_INTERVAL_S)
+            log.warning("taking over sessions", extra={"done": self._done, "total": total})
+
+    async def _orphans(self) -> list[str]:
+        await self._path.registry.caught_up(self._index.position)
+        self._forget_settled_claims()
+        claimants = {claimant for _, claimant in self._claims.items()}
+        gone = {owner for owner in self._index.owners() | claimants if not await self._is_alive(owner)}
+        if not self._may_judge():  # NATS was away while this was read, and all leases have lapsed
+            return []
+        self._let_go -= {session_id for session_id in self._let_go if self._is_settled(session_id)}
+        orphans = {session_id for owner in gone for session_id in self._index.unsealed(owner)}
+        unfinished = gone | {self._path.manager_id}  # what this one claimed, and could not end, is no other manager's
+        orphans |= {session_id for session_id, claimant in self._claims.items() if claimant in unfinished}
+        orphans |= {session_id for session_id in self._let_go if self._is_left_behind(session_id)}
+        return sorted(session_id for session_id in orphans if not self._runs_here(session_id))
+
+    async def _is_alive(self, manager_id: str) -> bool:
+        return manager_id == self._path.manager_id or await self._path.is_alive(manager_id)
+
+    def _is_left_behind(self, session_id: str) -> bool:
+        """Whether a session that was let go of here, after a defect, is nobody else's."""
+        record = self._index.get(session_id)
+        return record is not None and not record.sealed and record.owner == self._path.manager_id
+
+    def _is_settled(self, session_id: str) -> bool:
+        record = self._index.get(session_id)
+        return record is not None and record.sealed
+
+    def _forget_settled_claims(self) -> None:
+        for session_id, _ in self._claims.items():
+            if self._runs_here(session_id):
+                continue
+            if self._index.get(session_id) is None or self._is_settled(session_id):
+                self._claims.forget(session_id)
+
+    async def _take_over(self, session_ids: list[str]) -> None:
+        """Claim all, then one look for all, then end them; the seals come last, since nobody waits for them."""
+        claimed: list[SessionWriter] = []
+        await self._side_by_side((session_id, self._claim(session_id, claimed)) for session_id in session_ids)
+        orphans = await self._read_again(claimed)
+        complete = await self._path.event_log.complete_among([writer.record for writer in orphans])
+        whole = [writer for writer in orphans if writer.record.session_id in complete]
+        broken = [writer for writer in orphans if writer.record.session_id not in complete]
+        stored = await self._look(broken)
+        ended: list[SessionWriter] = []
+        self._done += len(session_ids) - len(orphans)  # those are another's now, or settled
+        await self._side_by_side((w.record.session_id, self._end(w, None, ended)) for w in whole)
+        await self._side_by_side((w.record.session_id, self._end(w, stored, ended)) for w in broken)
+        await self._side_by_side((w.record.session_id, self._seal(w)) for w in ended)
+
+    async def _claim(self, session_id: str, claimed: list[SessionWriter]) -> None:
+        record = self._index.get(session_id)
+        if record is None:
+            return
+        writer = SessionWriter(self._path, record, 0, survivor=True)
+        try:
+            await writer.claim(unclaimed=self._claims.claimant(session_id) is None)
+        except Fenced as error:
+            log.info("another manager takes this session over", extra={"session_id": session_id, "why": str(error)})
+            return
+        claimed.append(writer)
+
+    async def _read_again(self, claimed: list[SessionWriter]) -> list[SessionWriter]:
+        """Those that are not settled meanwhile, with their records as they are behind the claims.
+
+        What the index has once it is where the bucket's leader is now is as good as reading each at the leader.
+        """
+        await self._path.registry.caught_up(self._index.position)
+        orphans: list[SessionWriter] = []
+
+        async def read(writer: SessionWriter) -> None:
+            entry = self._index.unsealed_entry(writer.record.session_id)
+            if await writer.reload() if entry is None else writer.adopt(entry):
+                self._path.stats.takeovers += 1
+                orphans.append(writer)
+
+        await self._side_by_side((w.record.session_id, read(w)) for w in claimed)
+        return orphans
+
+    async def _look(self, writers: list[SessionWriter]) -> Collection[str]:
+        """The ids of what is or was stored of these versions: nothing older than the claims can come any more."""
+        if not writers:
+            return frozenset()
+        after, until = min(w.record.after for w in writers), max(w.fence for w in writers)
+        found = await self._path.event_log.scan(ALL_SUBJECTS, after, until)
+        found |= await self._path.event_log.forgotten([writer.record for writer in writers], found)
+        reach("looked")
+        return found
+
+    async def _end(self, writer: SessionWriter, stored: Collection[str] | None, ended: list[SessionWriter]) -> None:
+        """`stored`: what a look found of its last version; None where all of it is stored."""
+        try:
+            if stored is not None:
+                await writer.publish(stored)
+            while not await self._terminate(writer):
+                if not await writer.reload():
+                    return
+                await writer.look_and_publish()
+        except Fenced as error:
+            extra = {"session_id": writer.record.session_id, "why": str(error)}
+            log.info("another manager takes this session over", extra=extra)
+            return
+        finally:
+            self._done += 1
+        ended.append(writer)
+
+    async def _terminate(self, writer: SessionWriter) -> bool:
+        """End the session, whose last version is all stored. False where its record was written meanwhile."""
+        record = writer.record
+        if record.status is Status.TERMINATED:
+            return True
+        changed, _ = lifecycle.transition(
+            record,
+            Status.TERMINATED,
+            at=self._now(),
+            reason=Reason.OWNER_LOST,
+            error=f"the manager {record.owner} is gone",
+            owner=self._path.manager_id,
+            after=self._path.event_log.acknowledged,
+        )
+        try:
+            await writer.commit(changed)
+        except Fenced:
+            return False
+        await writer.publish()
+        return True
+
+    async def _seal(self, writer: SessionWriter) -> None:
+        with contextlib.suppress(Fenced):  # else another has sealed it, or will
+            await writer.seal()
+
+    async def _side_by_side(self, works: Iterable[tuple[str, Coroutine[Any, Any, None]]]) -> None:
+        """All of them, `AT_ONCE` at a time; one that fails does not hold up the others."""
+        gate = asyncio.Semaphore(AT_ONCE)
+        async with asyncio.TaskGroup() as group:
+            for session_id, work in works:
+                try:
+                    await gate.acquire()
+                except asyncio.CancelledError:
+                    work.close()
+                    raise
+                task = group.create_task(self._guarded(session_id, work), name=f"takeover of {session_id}")
+                task.add_done_callback(lambda _: gate.release())
+
+    async def _guarded(self, session_id: str, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception:
+            if session_id not in self._failed:
+                self._failed.add(session_id)
+                log.exception("a session cannot be taken over; tried again", extra={"session_id": session_id})

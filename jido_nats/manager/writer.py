@@ -1,0 +1,184 @@
+"""How a session changes: commit, publish, seal, and claim-and-look as the one way out of every doubt.
+
+The argument (searched exhaustively in the design's model):
+* The commit is the moment a version is true. It is a compare-and-set on the record's revision, repeated with
+  the same bytes until there is an answer, so it happens at most once.
+* A version's messages are stored one by one, each asserting the session's fence, the copy on the session's
+  own subject last. A claim moves the fence; behind it nothing that was sent before can be stored, so what the
+  look finds up to the claim is all there is, and what is missing can be published without a repeat.
+* Only one version is open at a time, so repairing the last one repairs all.
+* Nothing rests on the duplicate window, or on clocks.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from jido_nats.core import subjects
+from jido_nats.core.session import SessionRecord, Status
+from jido_nats.core.subjects import Publication
+from jido_nats.errors import Conflict, Fenced, NotSent, OutcomeUnknown
+from jido_nats.manager.failpoints import reach
+from jido_nats.manager.metrics import Stats
+from jido_nats.store.event_log import UNCLAIMED, EventLog
+from jido_nats.store.records import Entry, Registry
+
+RETRY_WAIT_S: Final = 0.05
+RETRY_WAIT_MAX_S: Final = 2.0
+
+
+@dataclass(frozen=True)
+class WritePath:
+    """What every session of one manager is written with."""
+
+    manager_id: str
+    registry: Registry
+    event_log: EventLog
+    stats: Stats
+    # Whether this manager may write: its lease stands, and after a lapse its sessions were looked at again.
+    may_write: Callable[[], bool]
+    # Returns when it may.
+    wait_until_it_may: Callable[[], Awaitable[None]]
+    # Whether a manager has a lease, read at the leader.
+    is_alive: Callable[[str], Awaitable[bool]]
+
+
+class SessionWriter:
+    """One session's record and events, written by one manager, one version at a time."""
+
+    __slots__ = ("_path", "_unpublished", "fence", "lost", "record", "revision", "survivor")
+
+    def __init__(self, path: WritePath, record: SessionRecord, revision: int, *, survivor: bool = False) -> None:
+        self._path = path
+        self.record = record
+        self.revision = revision
+        self.fence = 0
+        self.survivor = survivor
+        self.lost = False
+        self._unpublished = False
+
+    async def commit(self, changed: SessionRecord) -> None:
+        """Make `changed` the truth; `Fenced` where another manager has written meanwhile."""
+        await self._may_write()
+        reach("before seal" if changed.sealed else "before commit")
+        try:
+            self.revision = await self._path.registry.write(changed, self.revision)
+        except Conflict:
+            entry = await self._path.registry.get(changed.session_id)
+            if entry.record != changed:
+                raise Fenced(f"the session {changed.session_id} was written by another manager") from None
+            self.revision = entry.revision
+        self.record = changed
+        if not changed.sealed:
+            self._unpublished = True
+            self._path.stats.versions_unpublished += 1
+        reach("sealed" if changed.sealed else "committed")
+
+    async def look_and_publish(self) -> None:
+        """`publish` what is missing: this manager has just claimed the session, and some of it may be stored."""
+        await self.publish(await self._look())
+
+    async def publish(self, stored: Collection[str] = frozenset()) -> None:
+        """Store every message that the record's version owes, each exactly once; `Fenced` where another claimed.
+
+        `stored`: the message ids that a look found.
+        """
+        try:
+            await self._publish_all(stored)
+        finally:
+            if self._unpublished:
+                self._unpublished = False
+                self._path.stats.versions_unpublished -= 1
+        self._count()
+
+    async def seal(self) -> None:
+        """Say that nothing will change any more, and let the record expire."""
+        await self.commit(msgspec.structs.replace(self.record, sealed=True))
+
+    async def claim(self, *, unclaimed: bool = False) -> None:
+        """Move the fence to this manager.
+
+        `unclaimed`: nobody is known to have claimed it, so that can be tried before it is read.
+        `Fenced`: another has claimed it. (A survivor goes on where that one has no lease any more.)
+        """
+        path, session_id = self._path, self.record.session_id
+        while True:
+            fence = UNCLAIMED if unclaimed else await path.event_log.fence(session_id)
+            unclaimed = False
+            if fence.manager_id is not None and fence.manager_id != path.manager_id:
+                if not self.survivor or await path.is_alive(fence.manager_id):
+                    raise Fenced(f"the session {session_id} was claimed by {fence.manager_id}")
+            await self._may_write()
+            reach("before claim")
+            try:
+                self.fence = await path.event_log.claim(session_id, path.manager_id, fence.sequence)
+                reach("claimed")
+                return
+            except (Conflict, OutcomeUnknown, NotSent):
+                await asyncio.sleep(RETRY_WAIT_S)
+
+    async def reload(self) -> bool:
+        """Read the record at the leader again; False where there is none or it is sealed: nothing is left to do."""
+        return self.adopt(await self._path.registry.get(self.record.session_id))
+
+    def adopt(self, entry: Entry) -> bool:
+        """Go on from this entry; False where there is no record or it is sealed: nothing is left to do."""
+        if entry.record is None or entry.record.sealed:
+            return False
+        self.record, self.revision = entry.record, entry.revision
+        return True
+
+    async def _publish_all(self, stored: Collection[str]) -> None:
+        wait_s = RETRY_WAIT_S
+        while True:
+            try:
+                await self._publish_missing(stored)
+                reach("published")
+                return
+            except (Conflict, OutcomeUnknown):
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, RETRY_WAIT_MAX_S)
+            await self.claim()
+            await self._check_unchanged()
+            stored = await self._look()
+
+    def _count(self) -> None:
+        record, stats = self.record, self._path.stats
+        stats.transitions[record.previous_status or "", record.status, record.reason or ""] += 1
+        stats.events_published += 2 if record.opening or record.status is Status.TERMINATED else 1
+        if record.opening:
+            stats.transitions["", Status.INITIALIZING, ""] += 1
+
+    async def _check_unchanged(self) -> None:
+        entry = await self._path.registry.get(self.record.session_id)
+        if entry.record != self.record:
+            raise Fenced(f"the session {self.record.session_id} was written by another manager")
+
+    async def _look(self) -> Collection[str]:
+        stored = await self._path.event_log.stored(self.record, self.fence)
+        reach("looked")
+        return stored
+
+    async def _publish_missing(self, stored: Collection[str]) -> None:
+        for number, publication in enumerate(subjects.publications(self.record), start=1):
+            if publication.message_id not in stored:
+                await self._publish_one(publication, f"before message {number}")
+
+    async def _publish_one(self, publication: Publication, place: str) -> None:
+        while True:
+            await self._may_write()
+            reach(place)
+            try:
+                await self._path.event_log.publish(publication, self.fence)
+                return
+            except NotSent:  # surely not stored: no doubt, only patience
+                await asyncio.sleep(RETRY_WAIT_S)
+
+    async def _may_write(self) -> None:
+        if not self._path.may_write():
+            await self._path.wait_until_it_may()
+        if self.lost:
+            raise Fenced(f"the session {self.record.session_id} was taken by another manager")

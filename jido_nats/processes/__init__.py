@@ -1,1 +1,0 @@
-"""Programs as workers: one process group for each session."""

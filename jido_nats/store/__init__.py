@@ -1,0 +1,1 @@
+"""What is stored, in our own words: records, events, output, leases, and indexes of them."""

@@ -1,0 +1,243 @@
+"""The stream of events: publish under a fence, claim and look, replay.
+
+The fence of a session is the last sequence on `jido.fence.<id>`, 0 until somebody claims. Every event is
+stored only while that is what its publisher believes, so after a claim nothing older can land, however late.
+"""
+
+import itertools
+import logging
+from collections.abc import Collection, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from jido_nats import trace
+from jido_nats.broker.connection import Connection
+from jido_nats.broker.consumer import (
+    Delivered,
+    OrderedConsumer,
+    Start,
+    decoded,
+    last_position,
+    stream_memory,
+    stream_state,
+)
+from jido_nats.broker.jetstream import (
+    CONTENT_TYPE,
+    EXPECTED_SEQUENCE,
+    EXPECTED_SUBJECT,
+    MESSAGE_ID,
+    NO_MESSAGE_FOUND,
+    JetStreamError,
+    api,
+    last_message,
+    settled,
+    store,
+)
+from jido_nats.core import codec, subjects
+from jido_nats.core.codec import Encoding
+from jido_nats.core.events import Event, SessionCreated, SessionStatus
+from jido_nats.core.session import SessionRecord, Status
+from jido_nats.core.subjects import Publication
+
+# How many subjects one consumer reads: its request has to fit into a message.
+FILTERS_MAX: Final = 500
+# How far before a session's second event its first is looked for, in messages: others' come in between.
+SEARCH_WINDOWS: Final = (256, 8192, 262_144)
+
+log = logging.getLogger(__name__)
+
+
+class Fence(NamedTuple):
+    """The last claim on a session: its sequence and who made it; sequence 0 and None where nobody has."""
+
+    sequence: int
+    manager_id: str | None
+
+
+UNCLAIMED: Final = Fence(0, None)
+
+
+class EventLog:
+    """The event stream, for managers."""
+
+    def __init__(self, connection: Connection, stream: str, encoding: Encoding) -> None:
+        self._connection = connection
+        self.stream = stream
+        self._encoding = encoding
+        # The highest sequence that any publish was acknowledged with: what is committed after lies behind it.
+        self.acknowledged = 0
+
+    async def publish(self, publication: Publication, fence: int) -> int:
+        """Store one message while the session's fence is `fence`; its sequence.
+
+        Raises `Conflict`, `OutcomeUnknown`: claim and look. `NotSent`: again.
+        """
+        headers = {
+            EXPECTED_SEQUENCE: str(fence),
+            EXPECTED_SUBJECT: subjects.fence(publication.event.session_id),
+            MESSAGE_ID: publication.message_id,
+            CONTENT_TYPE: self._encoding.content_type,
+        }
+        if publication.traceparent is not None:
+            headers[trace.HEADER] = publication.traceparent
+        data = codec.encode(publication.event, self._encoding)
+        sequence = await store(self._connection, publication.subject, data, headers)
+        self.acknowledged = max(self.acknowledged, sequence)
+        return sequence
+
+    async def fence(self, session_id: str) -> Fence:
+        """The fence as the stream's leader knows it."""
+        subject = subjects.fence(session_id)
+        message = await settled(self._connection, lambda: last_message(self._connection, self.stream, subject))
+        return Fence(0, None) if message is None else Fence(message.sequence, claimant(message.data))
+
+    async def claim(self, session_id: str, manager_id: str, expected: int) -> int:
+        """Move the fence from `expected`; the sequence of the claim. `Conflict`, `OutcomeUnknown`: read the fence."""
+        body = msgspec.json.encode({"manager": manager_id})
+        headers = {EXPECTED_SEQUENCE: str(expected)}
+        sequence = await store(self._connection, subjects.fence(session_id), body, headers)
+        self.acknowledged = max(self.acknowledged, sequence)
+        return sequence
+
+    async def remembers(self, session_id: str) -> bool:
+        """Whether the stream has any event on the session's own subject."""
+        return await self._last_id(session_id) is not None
+
+    async def is_complete(self, record: SessionRecord) -> bool:
+        """Whether all of the version is surely stored: its copy on the session's own subject comes last."""
+        return record.version > 1 and await self._last_id(record.session_id) == subjects.last_message_id(record)
+
+    async def complete_among(self, records: Collection[SessionRecord]) -> set[str]:
+        """The ids of those sessions whose version is surely all stored, in one reading.
+
+        A replica that is behind may miss some; what it shows is so.
+        """
+        last: dict[str, str | None] = {}
+        filters = [subjects.session(record.session_id) for record in records if record.version > 1]
+        for begin in range(0, len(filters), FILTERS_MAX):
+            some, start = filters[begin : begin + FILTERS_MAX], Start("last_per_subject")
+            async with OrderedConsumer(self._connection, self.stream, some, start, headers_only=True) as consumer:
+                while not consumer.caught_up:
+                    message = await consumer.next()
+                    last[subjects.session_of(message.subject)] = message.headers.get(MESSAGE_ID)
+        return {r.session_id for r in records if last.get(r.session_id) == subjects.last_message_id(r)}
+
+    async def stored(self, record: SessionRecord, claim: int) -> Collection[str]:
+        """The message ids, of those that the record's version owes, that are in the stream.
+
+        `claim`: the sequence of this manager's claim, where the look ends: nothing older can be stored any more.
+        """
+        owed = {publication.message_id for publication in subjects.publications(record)}
+        if await self.is_complete(record):
+            return owed
+        filters = [subjects.EVENTS, subjects.session(record.session_id), subjects.fence(record.session_id)]
+        found = await self.scan(filters, record.after, claim)
+        return owed & found
+
+    async def steps(self, session_id: str) -> list[SessionStatus]:
+        """Every `session_status` that is stored of a session, in order."""
+        subject = subjects.session(session_id)
+        until = await last_position(self._connection, self.stream, subject)
+        found: list[SessionStatus] = []
+        consumer = OrderedConsumer(self._connection, self.stream, [subject], Start("all"))
+        if not until:
+            return found
+        async with consumer:
+            while consumer.position < until:
+                event = event_in(await consumer.next())
+                if isinstance(event, SessionStatus):
+                    found.append(event)
+        return found
+
+    async def find_created(self, session_id: str) -> SessionCreated | None:
+        """The stored `session_created` of a session whose record has expired: searched for before its second event."""
+        first = await self._first(subjects.session(session_id))
+        if first is None:
+            return None
+        wanted = f"{session_id}.1.session_created"
+        for window in SEARCH_WINDOWS:
+            start = Start.at(first - window)
+            both = [subjects.EVENTS, subjects.session(session_id)]  # the second, so that the reading comes to `first`
+            async with OrderedConsumer(self._connection, self.stream, both, start) as consumer:
+                while consumer.position < first:
+                    message = await consumer.next()
+                    if message.headers.get(MESSAGE_ID) == wanted:
+                        event = event_in(message)
+                        return event if isinstance(event, SessionCreated) else None
+        return None
+
+    async def _first(self, subject: str) -> int | None:
+        """The sequence of the first message on a subject."""
+        request = {"seq": 1, "next_by_subj": subject}
+        try:
+            answer = await settled(
+                self._connection, lambda: api(self._connection, f"STREAM.MSG.GET.{self.stream}", request)
+            )
+        except JetStreamError as error:
+            if error.code == NO_MESSAGE_FOUND:
+                return None
+            raise
+        sequence: int = answer["message"]["seq"]
+        return sequence
+
+    async def scan(self, filters: Sequence[str], after: int, until: int) -> set[str]:
+        """The message ids stored behind `after`, up to `until` (a sequence on one of the subjects)."""
+        found: set[str] = set()
+        start = Start.at(min(after + 1, until))  # a stream that was made again, or restored, may be shorter than that
+        consumer = OrderedConsumer(self._connection, self.stream, filters, start, headers_only=True)
+        async with consumer:
+            while consumer.position < until:
+                message = await consumer.next()
+                if (message_id := message.headers.get(MESSAGE_ID)) is not None:
+                    found.add(message_id)
+        return found
+
+    async def forgotten(self, records: Collection[SessionRecord], found: Collection[str]) -> set[str]:
+        """The message ids that these records' versions owe, that a look did not find, and that retention has removed.
+
+        What is older than all that the stream still has was stored in its time, or its manager has been dead for as
+        long as the stream remembers. An end is told once more rather than not at all.
+        """
+        first, since = await stream_memory(self._connection, self.stream)
+        ids: set[str] = set()
+        for record in records:
+            if record.status is Status.TERMINATED or record.after + 1 >= first or record.updated_at >= since:
+                continue
+            owed = (publication.message_id for publication in subjects.publications(record))
+            ids.update(itertools.takewhile(lambda message_id: message_id not in found, owed))
+        return ids
+
+    async def last_sequence(self) -> int:
+        """The stream's last sequence, at its leader."""
+        return (await stream_state(self._connection, self.stream))[1]
+
+    async def last_claim(self) -> int:
+        """The sequence of the last claim on any session, at the leader; 0 where there is none."""
+        return await last_position(self._connection, self.stream, subjects.ALL_FENCES)
+
+    def follow_claims(self) -> OrderedConsumer:
+        """The last claim on every session that has one, then every new claim."""
+        return OrderedConsumer(self._connection, self.stream, [subjects.ALL_FENCES], Start("last_per_subject"))
+
+    async def _last_id(self, session_id: str) -> str | None:
+        subject = subjects.session(session_id)
+        message = await settled(self._connection, lambda: last_message(self._connection, self.stream, subject))
+        return None if message is None else message.headers.get(MESSAGE_ID, "")
+
+
+def event_in(message: Delivered) -> Event | None:
+    """The event that a stored message is; None for one of an unknown type and for what is no event (reported)."""
+    return decoded(message, codec.decode_event, "a message on an event subject is not an event, skipping it")
+
+
+def claimant(data: bytes) -> str:
+    """Who made a claim, from its payload."""
+    try:
+        return codec.decode(data, _Claim).manager
+    except codec.DecodeError:
+        return ""
+
+
+class _Claim(msgspec.Struct):
+    manager: str

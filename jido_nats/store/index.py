@@ -1,0 +1,158 @@
+"""Every session of the bucket, in memory: what `list` and the sweep stand on."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, Final
+
+from sortedcontainers import SortedList
+
+from jido_nats.core import codec
+from jido_nats.core.commands import ListReply, ListRequest, deterministic
+from jido_nats.core.session import SessionRecord, Status
+from jido_nats.store.position import Position
+from jido_nats.store.records import Entry
+
+# So many records are looked at before others may run.
+LOOK: Final = 1000
+
+
+class SessionIndex:
+    """The records as of `position`, in the bucket's stream."""
+
+    def __init__(self) -> None:
+        self.position = Position()
+        self._records: dict[str, SessionRecord] = {}
+        self._ids: SortedList[str] = SortedList()
+        self._living: SortedList[str] = SortedList()  # most records are of ended sessions; most lists are not
+        self._unsealed: defaultdict[str, set[str]] = defaultdict(set)
+        self._revisions: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[SessionRecord]:
+        return iter(self._records.values())
+
+    def apply(self, entry: Entry, *, own: bool = False) -> None:
+        """Take in one followed entry; entries come in the order of their revisions.
+
+        `own`: its writer, in this process, knows its revision, which is not kept here then.
+        """
+        before = self._records.get(entry.session_id)
+        if before is not None and (unsealed := self._unsealed.get(before.owner)) is not None:
+            unsealed.discard(entry.session_id)
+            if not unsealed:
+                del self._unsealed[before.owner]
+        self._revisions.pop(entry.session_id, None)
+        self._sort(entry, before)
+        if entry.record is None:
+            self._records.pop(entry.session_id, None)
+            return
+        self._records[entry.session_id] = entry.record
+        if not entry.record.sealed:
+            self._unsealed[entry.record.owner].add(entry.session_id)
+            if not own:
+                self._revisions[entry.session_id] = entry.revision
+
+    def _sort(self, entry: Entry, before: SessionRecord | None) -> None:
+        for ids, was, is_in in (
+            (self._ids, before is not None, entry.record is not None),
+            (self._living, _lives(before), _lives(entry.record)),
+        ):
+            if is_in and not was:
+                ids.add(entry.session_id)
+            elif was and not is_in:
+                ids.remove(entry.session_id)
+
+    def clear(self) -> None:
+        """Forget everything, before a new snapshot; a page that is being made goes on with what there was."""
+        self.position.restart()
+        self._records = {}
+        self._ids = SortedList()
+        self._living = SortedList()
+        self._unsealed.clear()
+        self._revisions.clear()
+
+    def unsealed_entry(self, session_id: str) -> Entry | None:
+        """The entry of a record that is not sealed, if the index has it with its revision."""
+        revision = self._revisions.get(session_id)
+        return None if revision is None else Entry(session_id, revision, self._records[session_id])
+
+    def get(self, session_id: str) -> SessionRecord | None:
+        """The record, if the index has it."""
+        return self._records.get(session_id)
+
+    def owners(self) -> set[str]:
+        """The managers that unsealed records name as their owners."""
+        return set(self._unsealed)
+
+    def unsealed(self, owner: str) -> list[str]:
+        """The ids of the unsealed records of one owner."""
+        return sorted(self._unsealed.get(owner, ()))
+
+    async def page(self, request: ListRequest, bytes_max: int) -> ListReply:
+        """The sessions that the request asks for, ordered by id, behind its cursor; of that size, or one."""
+        ended = request.include_terminated or request.status is Status.TERMINATED
+        records, ids = self._records, self._ids if ended else self._living
+        found: list[SessionRecord] = []
+        size, cursor = 0, request.cursor
+        while looked_at := list(islice(ids.irange(cursor, inclusive=(False, True)), LOOK)):
+            for record in map(records.__getitem__, looked_at):
+                if matches(record, request):
+                    size += len(codec.encode(record))
+                    if found and (len(found) == request.limit or size > bytes_max):
+                        return ListReply(sessions=found, next_cursor=found[-1].session_id)
+                    found.append(record)
+            cursor = looked_at[-1]
+            await asyncio.sleep(0)
+        return ListReply(sessions=found)
+
+
+class ClaimIndex:
+    """Who has claimed which session last, as of `position` in the event stream."""
+
+    def __init__(self) -> None:
+        self.position = Position()
+        self._claimants: dict[str, str] = {}
+
+    def apply(self, session_id: str, manager_id: str) -> None:
+        """Take in one followed claim."""
+        self._claimants[session_id] = manager_id
+
+    def clear(self) -> None:
+        """Forget everything, before a new snapshot."""
+        self.position.restart()
+        self._claimants.clear()
+
+    def forget(self, session_id: str) -> None:
+        """The session is settled: who claimed it matters no more."""
+        self._claimants.pop(session_id, None)
+
+    def claimant(self, session_id: str) -> str | None:
+        """The manager that claimed the session last, or None."""
+        return self._claimants.get(session_id)
+
+    def items(self) -> list[tuple[str, str]]:
+        """(session id, manager id) of every claim."""
+        return list(self._claimants.items())
+
+
+def _lives(record: SessionRecord | None) -> bool:
+    return record is not None and record.status is not Status.TERMINATED
+
+
+def matches(record: SessionRecord, request: ListRequest) -> bool:
+    """Whether a list that is asked for like this has the record."""
+    if request.status is not None:
+        if record.status is not request.status:
+            return False
+    elif record.status is Status.TERMINATED and not request.include_terminated:
+        return False
+    return all(key in record.metadata and _same(record.metadata[key], value) for key, value in request.metadata.items())
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether both are the same in JSON: Python's 1 equals True and 1.0, JSON's does not."""
+    return bool(one == other) and (isinstance(one, str) or deterministic(one) == deterministic(other))

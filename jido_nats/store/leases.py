@@ -1,0 +1,260 @@
+"""Who is alive: one entry with a TTL in `JIDO_MANAGERS` for each manager, which its manager renews.
+
+Safety does not rest on leases: whoever wrongly thinks another dead claims the session's fence first, and from
+then on nothing of the other's can be stored (see `write_path`). Leases say *when* to take over, and stop a
+manager that was frozen from answering for sessions that it may have lost.
+
+* The holder counts its lease from the moment it *sent* the last renewal that was acknowledged, so its own
+  deadline never lies behind the server's. The clock is one that runs while the machine sleeps.
+* Renewals run in a thread with an event loop and a connection of its own: a worker that blocks the manager's
+  loop does not cost the lease.
+* A renewal without an answer may still land: a refused compare-and-set means "read and compare", not "lost".
+* Live: a dead holder's entry expires on the server by itself, and its marker tells the others.
+* Window: between the server's expiry and the holder's own deadline passing there is none; between the
+  deadline and the next look at it there is one message in flight, which the fence refuses.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import socket
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+
+from jido_nats.broker.clock import boottime
+from jido_nats.broker.connection import Connection
+from jido_nats.broker.consumer import Delivered, OrderedConsumer, Start
+from jido_nats.broker.jetstream import EXPECTED_SEQUENCE, MARKER_REASON, MESSAGE_TTL, last_message, settled, store
+from jido_nats.broker.options import ConnectOptions
+from jido_nats.core import codec, subjects
+from jido_nats.errors import Conflict, JidoError, NotSent, OutcomeUnknown
+
+RENEWALS_PER_LEASE: Final = 3
+RETRY_WAIT_S: Final = 0.2
+MARKER_TTL_S: Final = 60
+START_TIMEOUT_S: Final = 10.0
+_SECONDS: Final = re.compile(r"\A(\d{1,9})s\Z")
+
+log = logging.getLogger(__name__)
+
+
+class ManagerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A lease's entry: what `nats kv get JIDO_MANAGERS <id>` shows an operator."""
+
+    manager_id: str
+    host: str
+    pid: int
+    started_at: datetime
+    version: str
+    sessions: int = 0
+    full: bool = False
+    # Whether it answers commands; one that is embedded need not.
+    serves: bool = True
+
+
+def describe(manager_id: str, version: str) -> ManagerInfo:
+    """This process, as its lease tells it."""
+    return ManagerInfo(
+        manager_id=manager_id,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        started_at=datetime.now(UTC),
+        version=version,
+    )
+
+
+class Lease:
+    """This manager's own lease, renewed in a thread of its own from `acquire` to `release`."""
+
+    def __init__(self, options: ConnectOptions, bucket: str, lease_s: int, info: Callable[[], ManagerInfo]) -> None:
+        self._options = options
+        self._bucket = bucket
+        self._lease_s = lease_s
+        self._info = info
+        self._manager_id = info().manager_id
+        self._deadline = 0.0
+        self._revision = 0
+        self.held_since: float | None = None
+        # Since when its renewals have come so often that others' could, too.
+        self.steady_since = 0.0
+        self._thread = threading.Thread(target=self._run, name=f"lease {self._manager_id}", daemon=True)
+        self._started: asyncio.Future[None] | None = None
+        self._home: asyncio.AbstractEventLoop | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._on_renewed: Callable[[], None] = lambda: None
+        self._released = False
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the sending of the last renewal that was acknowledged."""
+        return boottime() - (self._deadline - self._lease_s)
+
+    @property
+    def valid(self) -> bool:
+        """Whether the lease surely still stands, by this machine's clock."""
+        return boottime() < self._deadline
+
+    @property
+    def steady(self) -> bool:
+        """Whether the last renewal is so young that NATS cannot have been away for long enough to cost others theirs.
+
+        Who renews every third of the lease lapses only where NATS is away for the two thirds that are left.
+        """
+        return self.age_s <= self._lease_s / 2
+
+    async def acquire(self, on_renewed: Callable[[], None]) -> None:
+        """Make the entry and start renewing it; `on_renewed` is called in this loop when it was made anew."""
+        self._home = asyncio.get_running_loop()
+        self._started = self._home.create_future()
+        self._on_renewed = on_renewed
+        self._thread.start()
+        async with asyncio.timeout(START_TIMEOUT_S):
+            await asyncio.shield(self._started)
+
+    async def release(self) -> None:
+        """Take the entry away, so that nobody waits for it to expire; also while it is being acquired."""
+        self._released = True  # where the thread has no loop yet, it finds this
+        if self._loop is not None and self._stop is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            await asyncio.get_running_loop().run_in_executor(None, self._thread.join, START_TIMEOUT_S)
+        self._deadline = 0.0
+
+    def _run(self) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            asyncio.run(self._renew_for_ever())
+
+    async def _renew_for_ever(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        if self._released:
+            return
+        assert self._home is not None and self._started is not None
+        try:
+            connection = await Connection.open(self._options, f"jido-nats lease {self._manager_id}")
+        except JidoError as error:
+            self._home.call_soon_threadsafe(_fail, self._started, error)
+            return
+        try:
+            while not self._stop.is_set():
+                wait_s = self._lease_s / RENEWALS_PER_LEASE if await self._renew(connection) else RETRY_WAIT_S
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):
+                        await self._stop.wait()
+            await self._take_away(connection)
+        finally:
+            await connection.close()
+
+    async def _renew(self, connection: Connection) -> bool:
+        """One renewal, over the last revision; False where it has to be tried again, soon."""
+        sent_at = boottime()
+        headers = {EXPECTED_SEQUENCE: str(self._revision), MESSAGE_TTL: f"{self._lease_s}s"}
+        subject = subjects.key(self._bucket, self._manager_id)
+        timeout_s = min(2.0, self._lease_s / RENEWALS_PER_LEASE)
+        try:
+            self._revision = await store(connection, subject, codec.encode(self._info()), headers, timeout_s=timeout_s)
+        except Conflict:
+            await self._read_revision(connection)
+            return False
+        except (NotSent, OutcomeUnknown):
+            return False
+        anew, first = not self.valid, self.held_since is None
+        if not self.steady:
+            self.steady_since = boottime()
+        if anew:  # before the deadline: whoever sees a valid lease has to see that it is another one
+            self.held_since = boottime()
+        self._deadline = sent_at + self._lease_s
+        if anew:
+            self._tell_acquired(first)
+        return True
+
+    def _tell_acquired(self, first: bool) -> None:
+        assert self._home is not None and self._started is not None
+        with contextlib.suppress(RuntimeError):  # the manager's loop may be gone
+            if first:
+                self._home.call_soon_threadsafe(_succeed, self._started)
+            else:
+                self._home.call_soon_threadsafe(self._on_renewed)
+
+    async def _read_revision(self, connection: Connection) -> None:
+        """What is there now: a renewal of ours that got no answer, or the marker of its expiry."""
+        stream = subjects.bucket_stream(self._bucket)
+        with contextlib.suppress(JidoError):
+            message = await last_message(connection, stream, subjects.key(self._bucket, self._manager_id))
+            self._revision = 0 if message is None else message.sequence
+
+    async def _take_away(self, connection: Connection) -> None:
+        self._deadline = 0.0
+        with contextlib.suppress(JidoError):
+            headers = {"KV-Operation": "DEL", MESSAGE_TTL: f"{MARKER_TTL_S}s"}
+            await store(connection, subjects.key(self._bucket, self._manager_id), b"", headers)
+
+
+class Leases:
+    """Everybody's leases, followed; what decides is read at the leader."""
+
+    def __init__(self, connection: Connection, bucket: str) -> None:
+        self._connection = connection
+        self._bucket = bucket
+        self._stream = subjects.bucket_stream(bucket)
+        self.managers: dict[str, ManagerInfo] = {}
+
+    def follow(self) -> OrderedConsumer:
+        """Every lease, then every change; give each message to `apply`."""
+        self.managers.clear()
+        return OrderedConsumer(
+            self._connection,
+            self._stream,
+            [subjects.all_keys(self._bucket)],
+            Start("last_per_subject"),
+            silence_max_s=MARKER_TTL_S / 2,
+        )
+
+    def apply(self, message: Delivered) -> bool:
+        """Take a followed message in; True where a manager has gone."""
+        manager_id = subjects.session_of(message.subject)
+        info = _info_in(message)
+        if info is None:
+            return self.managers.pop(manager_id, None) is not None
+        self.managers[manager_id] = info
+        return False
+
+    async def is_alive(self, manager_id: str) -> bool:
+        """Whether that manager has a lease, read at the leader."""
+        if not subjects.is_token(manager_id):  # somebody else's record, or claim
+            return False
+        subject = subjects.key(self._bucket, manager_id)
+        message = await settled(self._connection, lambda: last_message(self._connection, self._stream, subject))
+        return message is not None and bool(message.data)
+
+
+def lease_time(message: Delivered) -> int | None:
+    """For how many seconds the lease that a message is holds; None where it does not say."""
+    seconds = _SECONDS.match(message.headers.get(MESSAGE_TTL, ""))  # others may have written it otherwise
+    return int(seconds[1]) if seconds is not None else None
+
+
+def _info_in(message: Delivered) -> ManagerInfo | None:
+    """What a manager says of itself; None for the end of its lease, and for what is somebody else's entry."""
+    if not message.data or MARKER_REASON in message.headers:
+        return None
+    try:
+        return codec.decode(message.data, ManagerInfo)
+    except codec.DecodeError as error:
+        log.warning("an entry of the bucket is no lease", extra={"subject": message.subject, "error": str(error)})
+        return None
+
+
+def _succeed(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _fail(future: "asyncio.Future[None]", error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,49 @@
+"""The stream of what workers say: store one message, or let it be heard without being stored."""
+
+from typing import Final
+
+from jido_nats.broker.connection import Connection
+from jido_nats.broker.consumer import Delivered, decoded
+from jido_nats.broker.jetstream import CONTENT_TYPE, MESSAGE_ID, store
+from jido_nats.core import codec
+from jido_nats.core.codec import Encoding
+from jido_nats.core.output import Output, Said
+
+# No stream is called `none`, so plain subscribers hear a message that asks for it and no stream stores it (measured).
+_NOT_STORED: Final = {"Nats-Expected-Stream": "none"}
+
+
+class OutputLog:
+    """The output stream, for managers. Its connection is its own, so that output never stands before a transition."""
+
+    def __init__(self, connection: Connection, encoding: Encoding) -> None:
+        self._connection = connection
+        self._encoding = encoding
+
+    @property
+    def payload_bytes_max(self) -> int:
+        """What a payload may have beside our headers."""
+        return self._connection.payload_bytes_max
+
+    def encode(self, said: Said) -> bytes:
+        """The payload."""
+        return codec.encode(said.output, self._encoding)
+
+    async def store(self, said: Said, payload: bytes, headers: dict[str, str]) -> None:
+        """Store one kept message; one that is repeated within the duplicate window is stored once.
+
+        Raises `NotSent`, `OutcomeUnknown`: again. `TooLarge`: the server takes no message of that size.
+        """
+        assert said.message_id is not None, "kept"
+        named = {MESSAGE_ID: said.message_id, CONTENT_TYPE: self._encoding.content_type}
+        await store(self._connection, said.subject, payload, headers | named)
+
+    async def tell(self, said: Said, payload: bytes, headers: dict[str, str]) -> None:
+        """Let who listens hear it; raises `NotSent`, `TooLarge`."""
+        named = {CONTENT_TYPE: self._encoding.content_type}
+        await self._connection.publish(said.subject, payload, headers=headers | named | _NOT_STORED)
+
+
+def output_in(message: Delivered) -> Output | None:
+    """What a stored message says; None for one of an unknown type and for what is none (reported)."""
+    return decoded(message, codec.decode_output, "a message on an output subject is no output, skipping it")

@@ -1,0 +1,113 @@
+"""Session records in their bucket: create, update, get, follow. Every write is a compare-and-set.
+
+The bucket is read and written as the stream that it is: nats-py's `kv` cannot give an entry a TTL on
+update, cannot create over an expiry marker, and its watch is deaf for seconds after a restart.
+"""
+
+import asyncio
+import logging
+import math
+from typing import Final, NamedTuple
+
+from jido_nats.broker.connection import Connection
+from jido_nats.broker.consumer import Delivered, OrderedConsumer, Start, last_position, stream_state
+from jido_nats.broker.jetstream import EXPECTED_SEQUENCE, MESSAGE_TTL, last_message, settled, store
+from jido_nats.core import codec, subjects
+from jido_nats.core.session import SessionRecord
+from jido_nats.store.position import Position
+
+# Expecting revision 0 means: no entry and no marker.
+NO_REVISION: Final = 0
+CATCH_UP_S: Final = 0.1
+
+log = logging.getLogger(__name__)
+
+
+class Entry(NamedTuple):
+    """What a key holds: its last revision (an expiry marker has one too), and the record if there is one."""
+
+    session_id: str
+    revision: int
+    record: SessionRecord | None
+
+
+class Registry:
+    """The bucket of session records."""
+
+    def __init__(
+        self, connection: Connection, bucket: str, *, terminated_ttl_s: int, marker_ttl_s: float = math.inf
+    ) -> None:
+        self._connection = connection
+        self._bucket = bucket
+        self.stream: Final = subjects.bucket_stream(bucket)
+        self._terminated_ttl_s = terminated_ttl_s
+        self._marker_ttl_s = marker_ttl_s
+
+    async def write(self, record: SessionRecord, expected: int) -> int:
+        """Store the record over revision `expected` and give the new revision; a sealed one expires.
+
+        Repeats the same compare-and-set until there is an answer. `Conflict`: others were first.
+        (`Conflict` is also what the second of two of our own attempts gets: `get` and compare.)
+        """
+        data = codec.encode(record)
+        headers = {EXPECTED_SEQUENCE: str(expected)}
+        if record.sealed:
+            headers[MESSAGE_TTL] = f"{self._terminated_ttl_s}s"
+        subject = subjects.key(self._bucket, record.session_id)
+        return await settled(self._connection, lambda: store(self._connection, subject, data, dict(headers)))
+
+    async def get(self, session_id: str) -> Entry:
+        """The entry, read at the stream's leader; asks until there is an answer."""
+        subject = subjects.key(self._bucket, session_id)
+        message = await settled(self._connection, lambda: last_message(self._connection, self.stream, subject))
+        if message is None:
+            return Entry(session_id, NO_REVISION, None)
+        return Entry(session_id, message.sequence, _record(session_id, message.data))
+
+    def follow(self, session_id: str | None = None, *, linger_s: float = 0.0) -> OrderedConsumer:
+        """Every entry there is (or one session's), then every change; `entry_of` reads its messages."""
+        keys = subjects.all_keys(self._bucket) if session_id is None else subjects.key(self._bucket, session_id)
+        start, silence_max_s = Start("last_per_subject"), self._marker_ttl_s / 2
+        return OrderedConsumer(
+            self._connection, self.stream, [keys], start, silence_max_s=silence_max_s, linger_s=linger_s
+        )
+
+    async def last_position(self, session_id: str | None = None) -> int:
+        """The sequence of the last change (of one session), at the leader; whoever follows gets to it. 0 for none."""
+        keys = subjects.all_keys(self._bucket) if session_id is None else subjects.key(self._bucket, session_id)
+        return await last_position(self._connection, self.stream, keys)
+
+    async def caught_up(self, position: Position) -> None:
+        """Return when whoever follows, and is at `position`, has taken in what the leader has now.
+
+        The stream's last sequence is cheap to ask for, and may have expired, so that nobody ever gets to it: then,
+        a moment later, the last message that is there counts, which the server searches for.
+        """
+        _, last = await stream_state(self._connection, self.stream)
+        try:
+            async with asyncio.timeout(CATCH_UP_S):
+                await position.reached(last)
+        except TimeoutError:
+            await position.reached(await self.last_position())
+            position.moved_to(last)  # what was between them has expired: the next does not wait
+
+
+def entry_of(message: Delivered) -> Entry:
+    """The entry that a followed message is; one that was deleted or has expired has no record."""
+    session_id = subjects.session_of(message.subject)
+    return Entry(session_id, message.sequence, _record(session_id, message.data))
+
+
+def _record(key: str, data: bytes) -> SessionRecord | None:
+    """The record, or None for a marker (which has no data) and for what is no record (somebody else's entry)."""
+    if not data:
+        return None
+    try:
+        record = codec.decode(data, SessionRecord)
+    except codec.DecodeError as error:
+        log.error("an entry of the bucket is not a session record", extra={"key": key, "error": str(error)})
+        return None
+    if record.session_id != key:
+        log.error("an entry of the bucket is another session's record", extra={"key": key})
+        return None
+    return record

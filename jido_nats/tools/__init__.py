@@ -1,1 +1,0 @@
-"""Programs for operators; they stand on the client."""

@@ -1,1 +1,0 @@
-"""What people look at; stands on the client."""

@@ -1,1 +1,0 @@
-"""A dashboard in the browser: what NATS says, kept in memory, told by Server-Sent Events."""

@@ -1,0 +1,1 @@
+"""What runs in a session: its worker, its inbox, programs and their protocol."""

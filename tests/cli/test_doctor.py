@@ -1,0 +1,136 @@
+"""The doctor: each trouble is made, and named."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+
+import pytest
+
+from jido_nats import Client, JidoError, LocalServer, SessionManager
+from jido_nats.broker.options import ConnectOptions
+from jido_nats.cli.doctor import Finding, Level, examine, exit_code
+from jido_nats.core.settings import Settings
+from tests.conftest import StartManager
+from tests.tools.agents import waiting
+from tests.tools.processes import manager_process
+from tests.tools.roles import SECRETS, as_user
+from tests.tools.support import Stranger, eventually
+
+
+async def findings(server: LocalServer, **settings: int) -> list[Finding]:
+    options = ConnectOptions(servers=(server.url,))
+    return [f async for f in examine(options, Settings(**settings), server.monitoring_url)]  # type: ignore[arg-type]
+
+
+async def troubles(server: LocalServer, **settings: int) -> dict[str, str]:
+    return {f.check: f.says for f in await findings(server, **settings) if f.level is not Level.OK}
+
+
+@pytest.fixture
+async def client(server: LocalServer) -> AsyncIterator[Client]:
+    async with Client.connect(server.url, timeout_s=2) as client:
+        yield client
+
+
+@pytest.mark.usefixtures("manager")
+async def test_a_healthy_deployment_has_no_finding(server: LocalServer, client: Client) -> None:
+    await client.create_session()
+    assert await troubles(server) == {}
+
+
+async def test_a_server_that_is_not_there_is_one_error() -> None:
+    options = ConnectOptions(servers=("nats://127.0.0.1:1",))
+    found = [finding async for finding in examine(options, Settings(), None)]
+    assert [(finding.level, finding.check) for finding in found] == [(Level.ERROR, "server")]
+
+
+async def test_missing_streams_are_named(server: LocalServer) -> None:
+    missing = [f.says for f in await findings(server) if f.check == "storage" and f.level is Level.ERROR]
+    assert [says.partition(" ")[0] for says in missing] == [
+        "JIDO_CLIENT",
+        "JIDO_OUTPUT",
+        "KV_JIDO_SESSIONS",
+        "KV_JIDO_MANAGERS",
+    ]
+
+
+@pytest.mark.usefixtures("manager")
+async def test_a_field_that_differs_is_named(server: LocalServer) -> None:
+    assert "max_age" in (await troubles(server, retention_s=9 * 24 * 3600))["storage"]
+
+
+async def test_an_absent_manager_is_told(server: LocalServer, start_manager: StartManager) -> None:
+    manager = await start_manager()
+    await manager.close()
+    assert "no manager is alive" in (await troubles(server))["managers"]
+
+
+async def test_sessions_of_a_dead_manager_are_told(server: LocalServer, client: Client) -> None:
+    async with manager_process(server.url) as dead:
+        await client.create_session(session_id="s1")
+        dead.send(signal.SIGKILL)
+        told = await eventually(lambda: _trouble(server, "sessions"))
+    assert "s1" in told
+
+
+async def test_committed_events_that_are_not_published_are_told(
+    server: LocalServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jido_nats.cli.doctor.SETTLED_AFTER_S", 0.0)
+    async with manager_process(server.url, failpoints="before message 1:freeze:1", lease_s=30) as frozen:
+        creating = asyncio.create_task(_try_to_create(client))
+        await eventually(lambda: frozen.frozen)
+        assert "s1" in (await troubles(server))["events"]
+        await creating
+
+
+async def test_a_server_that_does_not_sync_is_told(stranger: Stranger) -> None:
+    async with LocalServer(sync_interval="2m") as server:
+        assert "power cut" in (await troubles(server))["durability"]
+
+
+@pytest.mark.parametrize(
+    ("levels", "code"), [({Level.OK}, 0), ({Level.OK, Level.WARNING}, 1), ({Level.WARNING, Level.ERROR}, 2)]
+)
+def test_the_worst_finding_is_the_exit_code(levels: set[Level], code: int) -> None:
+    assert exit_code(levels) == code
+
+
+async def _trouble(server: LocalServer, check: str) -> str | None:
+    return (await troubles(server)).get(check)
+
+
+async def _try_to_create(client: Client) -> None:
+    with pytest.raises(JidoError):
+        await client.create_session(session_id="s1")
+
+
+async def test_who_may_not_look_is_told_so_and_blames_nobody() -> None:
+    async with LocalServer(secrets=SECRETS) as server:
+        options = as_user(server, "manager")
+        api = as_user(server, "manager-api")
+        async with SessionManager.connect(options, worker=waiting, api=api) as manager:
+            await manager.create_session()
+            client = as_user(server, "client")
+            found = [finding async for finding in examine(client, Settings(), server.monitoring_url)]
+    assert {finding.level for finding in found} == {Level.OK, Level.WARNING}
+    assert "whether their owners live was not checked" in next(f.says for f in found if f.check == "sessions")
+
+
+async def test_without_jetstream_nothing_that_needs_it_is_waited_for() -> None:
+    async with LocalServer(config="jetstream: disabled") as server:
+        async with asyncio.timeout(5):
+            found = await findings(server)
+
+    assert [(finding.level, finding.check) for finding in found] == [
+        (Level.OK, "server"),
+        (Level.ERROR, "jetstream"),
+        (Level.OK, "user"),
+    ]
+
+
+@pytest.mark.usefixtures("manager")
+async def test_entries_that_are_no_records_are_told(server: LocalServer, stranger: Stranger) -> None:
+    await stranger.js.publish("$KV.JIDO_SESSIONS.note", b"hello")
+
+    assert "are no records (note)" in (await troubles(server))["sessions"]

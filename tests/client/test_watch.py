@@ -1,0 +1,272 @@
+"""A list, a snapshot and what follows them: every reader ends with the same view, however it got there."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import pytest
+
+from jido_nats import (
+    Client,
+    JidoError,
+    LocalServer,
+    NotFound,
+    PositionTooOld,
+    SessionChanged,
+    SessionManager,
+    SessionWatch,
+    SnapshotComplete,
+    Status,
+    WatchedSession,
+)
+from jido_nats.broker.connection import Connection
+from jido_nats.broker.options import ConnectOptions
+from jido_nats.core import codec, lifecycle, subjects
+from jido_nats.core.commands import ListReply, ListRequest
+from jido_nats.core.settings import Settings
+from jido_nats.store import topology
+from jido_nats.store.records import Registry
+from tests.conftest import StartManager
+from tests.tools.proxy import Proxy
+from tests.tools.support import eventually
+
+MANY = 50_000
+
+
+class View:
+    """What a reader believes: session id to (status, version), ended ones left out."""
+
+    def __init__(self) -> None:
+        self.live: dict[str, tuple[str, int]] = {}
+        self.cursor: int | None = None
+
+    async def read(self, watch: SessionWatch, *, at_least: int = 0) -> None:
+        """Take in the snapshot, and everything up to a position."""
+        async for message in watch:
+            if not isinstance(message, SnapshotComplete):
+                record = message.record
+                self.live[record.session_id] = (record.status, record.version)
+                if record.status is Status.TERMINATED:
+                    del self.live[record.session_id]
+            if not isinstance(message, WatchedSession):
+                self.cursor = message.position
+                if self.cursor >= at_least:
+                    return
+
+
+@pytest.fixture
+async def client(server: LocalServer) -> AsyncIterator[Client]:
+    async with Client.connect(server.url, timeout_s=20) as client:
+        yield client
+
+
+async def storm(client: Client, seed: int, *, sessions: int = 30, steps: int = 60) -> None:
+    """Random commands on some sessions."""
+    dice = random.Random(seed)
+    for _ in range(steps):
+        session_id = f"s{dice.randrange(sessions)}"
+        verb = dice.choice(
+            [client.create_session, client.idle_session, client.activate_session, client.terminate_session]
+        )
+        try:
+            await (client.create_session(session_id=session_id) if verb == client.create_session else verb(session_id))  # type: ignore[operator]
+        except JidoError:
+            continue
+
+
+async def truth(client: Client) -> dict[str, tuple[str, int]]:
+    return {r.session_id: (r.status, r.version) for r in await client.list_sessions()}
+
+
+async def last_change(client: Client) -> int:
+    """The position of an event that comes after everything that was answered."""
+    await client.create_session(session_id=f"end_{datetime.now(UTC).timestamp():.6f}".replace(".", "_"))
+    page = await client._command("list", "", ListRequest(limit=1), ListReply)
+    return page.position - 1  # the last message is the copy on the session's own subject
+
+
+@pytest.mark.usefixtures("manager")
+async def test_two_readers_that_began_at_different_moments_end_with_the_same_view(client: Client) -> None:
+    early, late = View(), View()
+    async with client.watch_sessions() as first:
+        await storm(client, 1)
+        async with client.watch_sessions() as second:
+            await storm(client, 2)
+            end = await last_change(client)
+            await early.read(first, at_least=end)
+            await late.read(second, at_least=end)
+    assert early.live == late.live == await truth(client)
+
+
+@pytest.mark.usefixtures("manager")
+async def test_a_reader_that_is_stopped_at_random_resumes_by_its_cursor(client: Client) -> None:
+    view, dice = View(), random.Random(4)
+    async with client.watch_sessions() as watch:
+        await view.read(watch)
+    storms = asyncio.create_task(storm(client, 3, steps=150))
+    while not storms.done():
+        async with client.watch_sessions(cursor=view.cursor) as watch:
+            try:
+                async with asyncio.timeout(dice.random() / 10):
+                    await view.read(watch, at_least=10**9)
+            except TimeoutError:
+                continue
+    end = await last_change(client)
+    async with client.watch_sessions(cursor=view.cursor) as watch:
+        await view.read(watch, at_least=end)
+    assert view.live == await truth(client)
+
+
+@pytest.mark.usefixtures("manager")
+async def test_a_reader_that_is_cut_off_misses_nothing(server: LocalServer, client: Client) -> None:
+    view = View()
+    async with Proxy(server.port) as proxy, Client.connect(proxy.url) as far, far.watch_sessions() as watch:
+        storms = asyncio.create_task(storm(client, 5, steps=100))
+        for _ in range(3):
+            await view.read(watch, at_least=(view.cursor or 0) + 10)
+            proxy.cut()
+        await storms
+        await view.read(watch, at_least=await last_change(client))
+        assert view.live == await truth(client)
+
+
+@pytest.mark.usefixtures("manager")
+async def test_a_reader_rides_a_restart_of_the_server(server: LocalServer, client: Client) -> None:
+    view = View()
+    async with client.watch_sessions() as watch:
+        await storm(client, 6, steps=20)
+        await server.kill()
+        await server.start()
+        await storm(client, 7, steps=20)
+        await view.read(watch, at_least=await last_change(client))
+    assert view.live == await truth(client)
+
+
+@pytest.mark.usefixtures("manager")
+async def test_a_list_says_the_position_from_which_to_follow(client: Client) -> None:
+    await storm(client, 8)
+    page = await client._command("list", "", ListRequest(limit=1000), ListReply)
+    view = View()
+    view.live = {r.session_id: (r.status, r.version) for r in page.sessions}
+    await storm(client, 9)
+    end = await last_change(client)
+    async with client.watch_sessions(cursor=page.position) as watch:
+        await view.read(watch, at_least=end)
+    assert view.live == await truth(client)
+
+
+async def test_a_filter_tells_of_sessions_that_enter_and_leave_it(manager: SessionManager, client: Client) -> None:
+    await manager.create_session(session_id="mine", metadata={"of": "me"})
+    await manager.create_session(session_id="other", metadata={"of": "you"})
+    async with client.watch_sessions(metadata={"of": "me"}, status=Status.IDLE) as watch:
+        for session_id in ("other", "mine"):
+            await manager.idle_session(session_id)
+            await manager.activate_session(session_id)
+        told = [await anext(watch) for _ in range(3)]
+    changes = [f"{m.record.session_id} {m.record.status}" for m in told if not isinstance(m, SnapshotComplete)]
+    assert changes == ["mine idle", "mine active"]
+
+
+async def test_one_session_can_be_watched(manager: SessionManager, client: Client) -> None:
+    for session_id in ("s1", "s2"):
+        await manager.create_session(session_id=session_id)
+    async with client.watch_sessions(session_id="s2") as watch:
+        for session_id in ("s1", "s2"):
+            await manager.terminate_session(session_id)
+        told = [await anext(watch) for _ in range(4)]
+    assert [type(message).__name__ for message in told[:2]] == ["WatchedSession", "SnapshotComplete"]
+    assert [m.record.version for m in told[2:] if not isinstance(m, SnapshotComplete)] == [3, 4]
+
+
+async def test_a_cursor_that_is_too_old_says_so(start_manager: StartManager, client: Client) -> None:
+    manager = await start_manager(retention_s=1, duplicate_window_s=1)
+    await manager.create_session(session_id="s1")
+
+    async def too_old() -> bool:
+        try:
+            async with client.watch_sessions(cursor=1):
+                return False
+        except PositionTooOld as error:
+            return error.wanted == 2
+
+    await eventually(too_old)
+
+
+async def test_fifty_thousand_sessions_are_one_snapshot() -> None:
+    async with LocalServer(sync_interval="2m") as server, Client.connect(server.url) as client:
+        await _fill(server, MANY)
+        view = View()
+        async with client.watch_sessions() as watch:
+            await view.read(watch)
+        assert len(view.live) == MANY
+
+
+async def test_a_list_shows_what_was_answered_before_it_was_asked(start_manager: StartManager) -> None:
+    one, other = await start_manager(), await start_manager()
+    for number in range(50):
+        await one.create_session(session_id=f"s{number}")
+        assert f"s{number}" in {record.session_id for record in await other.list_sessions()}
+
+
+async def test_pages_of_a_list_are_in_order_with_nothing_twice(manager: SessionManager, client: Client) -> None:
+    ids = sorted([(await manager.create_session()).session_id for _ in range(25)])
+    found, cursor = [], None
+    while True:
+        request = ListRequest(limit=10, cursor=cursor)
+        page = await client._command("list", "", request, ListReply)
+        found += [record.session_id for record in page.sessions]
+        if (cursor := page.next_cursor) is None:
+            break
+    assert found == ids
+
+
+async def test_history_is_told_after_the_record_has_expired(start_manager: StartManager, client: Client) -> None:
+    manager = await start_manager(terminated_ttl_s=1)
+    await manager.create_session(session_id="s1", metadata={"n": 1})
+    await manager.terminate_session("s1")
+    before = await client.session_history("s1")
+
+    async def expired() -> bool:
+        try:
+            await client.get_session_info("s1")
+        except NotFound:
+            return True
+        return False
+
+    await eventually(expired)
+    assert await client.session_history("s1") == before
+    assert [type(event).__name__ for event in before] == ["SessionCreated", *["SessionStatus"] * 3, "SessionTerminated"]
+
+
+async def _fill(server: LocalServer, number: int) -> None:
+    """That many records of live sessions, written as a manager would."""
+    connection = await Connection.open(ConnectOptions(servers=(server.url,)), "fill")
+    try:
+        await topology.declare(connection, Settings())
+        registry = Registry(connection, "JIDO_SESSIONS", terminated_ttl_s=60)
+        for index in range(number):
+            record, _ = lifecycle.create(f"s{index:06}", owner="m", at=datetime.now(UTC))
+            await connection.publish(subjects.key("JIDO_SESSIONS", record.session_id), codec.encode(record))
+            if index % 5000 == 0:
+                await connection.flush()
+        await eventually(lambda: _has(registry, number), within_s=60)
+    finally:
+        await connection.close()
+
+
+async def _has(registry: Registry, number: int) -> bool:
+    return await registry.last_position() == number
+
+
+async def test_a_reader_that_gives_up_waiting_goes_on(manager: SessionManager, client: Client) -> None:
+    async with client.watch_sessions() as watch:
+        assert isinstance(await anext(watch), SnapshotComplete)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await anext(watch)
+        await manager.create_session(session_id="s1")
+
+        told = [await anext(watch) for _ in range(2)]
+
+    assert [each.event.version for each in told if isinstance(each, SessionChanged)] == [1, 2]

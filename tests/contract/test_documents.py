@@ -1,0 +1,171 @@
+"""The published contract: it is up to date, valid by the official schemas, and says what the code does."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import jsonschema
+import msgspec
+import pytest
+from hypothesis import given, settings
+from jsonschema import Draft7Validator, Draft202012Validator
+
+from jido_nats.contract import asyncapi, schema
+from jido_nats.core import subjects
+from jido_nats.core.events import Event
+from jido_nats.core.lifecycle import TRANSITIONS
+from jido_nats.core.session import SessionRecord
+from jido_nats.errors import COMMAND_ERRORS
+from jido_nats.manager.service import API
+from tests.core.samples import walks
+from tests.core.test_golden import KINDS, LINES, Golden
+from tests.interop.tools import asyncapi_schema
+
+CONTRACT: Final = Path(__file__).parent.parent.parent / "deploy" / "contract"
+EXTRA: Final = {"a_field_of_the_future": 1}
+REQUESTS: Final = {api.request.__name__ for api in API.values()}
+EACH: Final = pytest.mark.parametrize("line", LINES, ids=[f"{n}-{line.kind}" for n, line in enumerate(LINES, start=1)])
+
+
+@cache
+def validator(name: str) -> Draft202012Validator:
+    """Of what the contract calls by that name."""
+    return Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": schema.document()["$defs"]})
+
+
+def check(name: str, value: object) -> None:
+    """`jsonschema.ValidationError` unless the contract allows the value under that name."""
+    validator(name).validate(value)
+
+
+def references(node: Any) -> list[str]:
+    """Every `$ref` in a document."""
+    if isinstance(node, dict):
+        own = [node["$ref"]] if isinstance(node.get("$ref"), str) else []
+        return own + [found for value in node.values() for found in references(value)]
+    return [found for value in node for found in references(value)] if isinstance(node, list) else []
+
+
+def resolve(document: Any, reference: str) -> Any:
+    """What a local reference points to."""
+    for part in reference.removeprefix("#/").split("/"):
+        document = document[part]
+    return document
+
+
+@pytest.mark.parametrize(
+    ("file", "document", "command"),
+    [
+        ("jido_nats.schema.json", schema.document, "jido-nats schema"),
+        ("asyncapi.json", asyncapi.document, "jido-nats schema --format asyncapi"),
+    ],
+)
+def test_the_published_contract_is_up_to_date(file: str, document: Any, command: str) -> None:
+    assert json.loads((CONTRACT / file).read_text()) == document(), f"write it anew: {command} > deploy/contract/{file}"
+
+
+def test_the_json_schema_is_valid() -> None:
+    Draft202012Validator.check_schema(schema.document())
+
+
+def test_the_asyncapi_document_is_valid() -> None:
+    official = asyncapi_schema(asyncapi.document()["asyncapi"])
+
+    Draft7Validator(official).validate(asyncapi.document())
+
+
+def test_the_official_schema_refuses_a_wrong_document() -> None:
+    document = asyncapi.document()
+    official = asyncapi_schema(document["asyncapi"])
+    document["operations"]["create"]["action"] = "shout"
+
+    assert not Draft7Validator(official).is_valid(document)
+
+
+@pytest.mark.parametrize("document", [schema.document(), asyncapi.document()], ids=["jsonschema", "asyncapi"])
+def test_every_reference_leads_somewhere(document: Any) -> None:
+    found = references(document)
+
+    assert found
+    assert all(isinstance(resolve(document, reference), dict) for reference in found)
+
+
+def test_every_command_is_described() -> None:
+    described = {verb: (command.subject, command.request) for verb, command in asyncapi.COMMANDS.items()}
+
+    assert described == {verb: (api.subject, api.request) for verb, api in API.items()}
+
+
+def test_every_command_has_its_channel() -> None:
+    channels = asyncapi.document()["channels"]
+
+    addresses = {verb: channels[verb]["address"].replace("{session_id}", "*") for verb in API}
+    assert addresses == {verb: api.subject for verb, api in API.items()}
+
+
+def test_every_error_is_described() -> None:
+    messages = asyncapi.document()["components"]["messages"]
+
+    for kind in COMMAND_ERRORS:
+        headers = messages[f"error_{kind.code}"]["headers"]["properties"]
+        assert headers["Nats-Service-Error-Code"]["const"] == str(kind.status)
+
+
+def test_the_table_of_the_lifecycle_is_in_the_contract() -> None:
+    table = schema.document()["$defs"]["Status"]["x-may-become"]
+
+    assert {source: set(targets) for source, targets in table.items()} == dict(TRANSITIONS)
+
+
+def test_the_subjects_of_events_are_described() -> None:
+    channels = asyncapi.document()["channels"]
+
+    assert channels["events"]["address"] == subjects.EVENTS
+    assert channels["session"]["address"].replace("{session_id}", "s1") == subjects.session("s1")
+
+
+@EACH
+def test_golden_messages_keep_the_contract(line: Golden) -> None:
+    check(KINDS[line.kind].__name__, json.loads(line.json))
+
+
+@EACH
+def test_readers_allow_new_fields_where_requests_do_not(line: Golden) -> None:
+    name, message = KINDS[line.kind].__name__, json.loads(line.json) | EXTRA
+    if name not in REQUESTS:
+        check(name, message)
+        return
+    with pytest.raises(jsonschema.ValidationError, match="a_field_of_the_future"):
+        check(name, message)
+
+
+@EACH
+def test_a_required_field_is_missed(line: Golden) -> None:
+    kind = KINDS[line.kind]
+    for field in msgspec.structs.fields(kind):
+        if field.required:
+            message = {name: value for name, value in json.loads(line.json).items() if name != field.encode_name}
+            with pytest.raises(jsonschema.ValidationError, match=field.encode_name):
+                check(kind.__name__, message)
+
+
+@settings(deadline=None)  # the schema's validator is slow, and other tests run beside
+@given(walks())
+def test_every_life_keeps_the_contract(walk: list[tuple[SessionRecord, tuple[Event, ...]]]) -> None:
+    for record, events in walk:
+        check("SessionRecord", json.loads(msgspec.json.encode(record)))
+        for event in events:
+            check("Event", json.loads(msgspec.json.encode(event)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("version", 0), ("version", "2"), ("session_id", "a.b"), ("status", "asleep"), ("updated_at", "2025-01-24")],
+)
+def test_a_wrong_value_is_refused(field: str, value: object) -> None:
+    good = next(json.loads(line.json) for line in LINES if line.kind == "session_status")
+    check("Event", good)
+
+    with pytest.raises(jsonschema.ValidationError):
+        check("Event", good | {field: value})

@@ -1,0 +1,219 @@
+"""What a manager tells of itself: metrics, health, logs as JSON, systemd; and how it drains."""
+
+import asyncio
+import http.client
+import json
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from jido_nats import Client, ConfigurationError, LocalServer, Reason, SessionManager, Settings, Status
+from jido_nats.manager.health_server import Monitoring
+from tests.conftest import StartManager
+from tests.tools.processes import manager_process
+from tests.tools.programs import running, serving
+from tests.tools.support import Puppet, Stranger, eventually
+
+
+def fetch(port: int, path: str, method: str = "GET") -> tuple[int, str]:
+    """Status and body of an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+async def monitoring(manager: SessionManager) -> AsyncIterator[Monitoring]:
+    """The monitoring of `manager`."""
+    with Monitoring(manager.snapshot, host="127.0.0.1", port=0) as monitoring:
+        yield monitoring
+
+
+async def ask(monitoring: Monitoring, path: str) -> tuple[int, str]:
+    """Status and body of an answer, while the loop goes on."""
+    return await asyncio.to_thread(fetch, monitoring.port, path)
+
+
+async def samples(monitoring: Monitoring) -> dict[tuple[str, frozenset[Any]], float]:
+    """Every sample of a scrape, by its name and labels."""
+    status, text = await ask(monitoring, "/metrics")
+    assert status == 200
+    families = text_string_to_metric_families(text)
+    return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
+
+
+def labelled(name: str, **labels: str) -> tuple[str, frozenset[Any]]:
+    """The key of a sample; `from_` stands for `from`."""
+    return name, frozenset((key.rstrip("_"), value) for key, value in labels.items())
+
+
+async def test_what_happens_is_counted(
+    stranger: Stranger, manager: SessionManager, puppet: Puppet, monitoring: Monitoring
+) -> None:
+    await stranger.create("s1")
+    await stranger.create("s2")
+    await stranger.ask("jido.session.idle.s1")
+    await stranger.ask("jido.session.idle.s1")  # refused
+    puppet.crash("s2", RuntimeError("boom"))
+    await stranger.ends("s2")
+
+    found = await samples(monitoring)
+
+    assert found[labelled("jido_sessions", status="idle")] == 1
+    assert found[labelled("jido_sessions", status="active")] == 0
+    assert found[labelled("jido_transitions_total", from_="", to="initializing", reason="")] == 2
+    assert found[labelled("jido_transitions_total", from_="active", to="terminated", reason="crashed")] == 1
+    assert found[labelled("jido_command_seconds_count", verb="idle")] == 2
+    assert found[labelled("jido_command_seconds_bucket", verb="idle", le="+Inf")] == 2
+    assert found[labelled("jido_command_errors_total", verb="idle", code="invalid_transition")] == 1
+    assert found[labelled("jido_events_published_total")] == len(await stranger.stored_events()) == 7
+    assert found[labelled("jido_events_unpublished")] == 0
+    assert 0 <= found[labelled("jido_lease_age_seconds")] < 2
+
+
+async def test_takeovers_are_counted(server: LocalServer, stranger: Stranger, start_manager: StartManager) -> None:
+    async with manager_process(server.url) as doomed:
+        await stranger.create("s1")
+        doomed.send(signal.SIGKILL)
+    survivor = await start_manager(lease_s=1)
+
+    await stranger.ends("s1")
+
+    assert survivor.stats.takeovers == 1
+
+
+async def test_what_is_committed_and_not_yet_told_is_counted(stranger: Stranger, manager: SessionManager) -> None:
+    creating = asyncio.gather(*(stranger.create(f"s{number}") for number in range(50)))
+
+    await eventually(lambda: manager.stats.versions_unpublished > 0)
+
+    await creating
+    assert manager.stats.versions_unpublished == 0
+
+
+async def test_a_manager_that_serves_is_ready(manager: SessionManager, monitoring: Monitoring) -> None:
+    assert await ask(monitoring, "/readyz") == (200, "ok\n")
+    assert await ask(monitoring, "/livez") == (200, "ok\n")
+
+
+async def test_a_manager_without_its_server_lives_and_is_not_ready(
+    server: LocalServer, manager: SessionManager, monitoring: Monitoring
+) -> None:
+    await server.stop()
+
+    async def refused() -> bool:
+        status, text = await ask(monitoring, "/readyz")
+        return status == 503 and "no connection to NATS" in text
+
+    await eventually(refused)
+    assert (await ask(monitoring, "/livez"))[0] == 200
+
+
+async def test_a_manager_whose_loop_is_blocked_does_not_live(manager: SessionManager, monitoring: Monitoring) -> None:
+    answers: list[tuple[int, str]] = []
+    asking = threading.Thread(target=lambda: answers.append(fetch(monitoring.port, "/livez")))
+    asking.start()
+    asking.join()  # in the loop's own thread
+
+    assert answers == [(503, "the manager's event loop does not answer\n")]
+
+
+@pytest.mark.parametrize(("path", "method", "status"), [("/", "GET", 404), ("/metrics", "POST", 405)])
+async def test_other_requests_are_refused(
+    manager: SessionManager, monitoring: Monitoring, path: str, method: str, status: int
+) -> None:
+    assert (await asyncio.to_thread(fetch, monitoring.port, path, method))[0] == status
+
+
+async def test_a_port_that_is_taken_is_said(manager: SessionManager, monitoring: Monitoring) -> None:
+    with pytest.raises(ConfigurationError, match=f"127.0.0.1:{monitoring.port}"):
+        Monitoring(manager.snapshot, host="127.0.0.1", port=monitoring.port)
+
+
+async def test_serve_shows_its_metrics(server: LocalServer) -> None:
+    async with serving(server.url, "--metrics-port", "0") as program:
+        port = int(program.err.partition("http://127.0.0.1:")[2].split()[0])
+        assert "jido_manager_info" in (await asyncio.to_thread(fetch, port, "/metrics"))[1]
+
+
+async def test_logs_are_json_with_the_session_s_id(server: LocalServer, tmp_path: Path) -> None:
+    command = "sh -c 'echo to the log >&2; read -r session; read -r message'"
+    async with serving(server.url, "--exec", command, "--log-format", "json") as program:
+        async with Client.connect(server.url) as client:
+            await client.create_session(session_id="s1")
+        await program.said("to the log")
+        finished = await program.end(signal.SIGTERM)
+
+    lines = [json.loads(line) for line in finished.err.splitlines()]
+    said = next(line for line in lines if line["message"] == "to the log")
+    assert (said["session_id"], said["logger"], said["level"]) == ("s1", "jido_nats.stderr", "info")
+
+
+async def test_a_draining_manager_lets_sessions_end_by_themselves(
+    server: LocalServer, stranger: Stranger, puppet: Puppet
+) -> None:
+    settings = Settings(lease_s=2, drain_timeout_s=10)
+    async with SessionManager.connect(server.url, worker=puppet, settings=settings) as manager:
+        await manager.start_serving()
+        await stranger.create("s1")
+        closing = asyncio.create_task(manager.close())
+        await eventually(lambda: manager.snapshot().troubles == ["stopping"])
+        assert (await stranger.ask("jido.session.get.s1"))["status"] == "active"  # it still answers
+
+        puppet.complete("s1")
+        await closing
+
+    assert (await stranger.ends("s1"))["reason"] == "completed"
+
+
+async def test_a_draining_manager_takes_no_new_sessions(
+    server: LocalServer, stranger: Stranger, puppet: Puppet
+) -> None:
+    settings = Settings(lease_s=2, drain_timeout_s=10)
+    async with SessionManager.connect(server.url, worker=puppet, settings=settings) as manager:
+        await manager.start_serving()
+        await stranger.create("s1")
+        closing = asyncio.create_task(manager.close())
+        await eventually(lambda: manager.snapshot().troubles == ["stopping"])
+
+        refused = await stranger.ask("jido.session.create", {"session_id": "s2"})
+
+        assert refused["error"]["code"] == "unavailable"
+        puppet.complete("s1")
+        await closing
+
+
+async def test_what_does_not_end_in_time_is_ended(server: LocalServer, stranger: Stranger, puppet: Puppet) -> None:
+    settings = Settings(lease_s=2, drain_timeout_s=0.2)
+    async with SessionManager.connect(server.url, worker=puppet, settings=settings) as manager:
+        await manager.start_serving()
+        await stranger.create("s1")
+
+    assert (await stranger.ends("s1"))["reason"] == Reason.MANAGER_STOPPED
+    assert (await stranger.ends("s1"))["status"] == Status.TERMINATED
+
+
+async def test_systemd_is_told(server: LocalServer, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        sock.settimeout(10)
+        env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+        async with running("serve", "--server", server.url, env=env) as program:
+            await program.said(" serves on ")
+            heard = [sock.recv(100) for _ in range(6)]
+            await program.end(signal.SIGTERM)
+            while heard[-1] != b"STOPPING=1":
+                heard.append(sock.recv(100))
+
+    assert heard.count(b"READY=1") == 1
+    assert heard.count(b"WATCHDOG=1") >= 5

@@ -1,0 +1,31 @@
+"""Workers for programs that are started with `--worker tests.tools.workers:NAME`."""
+
+import asyncio
+
+from jido_nats import Session
+
+NO_WORKER = "not to be called"
+
+
+async def completes(session: Session) -> None:
+    """Returns at once."""
+
+
+async def crashes(session: Session) -> None:
+    """Fails at once."""
+    raise RuntimeError("boom")
+
+
+async def never_stops(session: Session) -> None:
+    """Swallows every cancellation."""
+    while True:
+        try:
+            await asyncio.sleep(0.1)
+        except asyncio.CancelledError:
+            continue
+
+
+async def gets_ready(session: Session) -> None:
+    """Is ready, and waits."""
+    await session.ready()
+    await asyncio.Event().wait()
