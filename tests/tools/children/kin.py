@@ -58,7 +58,7 @@ def leaders(prefix: str) -> list[int]:
 def guards(parent: int) -> list[int]:
     """The guards of that process, zombies too."""
     mine = {pid: stat[0] for pid in _pids() if (stat := _stat(pid))[1:2] == [str(parent)]}
-    return [pid for pid, state in mine.items() if state == "Z" or b"guard.py" in _read(f"/proc/{pid}/cmdline")]
+    return [pid for pid, state in mine.items() if state == "Z" or b"reaper.py" in _read(f"/proc/{pid}/cmdline")]
 
 
 def open_files() -> Counter[str]:
