@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from jido_nats.bench.baseline.baseline import Floor
+from jido_nats.bench.baseline.baseline import Baseline
 from jido_nats.bench.deployment import Deployment
 from jido_nats.bench.load import drive
 from jido_nats.bench.plan import Measure, Plan
@@ -36,7 +36,7 @@ class Bench:
     deployment: Deployment
     plan: Plan
     client: Client
-    floor: Floor
+    floor: Baseline
     note: str
     tell: Tell
 

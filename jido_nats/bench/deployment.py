@@ -109,7 +109,7 @@ def _cpu() -> str:
 
 async def _check_settings(connection: Connection, settings: Settings) -> None:
     await topology.check_server(connection)
-    for wanted in topology.designed(settings):
+    for wanted in topology.stream_configs(settings):
         try:
             found = (await api(connection, f"STREAM.INFO.{wanted['name']}"))["config"]
         except JetStreamError as error:

@@ -10,7 +10,7 @@ from jido_nats.client.streams import EventMessage, EventStream
 from jido_nats.core import subjects
 
 
-class Ear(Protocol):
+class Listener(Protocol):
     """Hears one event at a time."""
 
     async def open(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, NamedTuple
 
 from jido_nats.bench.bench import Bench, Findings, Found, new_ids
-from jido_nats.bench.listeners import Consumer, Ear, Subscriber
+from jido_nats.bench.listeners import Consumer, Listener, Subscriber
 from jido_nats.bench.load import drive
 from jido_nats.bench.plan import latency
 from jido_nats.bench.samples import Samples
@@ -69,7 +69,7 @@ async def measure_heard(bench: Bench) -> Findings:
             yield Found(measure, ours.percentile_ms(50), floor.percentile_ms(50), len(ours.seconds), {})
 
 
-async def _hear(call: Step, ear: Ear, count: int, into: Samples, step: Callable[[], None]) -> None:
+async def _hear(call: Step, ear: Listener, count: int, into: Samples, step: Callable[[], None]) -> None:
     seconds = []
     begun = time.perf_counter()
     try:
@@ -99,7 +99,7 @@ async def _steppers(bench: Bench) -> AsyncIterator[_Steppers]:
 
 
 @contextlib.asynccontextmanager
-async def _open(ear: Ear) -> AsyncIterator[None]:
+async def _open(ear: Listener) -> AsyncIterator[None]:
     await ear.open()
     try:
         yield

@@ -53,8 +53,8 @@ log = logging.getLogger(__name__)
 # How nats-py tells what the server refused; it has put the text, and so the subject, in lower case.
 _REFUSED: Final = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
 
-Heard = Msg
-Handler = Callable[[Heard], None]
+Message = Msg
+Handler = Callable[[Message], None]
 
 
 class Subscription:
@@ -116,7 +116,7 @@ class Connection:
         self._on_up: list[Callable[[], None]] = []
         # How many JetStream requests are out at once: beyond it they wait here, where waiting is no time-out.
         self.gate = asyncio.Semaphore(IN_FLIGHT_MAX)
-        self._keeper: asyncio.Task[None] | None = None
+        self._reconnect_task: asyncio.Task[None] | None = None
         self._discards: set[asyncio.Task[None]] = set()
         self._echo: asyncio.Task[None] | None = None
         self._reported: set[str] = set()
@@ -132,7 +132,7 @@ class Connection:
         self._replies = Subscription(self, self._requests.inbox + "*", "", self._requests.answer)
         self._subscriptions.append(self._replies)
         await self._attach(client)
-        self._keeper = asyncio.create_task(self._keep_open(), name=f"{name}: keep open")
+        self._reconnect_task = asyncio.create_task(self._keep_open(), name=f"{name}: keep open")
         return self
 
     @property
@@ -251,7 +251,7 @@ class Connection:
     async def close(self) -> None:
         """Send what is waiting, and close."""
         self._closing = True
-        for task in (self._keeper, self._echo):
+        for task in (self._reconnect_task, self._echo):
             if task is not None:
                 await _end(task, every_s=CLOSE_TIMEOUT_S)  # one that is just connecting closes what it has
         self._up.clear()

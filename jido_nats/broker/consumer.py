@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Delivered(NamedTuple):
+class StreamMessage(NamedTuple):
     """One message of a stream; `pending` says how many more the stream had for this consumer then."""
 
     subject: str
@@ -151,15 +151,15 @@ class Consumer(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    async def __aiter__(self) -> AsyncIterator[Delivered]:
+    async def __aiter__(self) -> AsyncIterator[StreamMessage]:
         while True:
             yield await self.next()
 
     @abstractmethod
-    async def next(self) -> Delivered:
+    async def next(self) -> StreamMessage:
         """The next message; waits for it as long as it takes."""
 
-    def take(self) -> Delivered | None:
+    def take(self) -> StreamMessage | None:
         """The next message where it can be had at once; None where it has to be waited for, with `next`."""
         return None
 
@@ -229,7 +229,7 @@ class OrderedConsumer(Consumer):
     ) -> None:
         await self._leave()
 
-    async def next(self) -> Delivered:
+    async def next(self) -> StreamMessage:
         """The next message; waits for it as long as it takes. Whoever gives up waiting may ask again."""
         if self._recreating is not None:
             await self._recreate()  # which an earlier call began
@@ -240,7 +240,7 @@ class OrderedConsumer(Consumer):
             elif (delivered := self._accept(message)) is not None:
                 return delivered
 
-    def take(self) -> Delivered | None:
+    def take(self) -> StreamMessage | None:
         """See `Consumer.take`: what is here already."""
         while self._queue and not self._broken and self._recreating is None and self._outstanding > BATCH // 2:
             if (delivered := self._accept(self._queue.popleft())) is not None:
@@ -278,7 +278,7 @@ class OrderedConsumer(Consumer):
         except NotSent:
             self._broken = True
 
-    def _accept(self, message: Msg) -> Delivered | None:
+    def _accept(self, message: Msg) -> StreamMessage | None:
         if (status := status_of(message)) is not None:
             self._on_status(status, message.headers or {})
             return None
@@ -290,7 +290,7 @@ class OrderedConsumer(Consumer):
         self._outstanding -= 1
         self.position = max(self.position, sequence)
         self.caught_up = self.caught_up or pending == 0
-        return Delivered(message.subject, sequence, message.data, message.headers or {}, time_ns, pending)
+        return StreamMessage(message.subject, sequence, message.data, message.headers or {}, time_ns, pending)
 
     def _on_status(self, status: str, headers: dict[str, str]) -> None:
         if status == "100":
@@ -386,7 +386,7 @@ class OrderedConsumer(Consumer):
         self._arrived.set()
 
 
-def decoded(message: Delivered, decode: Callable[[bytes, Encoding], T], complaint: str) -> T | None:
+def decoded(message: StreamMessage, decode: Callable[[bytes, Encoding], T], complaint: str) -> T | None:
     """What a message says; None for what is not known here, and, with the complaint in the log, for what is none."""
     try:
         return decode(message.data, codec.encoding_of(message.headers.get(CONTENT_TYPE)))

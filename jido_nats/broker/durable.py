@@ -19,8 +19,8 @@ from jido_nats.broker.consumer import (
     RECREATE_WAIT_S,
     SILENCE_MAX_S,
     Consumer,
-    Delivered,
     Start,
+    StreamMessage,
     create_consumer,
     filter_config,
     parse_ack_subject,
@@ -75,7 +75,7 @@ class DurableConsumer(Consumer):
                 self._unacknowledged = message
                 await self._answer(b"-NAK")
 
-    async def next(self) -> Delivered:
+    async def next(self) -> StreamMessage:
         """Acknowledge the message before, and wait for the next."""
         await self._answer(b"+ACK")
         while True:
@@ -91,7 +91,7 @@ class DurableConsumer(Consumer):
                 continue
             self.position = sequence
             self.caught_up = pending == 0
-            return Delivered(message.subject, sequence, message.data, message.headers or {}, time_ns, pending)
+            return StreamMessage(message.subject, sequence, message.data, message.headers or {}, time_ns, pending)
 
     async def acknowledge(self) -> None:
         """Acknowledge the last message, and wait until the server has taken that in."""

@@ -60,7 +60,7 @@ class Endpoint:
     subscription: Subscription | None = field(default=None, repr=False)
 
 
-class Endpoints:
+class MicroService:
     """The service; `overloaded` answers what is beyond `in_flight_max`, `too_large` what the server does not take."""
 
     def __init__(

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from jido_nats.broker.local_server import LocalServer
-from jido_nats.cli.printer import Shower
+from jido_nats.cli.printer import Printer
 from jido_nats.client.client import Client
 from jido_nats.client.streams import EventMessage
 from jido_nats.core import subjects
@@ -47,7 +47,7 @@ async def agent(session: Session) -> None:
             await PROGRAM(session)
 
 
-async def run(show: Shower, binary: Path | None) -> bool:
+async def run(show: Printer, binary: Path | None) -> bool:
     """Tell the story; whether what was replayed is what was heard."""
     async with LocalServer(binary=binary) as server:
         show.say(f"A nats-server of its own listens on {server.url}.", "bold")
@@ -64,7 +64,7 @@ async def run(show: Shower, binary: Path | None) -> bool:
             return _compare(show, heard, replayed) and kept
 
 
-async def _play(show: Shower, client: Client) -> list[EventMessage]:
+async def _play(show: Printer, client: Client) -> list[EventMessage]:
     """Run the sessions; what plain subscribers heard, in order."""
     heard: list[EventMessage] = []
 
@@ -115,7 +115,7 @@ async def _replay(client: Client, heard: list[EventMessage]) -> list[EventMessag
     return replayed
 
 
-async def _replay_output(show: Shower, client: Client) -> bool:
+async def _replay_output(show: Printer, client: Client) -> bool:
     """Whether what the program said, and was told, is kept."""
     async with client.output(session_id="a-program", since="all") as output:
         kept = len([message async for message in output.stored()])
@@ -123,7 +123,7 @@ async def _replay_output(show: Shower, client: Client) -> bool:
     return kept == OUTPUTS
 
 
-def _compare(show: Shower, heard: list[EventMessage], replayed: list[EventMessage]) -> bool:
+def _compare(show: Printer, heard: list[EventMessage], replayed: list[EventMessage]) -> bool:
     """The same messages on the same subjects, and on each subject in the same order."""
     same = True
     for subject in sorted({m.subject for m in heard + replayed}):

@@ -20,7 +20,7 @@ from jido_nats.core.settings import Settings
 from jido_nats.errors import BrokerError, JidoError, NoResponders, NotAllowed, ServerUnusable
 from jido_nats.store import topology
 from jido_nats.store.leases import Leases
-from jido_nats.store.records import Registry, entry_of
+from jido_nats.store.records import SessionRecords, entry_of
 
 CHECK_TIMEOUT_S: Final = 10.0
 CLOCK_DIFFERENCE_MAX_S: Final = 1.0
@@ -49,7 +49,7 @@ class Finding(NamedTuple):
 Findings = AsyncIterator[Finding]
 
 
-class Patient(NamedTuple):
+class CheckContext(NamedTuple):
     """What is examined, and what was read of it once for several checks."""
 
     connection: Connection
@@ -69,7 +69,7 @@ async def examine(options: ConnectOptions, settings: Settings, monitoring_url: s
         return
     try:
         leases = Leases(connection, settings.managers_bucket)
-        patient = Patient(connection, settings, monitoring_url, {}, leases, set())
+        patient = CheckContext(connection, settings, monitoring_url, {}, leases, set())
         for name, check in CHECKS.items():
             if "no jetstream" in patient.seen and name not in WITHOUT_JETSTREAM:
                 continue
@@ -79,7 +79,7 @@ async def examine(options: ConnectOptions, settings: Settings, monitoring_url: s
         await connection.close()
 
 
-async def _findings(name: str, check: "Check", patient: Patient) -> list[Finding]:
+async def _findings(name: str, check: "Check", patient: CheckContext) -> list[Finding]:
     """What one check finds, in a bounded time."""
     found: list[Finding] = []
     try:
@@ -101,7 +101,7 @@ def exit_code(levels: set[Level]) -> int:
     return 2 if Level.ERROR in levels else 1 if Level.WARNING in levels else 0
 
 
-async def _server(patient: Patient) -> Findings:
+async def _server(patient: CheckContext) -> Findings:
     version = ".".join(map(str, patient.connection.server_version))
     if patient.connection.server_version < topology.SERVER_VERSION_MIN:
         yield Finding(Level.ERROR, "server", f"nats-server {version} is too old; 2.12 or newer is needed")
@@ -109,7 +109,7 @@ async def _server(patient: Patient) -> Findings:
         yield Finding(Level.OK, "server", f"{patient.connection.options.safe_servers()} runs nats-server {version}")
 
 
-async def _jetstream(patient: Patient) -> Findings:
+async def _jetstream(patient: CheckContext) -> Findings:
     try:
         info = await api(patient.connection, "INFO")
     except NoResponders:
@@ -123,7 +123,7 @@ async def _jetstream(patient: Patient) -> Findings:
         yield Finding(Level.OK, "jetstream", f"{info.get('streams', 0)} streams, {used} bytes stored")
 
 
-async def _user(patient: Patient) -> Findings:
+async def _user(patient: CheckContext) -> Findings:
     try:
         reply = await patient.connection.request("$SYS.REQ.USER.INFO", timeout_s=2.0)
         user = json.loads(reply.data)["data"]
@@ -136,7 +136,7 @@ async def _user(patient: Patient) -> Findings:
     yield Finding(level, "user", f"{user.get('user') or 'no user'} in account {user.get('account')}, {rights}")
 
 
-async def _clock(patient: Patient) -> Findings:
+async def _clock(patient: CheckContext) -> Findings:
     before = datetime.now(UTC)
     answer = await api(patient.connection, f"STREAM.INFO.{patient.settings.events_stream}")
     after = datetime.now(UTC)
@@ -149,8 +149,8 @@ async def _clock(patient: Patient) -> Findings:
         yield Finding(Level.OK, "clock", "this machine's clock and the server's agree")
 
 
-async def _topology(patient: Patient) -> Findings:
-    for wanted in topology.designed(patient.settings):
+async def _topology(patient: CheckContext) -> Findings:
+    for wanted in topology.stream_configs(patient.settings):
         name = wanted["name"]
         try:
             found = (await api(patient.connection, f"STREAM.INFO.{name}"))["config"]
@@ -171,7 +171,7 @@ async def _topology(patient: Patient) -> Findings:
             yield Finding(Level.OK, "storage", f"{name} is as designed")
 
 
-async def _managers(patient: Patient) -> Findings:
+async def _managers(patient: CheckContext) -> Findings:
     bucket = patient.settings.managers_bucket
     until = await last_position(patient.connection, subjects.bucket_stream(bucket), subjects.all_keys(bucket))
     if until:
@@ -192,8 +192,8 @@ async def _managers(patient: Patient) -> Findings:
         yield Finding(Level.WARNING, "managers", f"managers of several versions run: {', '.join(sorted(versions))}")
 
 
-async def _sessions(patient: Patient) -> Findings:
-    registry = Registry(patient.connection, patient.settings.sessions_bucket, terminated_ttl_s=0)
+async def _sessions(patient: CheckContext) -> Findings:
+    registry = SessionRecords(patient.connection, patient.settings.sessions_bucket, terminated_ttl_s=0)
     until = await registry.last_position()
     foreign: list[str] = []
     if until:
@@ -219,7 +219,7 @@ async def _sessions(patient: Patient) -> Findings:
         yield Finding(Level.OK, "sessions", f"{live} live sessions, each with a live owner")
 
 
-async def _unpublished(patient: Patient) -> Findings:
+async def _unpublished(patient: CheckContext) -> Findings:
     """A version is all stored when its copy on the session's own subject is; version 1 has none."""
     now = datetime.now(UTC)
     open_since = [r for r in patient.records.values() if r.version > 1 and _age_s(r, now) > SETTLED_AFTER_S]
@@ -234,7 +234,7 @@ async def _unpublished(patient: Patient) -> Findings:
         yield Finding(Level.OK, "events", "every committed event is published")
 
 
-async def _durability(patient: Patient) -> Findings:
+async def _durability(patient: CheckContext) -> Findings:
     if patient.settings.replicas > 1:
         yield Finding(Level.OK, "durability", f"{patient.settings.replicas} replicas: one machine may be lost")
         return
@@ -253,7 +253,7 @@ async def _durability(patient: Patient) -> Findings:
         yield Finding(Level.WARNING, "durability", text)
 
 
-Check = Callable[[Patient], Findings]
+Check = Callable[[CheckContext], Findings]
 
 CHECKS: Final[dict[str, Check]] = {
     "server": _server,
@@ -269,7 +269,7 @@ CHECKS: Final[dict[str, Check]] = {
 WITHOUT_JETSTREAM: Final = frozenset({"server", "jetstream", "user"})
 
 
-async def _last_ids(patient: Patient) -> dict[str, str]:
+async def _last_ids(patient: CheckContext) -> dict[str, str]:
     """The `Nats-Msg-Id` of the last message on each session's own subject."""
     stream = patient.settings.events_stream
     until = await last_position(patient.connection, stream, subjects.ALL_SESSIONS)

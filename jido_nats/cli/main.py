@@ -32,7 +32,7 @@ from jido_nats.cli.options import (
     pairs_of,
     text_of_stdin,
 )
-from jido_nats.cli.printer import Shower
+from jido_nats.cli.printer import Printer
 from jido_nats.cli.process import end_on_sigterm, fail, monitored, prepare_process, run_program, serve_until_signal
 from jido_nats.cli.progress import prints_to_file, progress
 from jido_nats.cli.table.screen import WatchScreen
@@ -79,7 +79,7 @@ def demo(binary: Path | None, as_json: bool) -> None:
 
     async def tell() -> int:
         end_on_sigterm()
-        return 0 if await story.run(Shower(as_json=as_json), binary) else 1
+        return 0 if await story.run(Printer(as_json=as_json), binary) else 1
 
     logs.configure(logging.ERROR)
     run_program(tell())

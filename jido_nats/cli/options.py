@@ -12,7 +12,7 @@ import msgspec
 
 from jido_nats.broker.cli_context import read_context
 from jido_nats.broker.options import ConnectOptions
-from jido_nats.cli.printer import Shower
+from jido_nats.cli.printer import Printer
 from jido_nats.cli.process import run_program, while_read
 from jido_nats.core import settings as settings_module
 from jido_nats.core.settings import Settings
@@ -25,7 +25,7 @@ class Common(NamedTuple):
     """The options that every command about a server has."""
 
     connection: ConnectOptions
-    show: Shower
+    show: Printer
 
 
 def common_options(
@@ -45,7 +45,7 @@ def common_options(
         run_program(while_read(work) if follows else work, fast=fast)
 
     async def _with_common(connection: dict[str, Any], as_json: bool, arguments: dict[str, Any]) -> int | None:
-        return await command(Common(connect_options(**connection), Shower(as_json=as_json)), **arguments)
+        return await command(Common(connect_options(**connection), Printer(as_json=as_json)), **arguments)
 
     return run
 

@@ -31,7 +31,7 @@ STATUS_STYLES: Final = {
 LEVEL_STYLES: Final = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
-class Shower:
+class Printer:
     """Prints data: one JSON object a line, or for people (80 columns, no colour in a pipe)."""
 
     def __init__(self, *, as_json: bool) -> None:

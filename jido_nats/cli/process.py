@@ -18,7 +18,7 @@ import click
 
 from jido_nats.cli import logs, systemd
 from jido_nats.errors import JidoError
-from jido_nats.manager.health_server import Monitoring
+from jido_nats.manager.health_server import HealthServer
 from jido_nats.manager.manager import SessionManager
 
 EXIT_INTERRUPTED: Final = 130
@@ -176,7 +176,7 @@ async def monitored(manager: SessionManager, host: str, port: int | None) -> Asy
     if port is None:
         yield
         return
-    with Monitoring(manager.snapshot, host=host, port=port) as monitoring:
+    with HealthServer(manager.snapshot, host=host, port=port) as monitoring:
         logs.announce(f"metrics and health on http://{host}:{monitoring.port}")
         yield
         await manager.close()

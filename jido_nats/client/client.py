@@ -12,8 +12,8 @@ import msgspec
 
 from jido_nats import trace
 from jido_nats.api import SessionApi
-from jido_nats.broker.connection import Connection, Heard
-from jido_nats.broker.consumer import Delivered, OrderedConsumer
+from jido_nats.broker.connection import Connection, Message
+from jido_nats.broker.consumer import OrderedConsumer, StreamMessage
 from jido_nats.broker.durable import DurableConsumer
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.client.streams import EventMessage, EventStream, OutputMessage, OutputStream, parse_since
@@ -217,7 +217,7 @@ class Client(SessionApi):
         `on_event` is called in order and must not block; `sequence` is 0, since core NATS has none.
         """
 
-        def on_message(message: Delivered) -> None:
+        def on_message(message: StreamMessage) -> None:
             if (event := event_in(message)) is not None:
                 on_event(EventMessage(event, 0, message.subject, message.data))
 
@@ -230,7 +230,7 @@ class Client(SessionApi):
     ) -> AsyncIterator[None]:
         """Hear what is said by and to one session, or (None) all, ephemeral output too; the rest as of `listen`."""
 
-        def on_message(message: Delivered) -> None:
+        def on_message(message: StreamMessage) -> None:
             if (output := output_in(message)) is not None:
                 on_output(OutputMessage(output, 0, message.subject, message.data))
 
@@ -240,9 +240,9 @@ class Client(SessionApi):
             yield
 
     @contextlib.asynccontextmanager
-    async def _hearing(self, subject: str, on_message: Callable[[Delivered], None]) -> AsyncIterator[None]:
-        def on_heard(message: Heard) -> None:
-            on_message(Delivered(message.subject, 0, message.data, message.headers or {}, 0, 0))
+    async def _hearing(self, subject: str, on_message: Callable[[StreamMessage], None]) -> AsyncIterator[None]:
+        def on_heard(message: Message) -> None:
+            on_message(StreamMessage(message.subject, 0, message.data, message.headers or {}, 0, 0))
 
         subscription = await self._connection.subscribe(subject, on_heard)
         try:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Final, Generic, NamedTuple, Self, TypeVar
 
-from jido_nats.broker.consumer import Consumer, Delivered, Start
+from jido_nats.broker.consumer import Consumer, Start, StreamMessage
 from jido_nats.broker.durable import DurableConsumer
 from jido_nats.core.events import Event
 from jido_nats.core.output import Output
@@ -88,14 +88,14 @@ class MessageStream(ABC, Generic[M]):
                 return message
 
     @abstractmethod
-    def _read(self, message: Delivered) -> M | None:
+    def _read(self, message: StreamMessage) -> M | None:
         """The message, None for what is none."""
 
 
 class EventStream(MessageStream[EventMessage]):
     """See `Client.events`."""
 
-    def _read(self, message: Delivered) -> EventMessage | None:
+    def _read(self, message: StreamMessage) -> EventMessage | None:
         event = event_in(message)
         return None if event is None else EventMessage(event, message.sequence, message.subject, message.data)
 
@@ -103,7 +103,7 @@ class EventStream(MessageStream[EventMessage]):
 class OutputStream(MessageStream[OutputMessage]):
     """See `Client.output`."""
 
-    def _read(self, message: Delivered) -> OutputMessage | None:
+    def _read(self, message: StreamMessage) -> OutputMessage | None:
         output = output_in(message)
         return None if output is None else OutputMessage(output, message.sequence, message.subject, message.data)
 

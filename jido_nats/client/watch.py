@@ -26,7 +26,7 @@ from jido_nats.core.session import SessionRecord, Status
 from jido_nats.store.event_log import event_in
 from jido_nats.store.index import SessionIndex, matches
 from jido_nats.store.leases import Leases, ManagerInfo, lease_time
-from jido_nats.store.records import Entry, Registry, entry_of
+from jido_nats.store.records import Entry, SessionRecords, entry_of
 
 
 class WatchedSession(NamedTuple):
@@ -66,7 +66,7 @@ class SessionWatch:
     ) -> None:
         self._connection = connection
         self._events_stream = events_stream
-        self._registry = Registry(connection, bucket, terminated_ttl_s=0)
+        self._registry = SessionRecords(connection, bucket, terminated_ttl_s=0)
         self._session_id = session_id
         self._wanted = wanted
         self._cursor = cursor

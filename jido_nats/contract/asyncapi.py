@@ -225,7 +225,7 @@ def _jetstream() -> Document:
     """The streams and buckets, as a manager with default settings makes them; times are nanoseconds, as NATS has it."""
     settings = Settings()
     values = {settings.sessions_bucket: "SessionRecord", settings.managers_bucket: "ManagerInfo"}
-    configs = {config["name"]: config for config in topology.designed(settings)}
+    configs = {config["name"]: config for config in topology.stream_configs(settings)}
     buckets: Document = {
         name: {"value": {"$ref": f"#/components/schemas/{kind}"}, "stream": configs.pop(subjects.bucket_stream(name))}
         for name, kind in values.items()

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumer import Delivered, OrderedConsumer, Start, stream_state
+from jido_nats.broker.consumer import OrderedConsumer, Start, StreamMessage, stream_state
 from jido_nats.broker.jetstream import CONTENT_TYPE, MESSAGE_ID
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.contract.rules import Copies, Finding, Life, Place
@@ -67,7 +67,7 @@ class Checker:
             return
         yield from self.row(row, line=number)
 
-    def message(self, message: Delivered) -> Iterator[Finding]:
+    def message(self, message: StreamMessage) -> Iterator[Finding]:
         """What is wrong with a message of the stream; its headers too."""
         place = Place(None, message.sequence)
         try:
@@ -232,7 +232,7 @@ async def check_server(
         await connection.close()
 
 
-async def _until_settled(consumer: OrderedConsumer, checker: Checker, until: int) -> AsyncIterator[Delivered]:
+async def _until_settled(consumer: OrderedConsumer, checker: Checker, until: int) -> AsyncIterator[StreamMessage]:
     """The messages that there are, and the rest of what is just being published."""
     until = min(until, await consumer.last_position())
     while consumer.position < until:

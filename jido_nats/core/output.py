@@ -37,7 +37,7 @@ class ConversationAdded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
 Output = SessionOutput | ConversationAdded
 
 
-class Said(msgspec.Struct, frozen=True):
+class OutputPublication(msgspec.Struct, frozen=True):
     """One message about a session's output: where it goes, what it says, and its `Nats-Msg-Id` (None: not kept)."""
 
     subject: str
@@ -45,8 +45,8 @@ class Said(msgspec.Struct, frozen=True):
     message_id: str | None
 
 
-def said(output_: Output) -> Said:
+def said(output_: Output) -> OutputPublication:
     """The message of one output."""
     kept = isinstance(output_, ConversationAdded) or not output_.ephemeral
     message_id = f"{output_.session_id}.{output_.number}.output" if kept else None
-    return Said(output(output_.session_id), output_, message_id)
+    return OutputPublication(output(output_.session_id), output_, message_id)

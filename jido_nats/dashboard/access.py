@@ -73,7 +73,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-class Guard:
+class AccessControl:
     """ASGI middleware; `port` sets cookies of several dashboards on one machine apart."""
 
     def __init__(self, app: ASGIApp, *, host: str, port: int, token: str | None) -> None:

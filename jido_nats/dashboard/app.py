@@ -17,11 +17,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jido_nats.client.client import Client
 from jido_nats.core import codec, commands, subjects
-from jido_nats.dashboard.access import Guard, refusal
+from jido_nats.dashboard.access import AccessControl, refusal
 from jido_nats.dashboard.event_feed import Feed
 from jido_nats.dashboard.output_feed import said_in
 from jido_nats.dashboard.session_page import life_of
-from jido_nats.dashboard.state import Board
+from jido_nats.dashboard.state import DashboardState
 from jido_nats.errors import BadRequest, CommandError, JidoError, NotAllowed, NotFound, TooLarge, Unavailable
 
 BODY_BYTES_MAX: Final = 1024 * 1024
@@ -43,13 +43,13 @@ Answer = Callable[[Request], Awaitable[Response]]
 def build(pages: "Pages", *, host: str, port: int, token: str | None) -> ASGIApp:
     """The ASGI application; `host` and `port` are where it listens."""
     app = Starlette(routes=[Route(path, _answering(answer), methods=[m]) for m, path, answer in pages.routes()])
-    return Guard(app, host=host, port=port, token=token)
+    return AccessControl(app, host=host, port=port, token=token)
 
 
 class Pages:
     """What is answered to each request; set `closing` to end every stream."""
 
-    def __init__(self, client: Client, board: Board, feed: Feed, *, read_only: bool) -> None:
+    def __init__(self, client: Client, board: DashboardState, feed: Feed, *, read_only: bool) -> None:
         self.closing = asyncio.Event()
         self._client = client
         self._board = board

@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 from jido_nats.client.client import Client
 from jido_nats.client.watch import SessionChanged, SnapshotComplete, WatchedSession
 from jido_nats.core.session import SessionRecord
-from jido_nats.dashboard.state import RATES_S, Board, Chunk, change_message, message
+from jido_nats.dashboard.state import RATES_S, Chunk, DashboardState, change_message, message
 from jido_nats.errors import JidoError, PositionTooOld
 
 RETRY_S: Final = 1.0
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 class Feed:
     """Follows NATS with one client into the board; an async context manager, with a `stream` for each browser."""
 
-    def __init__(self, client: Client, board: Board, *, beat_s: float = BEAT_S) -> None:
+    def __init__(self, client: Client, board: DashboardState, *, beat_s: float = BEAT_S) -> None:
         self._client = client
         self._board = board
         self._beat_s = beat_s

@@ -13,7 +13,7 @@ from jido_nats.client.client import Client
 from jido_nats.dashboard.access import check_reach
 from jido_nats.dashboard.app import Pages, build
 from jido_nats.dashboard.event_feed import BEAT_S, Feed
-from jido_nats.dashboard.state import EVENTS_MAX, Board
+from jido_nats.dashboard.state import EVENTS_MAX, DashboardState
 from jido_nats.errors import ConfigurationError
 
 POLL_S: Final = 0.01
@@ -41,7 +41,7 @@ async def dashboard(
     with _listening(host, port) as listener:
         port = listener.getsockname()[1]
         async with Client.connect(connection) as client:
-            board = Board(events_max=events_max)
+            board = DashboardState(events_max=events_max)
             async with Feed(client, board, beat_s=beat_s) as feed:
                 pages = Pages(client, board, feed, read_only=read_only)
                 app = build(pages, host=host, port=port, token=token)

@@ -6,11 +6,11 @@ from jido_nats.client.client import Client
 from jido_nats.core.events import Event, SessionStatus
 from jido_nats.core.lifecycle import ended_event
 from jido_nats.core.session import SessionRecord, Status
-from jido_nats.dashboard.state import Board
+from jido_nats.dashboard.state import DashboardState
 from jido_nats.errors import NotFound, Unavailable
 
 
-async def life_of(client: Client, board: Board, session_id: str) -> dict[str, Any]:
+async def life_of(client: Client, board: DashboardState, session_id: str) -> dict[str, Any]:
     """`{"record"?, "history"}`, also without a manager; `NotFound` where there is neither."""
     record = board.sessions.get(session_id) or await _record(client, session_id)
     history = await _history(client, session_id)

@@ -33,7 +33,7 @@ class Chunk(NamedTuple):
     position: int
 
 
-class Board:
+class DashboardState:
     """The sessions as of `position` in the event stream, and the events behind `floor` ready to be sent."""
 
     def __init__(self, *, events_max: int = EVENTS_MAX) -> None:

@@ -9,12 +9,12 @@ from jido_nats import trace
 from jido_nats.broker.clock import boottime
 from jido_nats.core.commands import SendReply, SendRequest, check_emitted, check_said
 from jido_nats.core.output import ConversationAdded, SessionOutput
-from jido_nats.manager.outbox import Lane, Outbox
+from jido_nats.manager.outbox import Outbox, OutputQueue
 from jido_nats.worker.inbox import Inbox, Message
 from jido_nats.worker.session import Session
 
 
-class Talk:
+class Conversations:
     """The inboxes and outboxes of one manager's sessions."""
 
     def __init__(
@@ -122,13 +122,13 @@ class Talk:
             session.inbox = Inbox()
         return session.inbox
 
-    def _lane(self, session: Session) -> Lane:
+    def _lane(self, session: Session) -> OutputQueue:
         if session.lane is None:
             session.lane = self._outbox.lane()
         return session.lane
 
 
-async def _room(session: Session, lane: Lane) -> None:
+async def _room(session: Session, lane: OutputQueue) -> None:
     """Return when one more output may be pushed. What a program said last does not wait: a pipe holds little."""
     while not (lane.has_room or session.ending):
         await lane.wait_moved()

@@ -17,13 +17,13 @@ from jido_nats.errors import BrokerError, CommandError, NotSent, Unavailable, co
 DEADLINE: Final = "Jido-Deadline"
 
 
-class Peers:
+class Forwarder:
     """The other managers, as those who can carry out what this one cannot."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def pass_on(
+    async def forward(
         self, manager_id: str, verb: str, session_id: str, request: msgspec.Struct, *, timeout_s: float
     ) -> bytes:
         """That manager's answer, as JSON. Raises the error that it answered with.

@@ -26,25 +26,25 @@ from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.errors import AlreadyExists, InvalidTransition, NotFound, NotSent, Overloaded, StartFailed, Unavailable
 from jido_nats.ids import new_session_id
-from jido_nats.manager.forwarding import Peers
-from jido_nats.manager.live_session import Taken
-from jido_nats.manager.service import Verb
+from jido_nats.manager.forwarding import Forwarder
+from jido_nats.manager.live_session import SessionExists
+from jido_nats.manager.service import Handler
 from jido_nats.manager.sessions import NotHere, Sessions
-from jido_nats.manager.writer import WritePath
+from jido_nats.manager.writer import WriterContext
 from jido_nats.store.index import SessionIndex
 
 T = TypeVar("T")
 
 
-class Verbs:
-    """The API's verbs over one manager's sessions; `by_name` has them as the service calls them."""
+class CommandHandlers:
+    """The API's handlers over one manager's sessions; `by_name` has them as the service calls them."""
 
     def __init__(
         self,
-        path: WritePath,
+        path: WriterContext,
         sessions: Sessions,
         index: SessionIndex,
-        peers: Peers,
+        forwarder: Forwarder,
         settings: Settings,
         connection: Connection,
         managers_with_room: Callable[[], list[str]],
@@ -52,33 +52,35 @@ class Verbs:
         self._path = path
         self._sessions = sessions
         self._index = index
-        self._peers = peers
+        self._forwarder = forwarder
         self._settings = settings
         self._connection = connection
         self._managers_with_room = managers_with_room
-        self.by_name: Final[Mapping[str, Verb]] = {
+        self.by_name: Final[Mapping[str, Handler]] = {
             "create": self._create,
             "get": self._get,
             "list": self._list,
             "history": self._history,
             "terminate": self._terminate,
             "send": self._send,
-            "idle": lambda session_id, _, **passed: self._change("idle", Status.IDLE, session_id, **passed),
-            "activate": lambda session_id, _, **passed: self._change("activate", Status.ACTIVE, session_id, **passed),
+            "idle": lambda session_id, _, **how: self._change("idle", Status.IDLE, session_id, **how),
+            "activate": lambda session_id, _, **forwarded: self._change(
+                "activate", Status.ACTIVE, session_id, **forwarded
+            ),
         }
 
-    async def _create(self, _: str, request: CreateRequest, *, passed_on: bool = False) -> CreateReply:
+    async def _create(self, _: str, request: CreateRequest, *, forwarded: bool = False) -> CreateReply:
         commands.check_create(request, min(self._settings.metadata_bytes_max, self._connection.max_payload // 2))
         settings, session_id = self._settings, request.session_id or new_session_id()
         timeout_s = settings.command_timeout_s + (settings.start_timeout_s if settings.wait_ready else 0)
         try:
             record, replayed = await self._carry_out(session_id, self._sessions.create(session_id, request), timeout_s)
-        except Taken as taken:
-            record, replayed = taken.record, True
+        except SessionExists as exists:
+            record, replayed = exists.record, True
             if not record.sealed:
-                return codec.decode(await self._pass_on("create", record, request, passed_on=passed_on), CreateReply)
+                return codec.decode(await self._forward("create", record, request, forwarded=forwarded), CreateReply)
         except Overloaded:
-            if passed_on or not self._sessions.full:
+            if forwarded or not self._sessions.full:
                 raise
             asked = msgspec.structs.replace(request, session_id=session_id)
             return await self._create_elsewhere(session_id, asked, timeout_s)
@@ -92,22 +94,22 @@ class Verbs:
         """The answer of a manager that has room; `Overloaded` where none has."""
         for manager_id in self._managers_with_room():
             with contextlib.suppress(Overloaded, NotSent):
-                data = await self._peers.pass_on(manager_id, "create", session_id, request, timeout_s=timeout_s)
+                data = await self._forwarder.forward(manager_id, "create", session_id, request, timeout_s=timeout_s)
                 return codec.decode(data, CreateReply)
         raise Overloaded("every manager runs as many sessions as it may; ask again later", session_id=session_id)
 
-    async def _get(self, session_id: str, _: Empty, *, passed_on: bool = False) -> SessionRecord:
+    async def _get(self, session_id: str, _: Empty, *, forwarded: bool = False) -> SessionRecord:
         return await self._look_up(self._read(session_id))
 
-    async def _list(self, _: str, request: ListRequest, *, passed_on: bool = False) -> ListReply:
+    async def _list(self, _: str, request: ListRequest, *, forwarded: bool = False) -> ListReply:
         commands.check_list(request)
         return await self._look_up(self._page(request))
 
-    async def _history(self, session_id: str, request: HistoryRequest, *, passed_on: bool = False) -> HistoryReply:
+    async def _history(self, session_id: str, request: HistoryRequest, *, forwarded: bool = False) -> HistoryReply:
         commands.check_history(request)
         return await self._look_up(self._replay(session_id, request))
 
-    async def _terminate(self, session_id: str, request: TerminateRequest, *, passed_on: bool = False) -> SessionRecord:
+    async def _terminate(self, session_id: str, request: TerminateRequest, *, forwarded: bool = False) -> SessionRecord:
         commands.check_terminate(request)
         timeout_s = max(self._settings.command_timeout_s, self._settings.stop_timeout_s + 1)
         try:
@@ -117,19 +119,19 @@ class Verbs:
             record = await self._get(session_id, Empty())
             if record.sealed:
                 return commands.as_answered(record)
-            return codec.decode(await self._pass_on("terminate", record, request, passed_on=passed_on), SessionRecord)
+            return codec.decode(await self._forward("terminate", record, request, forwarded=forwarded), SessionRecord)
 
-    async def _change(self, verb: str, status: Status, session_id: str, *, passed_on: bool = False) -> SessionRecord:
+    async def _change(self, verb: str, status: Status, session_id: str, *, forwarded: bool = False) -> SessionRecord:
         work = self._sessions.change(session_id, status)
         return await self._at_owner(
-            verb, session_id, Empty(), work, SessionRecord, f"cannot become {status}", passed_on=passed_on
+            verb, session_id, Empty(), work, SessionRecord, f"cannot become {status}", forwarded=forwarded
         )
 
-    async def _send(self, session_id: str, request: SendRequest, *, passed_on: bool = False) -> SendReply:
+    async def _send(self, session_id: str, request: SendRequest, *, forwarded: bool = False) -> SendReply:
         commands.check_send(request)
         work = self._sessions.send(session_id, request)
         return await self._at_owner(
-            "send", session_id, request, work, SendReply, "takes no messages", passed_on=passed_on
+            "send", session_id, request, work, SendReply, "takes no messages", forwarded=forwarded
         )
 
     async def _at_owner(
@@ -141,7 +143,7 @@ class Verbs:
         kind: type[T],
         refusal: str,
         *,
-        passed_on: bool,
+        forwarded: bool,
     ) -> T:
         """The result of `work` on a session that is run here, or its owner's answer; `refusal`: of one that ended."""
         try:
@@ -150,7 +152,7 @@ class Verbs:
             record = await self._get(session_id, Empty())
             if record.sealed:
                 raise InvalidTransition(f"a session that is {record.status} {refusal}", session_id=session_id) from None
-            return codec.decode(await self._pass_on(verb, record, request, passed_on=passed_on), kind)
+            return codec.decode(await self._forward(verb, record, request, forwarded=forwarded), kind)
 
     async def _carry_out(self, session_id: str, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
         """The result of a change. `Unavailable`: it takes too long (and goes on), or this manager may not answer."""
@@ -170,11 +172,11 @@ class Verbs:
         except TimeoutError:
             raise Unavailable("NATS does not answer this manager right now; ask again") from None
 
-    async def _pass_on(self, verb: str, record: SessionRecord, request: msgspec.Struct, *, passed_on: bool) -> bytes:
-        if passed_on or record.owner == self._path.manager_id:
+    async def _forward(self, verb: str, record: SessionRecord, request: msgspec.Struct, *, forwarded: bool) -> bytes:
+        if forwarded or record.owner == self._path.manager_id:
             raise Unavailable("the session is just changing hands; ask again", session_id=record.session_id)
         try:
-            return await self._peers.pass_on(
+            return await self._forwarder.forward(
                 record.owner, verb, record.session_id, request, timeout_s=self._settings.command_timeout_s
             )
         except NotSent as error:
@@ -183,7 +185,7 @@ class Verbs:
             ) from error
 
     async def _read(self, session_id: str) -> SessionRecord:
-        record = (await self._path.registry.get(session_id)).record
+        record = (await self._path.records.get(session_id)).record
         if record is None:
             raise NotFound("there is no session of that id, or its record has expired", session_id=session_id)
         return record
@@ -194,12 +196,12 @@ class Verbs:
 
     async def _page(self, request: ListRequest) -> ListReply:
         position = await self._path.event_log.last_sequence()  # first: what is published is committed
-        await self._path.registry.caught_up(self._index.position)
+        await self._path.records.caught_up(self._index.position)
         page = await self._index.page(request, self._page_bytes_max())
         return msgspec.structs.replace(page, position=position)
 
     async def _replay(self, session_id: str, request: HistoryRequest) -> HistoryReply:
-        record = (await self._path.registry.get(session_id)).record
+        record = (await self._path.records.get(session_id)).record
         steps = await self._path.event_log.steps(session_id)
         if record is not None:
             created: SessionCreated | None = lifecycle.created_event(record)

@@ -33,10 +33,10 @@ class Snapshot:
     lease_age_s: float
     reconnects: int
     # What keeps it from being ready; empty where it is.
-    troubles: list[str]
+    not_ready: list[str]
 
 
-class Monitoring:
+class HealthServer:
     """An HTTP server over snapshots of a manager; use it as `with`."""
 
     def __init__(self, snapshot: Callable[[], Snapshot], *, host: str, port: int) -> None:
@@ -82,8 +82,8 @@ class Monitoring:
                 return "200 OK", self._content_type, self._in_loop(lambda: self._generate(_Collector(snapshot)))
         except TimeoutError:
             return "503 Service Unavailable", text, b"the manager's event loop does not answer\n"
-        if path == "/readyz" and snapshot.troubles:
-            return "503 Service Unavailable", text, "".join(f"{trouble}\n" for trouble in snapshot.troubles).encode()
+        if path == "/readyz" and snapshot.not_ready:
+            return "503 Service Unavailable", text, "".join(f"{trouble}\n" for trouble in snapshot.not_ready).encode()
         return "200 OK", text, b"ok\n"
 
     def _in_loop(self, work: Callable[[], T]) -> T:

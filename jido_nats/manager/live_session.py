@@ -17,8 +17,8 @@ from jido_nats.core.commands import limits_of
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.errors import AlreadyExists, Fenced, StartFailed, Unavailable
-from jido_nats.manager.writer import SessionWriter, WritePath
-from jido_nats.worker.session import Host, Outcome, Session, Worker, WorkerRun, error_text
+from jido_nats.manager.writer import SessionWriter, WriterContext
+from jido_nats.worker.session import Outcome, Session, Worker, WorkerHost, WorkerRun, error_text
 
 FIRST_COMMITS_MAX: Final = 3
 # A manager that ends gives a worker that is being killed this long to be gone, before the record says `forced`.
@@ -27,7 +27,7 @@ KILL_GRACE_S: Final = 1.0
 log = logging.getLogger(__name__)
 
 
-class Taken(Exception):
+class SessionExists(Exception):
     """A session of that id exists and is not run here; `.record` is what was read of it."""
 
     def __init__(self, record: SessionRecord) -> None:
@@ -44,13 +44,13 @@ class Limit(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Parts:
+class SessionDependencies:
     """What every session of one manager is run with, and who is told (by session id) what becomes of it."""
 
-    path: WritePath
+    path: WriterContext
     worker: Worker
     settings: Settings
-    host: Host
+    host: WorkerHost
     default_limits: Mapping[str, float]
     now: Callable[[], datetime]
     on_worker_end: Callable[[str, Outcome], None]
@@ -65,10 +65,10 @@ class Parts:
 class LiveSession:
     """From before the first commit until the seal. Its methods that change it want `lock` to be held."""
 
-    __slots__ = ("_ended", "_parts", "_stopping", "began_at", "lock", "run", "session", "writer")
+    __slots__ = ("_deps", "_ended", "_stopping", "began_at", "lock", "run", "session", "writer")
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, deps: SessionDependencies) -> None:
+        self._deps = deps
         self.began_at = boottime()
         self.lock = asyncio.Lock()
         self.writer: SessionWriter | None = None
@@ -91,10 +91,10 @@ class LiveSession:
     async def create(self, first: SessionRecord, *, chosen: bool) -> None:
         """From its first record to `active`. `chosen`: the id may have been used before.
 
-        Raises `Taken`, `AlreadyExists`: nothing has run, and nothing was written; and `StartFailed`.
+        Raises `SessionExists`, `AlreadyExists`: nothing has run, and nothing was written; and `StartFailed`.
         """
         error = self._call_worker(first)
-        if error is None and not self._parts.settings.wait_ready:
+        if error is None and not self._deps.settings.wait_ready:
             opened, _ = lifecycle.opened(first)
             await self._begin(opened, chosen=chosen)
         else:
@@ -111,12 +111,12 @@ class LiveSession:
 
     async def advance(self, status: Status, **why: Any) -> None:
         """Decide, commit, publish."""
-        parts = self._parts
+        deps = self._deps
         changed, _ = lifecycle.transition(
             self.record,
             status,
-            at=parts.now(),
-            after=parts.path.event_log.acknowledged,
+            at=deps.now(),
+            after=deps.path.event_log.acknowledged,
             traceparent=trace.CURRENT.get(),
             **why,
         )
@@ -124,7 +124,7 @@ class LiveSession:
         await self._guarded(_write(self.writer, changed))
         if self.session is not None:
             self.session.changed(changed)
-            parts.on_changed(changed.session_id)
+            deps.on_changed(changed.session_id)
 
     async def ask_to_stop(self, reason: Reason, detail: str | None = None) -> None:
         """To `terminating`, and the worker is cancelled; once more where it is that already."""
@@ -155,7 +155,7 @@ class LiveSession:
         self._tell_ended()
         assert self.writer is not None
         await self._guarded(self.writer.seal())
-        self._parts.on_gone(self.record.session_id)
+        self._deps.on_gone(self.record.session_id)
 
     async def abandon(self, **why: Any) -> None:
         """End it beside a worker that does not stop, when the manager itself ends."""
@@ -182,7 +182,7 @@ class LiveSession:
         if self.session is None:
             return None
         given = {name: limit for name, limit in limits_of(self.record).items() if limit is not None}
-        seconds = {**self._parts.default_limits, **given}
+        seconds = {**self._deps.default_limits, **given}
         since = {"max_lifetime_s": self.began_at}
         match self.record.status:
             case Status.ACTIVE:
@@ -203,10 +203,10 @@ class LiveSession:
 
     def _call_worker(self, record: SessionRecord) -> str | None:
         """Make the worker's coroutine, which does not run yet; what went wrong, or None."""
-        parts = self._parts
-        self.session = Session(record, parts.host, wait_ready=parts.settings.wait_ready)
+        deps = self._deps
+        self.session = Session(record, deps.host, wait_ready=deps.settings.wait_ready)
         try:
-            self.run = WorkerRun(parts.worker, self.session)
+            self.run = WorkerRun(deps.worker, self.session)
         except BaseException as error:  # nobody cancels this; what a worker raises ends its session, and nothing else
             return error_text(error)
         return None
@@ -222,16 +222,16 @@ class LiveSession:
         assert self.session is not None
         self.session.changed(record)
         if self.run is not None:
-            self.run.start(self._parts.on_worker_end)
+            self.run.start(self._deps.on_worker_end)
         await self._guarded(self.writer.publish())
-        self._parts.on_changed(record.session_id)
+        self._deps.on_changed(record.session_id)
 
     async def _commit_first(self, record: SessionRecord, *, chosen: bool) -> SessionWriter:
         """The writer that has written the record.
 
         The key is taken to be new, which the commit finds out: only where it is not, it is read.
         """
-        path, revision = self._parts.path, 0
+        path, revision = self._deps.path, 0
         for _ in range(FIRST_COMMITS_MAX):
             used = chosen and await path.event_log.remembers(record.session_id)
             if not used:
@@ -241,9 +241,9 @@ class LiveSession:
                     return writer
                 except Fenced:
                     pass
-            entry = await path.registry.get(record.session_id)
+            entry = await path.records.get(record.session_id)
             if entry.record is not None:
-                raise Taken(entry.record)
+                raise SessionExists(entry.record)
             if used:
                 raise AlreadyExists(
                     "a session of that id has been before, its record has expired; choose another",
@@ -256,7 +256,7 @@ class LiveSession:
         """From `initializing` to `active`, once the worker is ready; raises `StartFailed` where it is not."""
         if error is None:
             assert self.run is not None
-            error = None if self._stopping else await self.run.wait_ready(self._parts.settings.start_timeout_s)
+            error = None if self._stopping else await self.run.wait_ready(self._deps.settings.start_timeout_s)
             if self._stopping and not self.run.ready:
                 error = "the manager was stopped before the worker was ready"
         if error is None:
@@ -269,7 +269,7 @@ class LiveSession:
         while self.run is not None and not self.run.ended:
             asked_last = self._stopping
             self.run.cancel()
-            ended = await self.run.wait_ended(self._parts.settings.stop_timeout_s + KILL_GRACE_S)
+            ended = await self.run.wait_ended(self._deps.settings.stop_timeout_s + KILL_GRACE_S)
             if asked_last and not ended:
                 await self.abandon(reason=Reason.START_FAILED, error=error)
                 return
@@ -285,7 +285,7 @@ class LiveSession:
             await write
         except Exception as error:
             session_id = self.record.session_id
-            self._parts.on_lost(session_id)
+            self._deps.on_lost(session_id)
             if not isinstance(error, Fenced):
                 raise
             raise Unavailable("another manager has taken the session over; ask again", session_id=session_id) from error

@@ -18,7 +18,7 @@ BLOCKED_AFTER_S: Final = 1.0
 log = logging.getLogger(__name__)
 
 
-class LoopWatch:
+class LoopMonitor:
     """A thread that looks whether the loop still runs."""
 
     def __init__(self, is_session: Callable[[str], bool]) -> None:

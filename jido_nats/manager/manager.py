@@ -18,30 +18,30 @@ import msgspec
 from jido_nats.api import SessionApi
 from jido_nats.broker.clock import boottime
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumer import Delivered
-from jido_nats.broker.micro import Endpoints
+from jido_nats.broker.consumer import StreamMessage
+from jido_nats.broker.micro import MicroService
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.core import codec, subjects
 from jido_nats.core.settings import Settings
 from jido_nats.errors import ConfigurationError, JidoError, NotAllowed, PositionTooOld, ServerUnusable
 from jido_nats.ids import new_manager_id, new_message_id
-from jido_nats.manager.conversation import Talk
-from jido_nats.manager.forwarding import Peers
-from jido_nats.manager.handlers import Verbs
+from jido_nats.manager.conversation import Conversations
+from jido_nats.manager.forwarding import Forwarder
+from jido_nats.manager.handlers import CommandHandlers
 from jido_nats.manager.health_server import Snapshot
-from jido_nats.manager.loop_monitor import LoopWatch
+from jido_nats.manager.loop_monitor import LoopMonitor
 from jido_nats.manager.metrics import Stats
 from jido_nats.manager.outbox import Outbox
-from jido_nats.manager.service import SERVICE_NAME, Service, Verb, overloaded, too_large
+from jido_nats.manager.service import SERVICE_NAME, Handler, Service, overloaded, too_large
 from jido_nats.manager.sessions import Sessions
-from jido_nats.manager.takeover import Sweeper
-from jido_nats.manager.writer import WritePath
+from jido_nats.manager.takeover import OrphanSweeper
+from jido_nats.manager.writer import WriterContext
 from jido_nats.store import topology
 from jido_nats.store.event_log import EventLog, claimant
 from jido_nats.store.index import ClaimIndex, SessionIndex
 from jido_nats.store.leases import Lease, Leases, ManagerInfo, describe, lease_time
 from jido_nats.store.output_log import OutputLog
-from jido_nats.store.records import Registry, entry_of
+from jido_nats.store.records import SessionRecords, entry_of
 from jido_nats.worker.session import Worker
 
 RESTART_WAIT_S: Final = 1.0
@@ -85,7 +85,7 @@ class SessionManager(SessionApi):
         self.stats = Stats()
         self._connections: list[Connection] = []
         self._odd_leases: set[str] = set()
-        self._verbs: Verbs | None = None
+        self._handlers: CommandHandlers | None = None
 
     @classmethod
     def connect(
@@ -130,14 +130,14 @@ class SessionManager(SessionApi):
 
     async def start_serving(self) -> None:
         """Begin to answer the request-reply API, on a connection of its own, and return."""
-        verbs = self._running().by_name
+        handlers = self._running().by_name
         async with self._start_serving_once:
             if not self._serving:
-                await self._start_service(verbs)
+                await self._start_service(handlers)
 
-    async def _start_service(self, verbs: Mapping[str, Verb]) -> None:
+    async def _start_service(self, handlers: Mapping[str, Handler]) -> None:
         connection = await self._connect(self._api, "api ")
-        endpoints = Endpoints(
+        endpoints = MicroService(
             connection,
             name=SERVICE_NAME,
             service_id=self.manager_id,
@@ -147,7 +147,7 @@ class SessionManager(SessionApi):
             overloaded=overloaded,
             too_large=too_large,
         )
-        service = Service(endpoints, self._settings, self.manager_id, verbs, self.stats)
+        service = Service(endpoints, self._settings, self.manager_id, handlers, self.stats)
         try:
             await service.start()
             await connection.flush()  # from now on a request finds somebody
@@ -181,16 +181,16 @@ class SessionManager(SessionApi):
             self._sessions.give_up_starts()
         finally:
             await self._exit.aclose()
-            self._verbs = None
+            self._handlers = None
 
     def snapshot(self) -> Snapshot:
         """What the manager can say of itself: its counters, and what keeps it from being ready."""
         if not self._stop_serving.is_set():
             self._running()
-        troubles = [f"no connection to NATS: {c.name}" for c in self._connections if not c.connected]
-        troubles += [] if self._lease_stands() else ["the lease does not stand"]
-        troubles += [] if self._serving else ["commands are not answered yet"]
-        troubles += ["stopping"] if self._stop_serving.is_set() else []
+        not_ready = [f"no connection to NATS: {c.name}" for c in self._connections if not c.connected]
+        not_ready += [] if self._lease_stands() else ["the lease does not stand"]
+        not_ready += [] if self._serving else ["commands are not answered yet"]
+        not_ready += ["stopping"] if self._stop_serving.is_set() else []
         return Snapshot(
             manager_id=self.manager_id,
             version=VERSION,
@@ -198,28 +198,28 @@ class SessionManager(SessionApi):
             stats=self.stats,
             lease_age_s=self._lease.age_s,
             reconnects=sum(connection.reconnects for connection in self._connections),
-            troubles=troubles,
+            not_ready=not_ready,
         )
 
     def __repr__(self) -> str:
-        runs = f"with {len(self._sessions)} sessions" if self._verbs is not None else "that does not run"
+        runs = f"with {len(self._sessions)} sessions" if self._handlers is not None else "that does not run"
         return f"<SessionManager {self.manager_id} {runs}>"
 
     async def _command(self, verb: str, session_id: str, request: msgspec.Struct, kind: type[T]) -> T:
         reply = await self._running().by_name[verb](session_id, request)
         return codec.decode(codec.encode(reply), kind)  # a copy, as over NATS: records are not the caller's to change
 
-    def _running(self) -> Verbs:
-        if self._verbs is None:
+    def _running(self) -> CommandHandlers:
+        if self._handlers is None:
             raise JidoError("the manager does not run: use it inside 'async with SessionManager.connect(...)'")
-        return self._verbs
+        return self._handlers
 
     async def _start(self) -> None:
         settings = self._settings
         self._connection = connection = await self._connect(self._options, "")
         await topology.check_server(connection)
         await topology.declare(connection, settings)
-        self._registry = Registry(
+        self._records = SessionRecords(
             connection,
             settings.sessions_bucket,
             terminated_ttl_s=settings.terminated_ttl_s,
@@ -228,26 +228,26 @@ class SessionManager(SessionApi):
         self._event_log = EventLog(connection, settings.events_stream, settings.encoding)
         self._event_log.acknowledged = await self._event_log.last_sequence()
         self._leases = Leases(connection, settings.managers_bucket)
-        path = WritePath(
+        path = WriterContext(
             self.manager_id,
-            self._registry,
+            self._records,
             self._event_log,
             self.stats,
             self._lease_stands,
             self._lease_restored,
             self._leases.is_alive,
         )
-        self._sessions = Sessions(path, self._worker, settings, await self._open_talk(), now=_now)
-        self._verbs = Verbs(
-            path, self._sessions, self._index, Peers(connection), settings, connection, self._managers_with_room
+        self._sessions = Sessions(path, self._worker, settings, await self._open_conversations(), now=_now)
+        self._handlers = CommandHandlers(
+            path, self._sessions, self._index, Forwarder(connection), settings, connection, self._managers_with_room
         )
-        self._sweeper = Sweeper(
+        self._sweeper = OrphanSweeper(
             path,
             self._index,
             self._claims,
             interval_s=settings.lease_s / 3,
             runs_here=self._sessions.__contains__,
-            let_go=self._sessions.let_go,
+            relinquished=self._sessions.relinquished,
             may_judge=self._may_judge,
             now=_now,
         )
@@ -275,7 +275,7 @@ class SessionManager(SessionApi):
             ("sweep", self._sweeper.run),
             ("limits", self._sessions.deadlines.run),
             ("verify", self._verify_after_lapses),
-            ("loop watch", lambda: LoopWatch(self._sessions.__contains__).run()),
+            ("loop watch", lambda: LoopMonitor(self._sessions.__contains__).run()),
         ):
             self._spawn(name, work)
 
@@ -285,12 +285,12 @@ class SessionManager(SessionApi):
         self._connections.append(connection)
         return connection
 
-    async def _open_talk(self) -> Talk:
+    async def _open_conversations(self) -> Conversations:
         """Output goes over a connection of its own: thousands of messages a second must not stand before a record."""
         connection = await self._connect(self._options, "output ")
         outbox = Outbox(OutputLog(connection, self._settings.encoding), self._settings.output_message_bytes_max)
         self._exit.push_async_callback(self._end_output, outbox)
-        return Talk(
+        return Conversations(
             outbox,
             inbox_messages_max=self._settings.inbox_messages_max,
             now=_now,
@@ -384,7 +384,7 @@ class SessionManager(SessionApi):
 
     async def _follow_index(self) -> None:
         self._index.clear()
-        async with self._registry.follow(linger_s=INDEX_LINGER_S) as consumer:
+        async with self._records.follow(linger_s=INDEX_LINGER_S) as consumer:
             async for message in consumer:
                 # What this manager wrote itself is not decoded, and not held twice.
                 own = self._sessions.written(subjects.session_of(message.subject), message.sequence)
@@ -398,7 +398,7 @@ class SessionManager(SessionApi):
                     self._sweeper.nudge()
                 self._compare_lease_time(message)
 
-    def _compare_lease_time(self, message: Delivered) -> None:
+    def _compare_lease_time(self, message: StreamMessage) -> None:
         """One lease time for the whole deployment: who has another is told of in the log, once."""
         manager_id, lease_s = subjects.session_of(message.subject), lease_time(message)
         if manager_id not in self._leases.managers:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple
 
 from jido_nats import trace
-from jido_nats.core.output import Output, Said, said
+from jido_nats.core.output import Output, OutputPublication, said
 from jido_nats.errors import BrokerError, JidoError, NotSent, TooLarge
 from jido_nats.store.output_log import OutputLog
 
@@ -34,12 +34,12 @@ Refuse = Callable[[int, JidoError], None]
 class Item(NamedTuple):
     """One output, ready to be sent."""
 
-    said: Said
+    said: OutputPublication
     payload: bytes
     headers: dict[str, str]
 
 
-class Lane:
+class OutputQueue:
     """The output of one session. `kept` and `ephemeral` are the numbers of its last ones."""
 
     __slots__ = ("_flushed", "_outbox", "_refused", "_stored", "_task", "_waiting", "ephemeral", "kept", "moved")
@@ -126,9 +126,9 @@ class Outbox:
         self._tasks: set[asyncio.Task[None]] = set()
         self.bytes_waiting = 0
 
-    def lane(self) -> Lane:
+    def lane(self) -> OutputQueue:
         """A new session's lane."""
-        return Lane(self)
+        return OutputQueue(self)
 
     def item(self, output: Output) -> Item:
         """The output as it is sent; `TooLarge` where it is."""

@@ -1,4 +1,4 @@
-"""The request-reply API: requests decoded and checked, verbs called, replies and errors encoded.
+"""The request-reply API: requests decoded and checked, handlers called, replies and errors encoded.
 
 It knows no session: the manager gives it one function for each verb. A request is answered in the encoding
 it came in.
@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from jido_nats import trace
-from jido_nats.broker.micro import Endpoint, Endpoints, Reply, Request
+from jido_nats.broker.micro import Endpoint, MicroService, Reply, Request
 from jido_nats.core import codec, subjects
 from jido_nats.core.codec import DecodeError, Encoding
 from jido_nats.core.commands import (
@@ -37,8 +37,8 @@ ERROR_TEXT_MAX: Final = 300
 
 log = logging.getLogger(__name__)
 
-Verb = Callable[..., Awaitable[msgspec.Struct]]
-"""(session id or "", request, passed_on: by another manager) to reply; raises `CommandError`."""
+Handler = Callable[..., Awaitable[msgspec.Struct]]
+"""(session id or "", request, forwarded: by another manager) to reply; raises `CommandError`."""
 
 
 class _Api(NamedTuple):
@@ -59,15 +59,20 @@ API: Final[dict[str, _Api]] = {
 
 
 class Service:
-    """The API over a manager's verbs, as a NATS micro service; commands that other managers pass on as well."""
+    """The API over a manager's handlers, as a NATS micro service; commands that other managers pass on as well."""
 
     def __init__(
-        self, endpoints: Endpoints, settings: Settings, manager_id: str, verbs: Mapping[str, Verb], stats: Stats
+        self,
+        endpoints: MicroService,
+        settings: Settings,
+        manager_id: str,
+        handlers: Mapping[str, Handler],
+        stats: Stats,
     ) -> None:
         self._endpoints = endpoints
         self._settings = settings
         self._manager_id = manager_id
-        self._verbs = verbs
+        self._handlers = handlers
         self._stats = stats
 
     async def start(self) -> None:
@@ -90,29 +95,29 @@ class Service:
 
     async def _handle_forwarded(self, request: Request) -> Reply:
         verb = request.subject.split(".")[-2]
-        if verb not in self._verbs or is_late(request.headers):
+        if verb not in self._handlers or is_late(request.headers):
             late = Unavailable("not done: it came too late, or this manager does not know it")
             return error_reply(late, Encoding.JSON, subjects.session_of(request.subject))
-        return await self._handle(verb, request, passed_on=True)
+        return await self._handle(verb, request, forwarded=True)
 
-    async def _handle(self, verb: str, request: Request, *, passed_on: bool = False) -> Reply:
+    async def _handle(self, verb: str, request: Request, *, forwarded: bool = False) -> Reply:
         started = time.perf_counter()
         try:
-            return await self._answer(verb, request, passed_on=passed_on)
+            return await self._answer(verb, request, forwarded=forwarded)
         finally:
             self._stats.commands[verb].add(time.perf_counter() - started)
 
-    async def _answer(self, verb: str, request: Request, *, passed_on: bool) -> Reply:
+    async def _answer(self, verb: str, request: Request, *, forwarded: bool) -> Reply:
         trace.CURRENT.set(trace.traceparent_in(request.headers))  # of this request's task
         encoding = Encoding.JSON
-        about_one = passed_on or verb not in subjects.ABOUT_NO_SESSION
+        about_one = forwarded or verb not in subjects.ABOUT_NO_SESSION
         session_id = subjects.session_of(request.subject) if about_one else ""
         try:
             encoding = _encoding(request)
             if about_one:
                 subjects.check_session_id(session_id)
             command = self._decode(verb, request, encoding)
-            answer = await self._verbs[verb](session_id, command, passed_on=passed_on)
+            answer = await self._handlers[verb](session_id, command, forwarded=forwarded)
             return Reply(codec.encode(answer, encoding), encoding.content_type)
         except CommandError as error:
             answered = error

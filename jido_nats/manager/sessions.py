@@ -24,10 +24,10 @@ from jido_nats.errors import (
     StopTimeout,
     Unavailable,
 )
-from jido_nats.manager.conversation import Talk
+from jido_nats.manager.conversation import Conversations
 from jido_nats.manager.deadlines import Deadlines
-from jido_nats.manager.live_session import KILL_GRACE_S, LiveSession, Parts, Taken
-from jido_nats.manager.writer import SessionWriter, WritePath
+from jido_nats.manager.live_session import KILL_GRACE_S, LiveSession, SessionDependencies, SessionExists
+from jido_nats.manager.writer import SessionWriter, WriterContext
 from jido_nats.store.records import Entry
 from jido_nats.worker.session import Outcome, Session, Worker
 
@@ -48,17 +48,17 @@ class Sessions:
 
     def __init__(
         self,
-        path: WritePath,
+        path: WriterContext,
         worker: Worker,
         settings: Settings,
-        talk: Talk,
+        conversations: Conversations,
         *,
         now: Callable[[], datetime],
     ) -> None:
         self._path = path
         self._settings = settings
-        self._talk = talk
-        self._parts = Parts(
+        self._conversations = conversations
+        self._deps = SessionDependencies(
             path,
             worker,
             settings,
@@ -80,7 +80,7 @@ class Sessions:
         self._closing = False
         self._closed = False
         # Sessions of this manager's that it runs no more, and that may not have ended.
-        self.let_go: set[str] = set()
+        self.relinquished: set[str] = set()
         # The last place was taken just now.
         self.filled = asyncio.Event()
         self._drained: asyncio.Future[None] | None = None
@@ -93,7 +93,7 @@ class Sessions:
 
     @property
     def full(self) -> bool:
-        """Whether no more sessions are taken."""
+        """Whether no more sessions are exists."""
         return self._closing or len(self._live) >= self._settings.sessions_max
 
     def by_status(self) -> Counter[Status]:
@@ -132,7 +132,7 @@ class Sessions:
     async def create(self, session_id: str, request: CreateRequest) -> tuple[SessionRecord, bool]:
         """(record, replayed) of a session that is `active`, or was made by the same request before.
 
-        Raises `Taken` for one that is not run here, `AlreadyExists`, `StartFailed`, `Overloaded`, `Unavailable`.
+        Raises `SessionExists` for one that runs elsewhere, `AlreadyExists`, `StartFailed`, `Overloaded`, `Unavailable`.
         """
         while (live := self._live.get(session_id)) is not None:
             async with live.lock:  # its start, if that still goes on
@@ -141,11 +141,11 @@ class Sessions:
         if self._closing:
             raise Unavailable("this manager is stopping; ask again")
         if self.full:
-            known = await self._path.registry.get(session_id) if request.session_id is not None else None
+            known = await self._path.records.get(session_id) if request.session_id is not None else None
             if known is not None and known.record is not None:  # one that is asked for again is answered all the same
-                raise Taken(known.record)
+                raise SessionExists(known.record)
             raise Overloaded(f"this manager runs {len(self._live)} sessions, its limit; ask again later")
-        live = self._live[session_id] = LiveSession(self._parts)
+        live = self._live[session_id] = LiveSession(self._deps)
         if self.full:
             self.filled.set()
         try:
@@ -181,11 +181,11 @@ class Sessions:
                 raise InvalidTransition(
                     f"a session that is {live.record.status} takes no messages", session_id=session_id
                 )
-            known = self._talk.check_room(live.session, request)
+            known = self._conversations.check_room(live.session, request)
             if not known and live.record.status is Status.IDLE:
                 await live.advance(Status.ACTIVE)
-            reply = self._talk.deliver(live.session, request)
-        await self._talk.stored(live.session, reply.number)
+            reply = self._conversations.deliver(live.session, request)
+        await self._conversations.stored(live.session, reply.number)
         return reply
 
     async def terminate(self, session_id: str, reason: Reason, detail: str | None = None) -> SessionRecord:
@@ -205,7 +205,7 @@ class Sessions:
         log.warning(
             "letting go of a session that another manager has, or that a defect broke", extra={"session_id": session_id}
         )
-        self.let_go.add(session_id)
+        self.relinquished.add(session_id)
         live.lose()
 
     async def drain(self, timeout_s: float) -> int:
@@ -278,16 +278,16 @@ class Sessions:
     async def emit(self, session: Session, name: str, data: Any, *, ephemeral: bool) -> int:
         """See `Session.emit`."""
         self._check_runs(session)
-        return await self._talk.emit(session, name, data, ephemeral=ephemeral)
+        return await self._conversations.emit(session, name, data, ephemeral=ephemeral)
 
     async def say(self, session: Session, role: str, content: Any) -> int:
         """See `Session.say`."""
         self._check_runs(session)
-        return await self._talk.say(session, role, content)
+        return await self._conversations.say(session, role, content)
 
     async def flush(self, session: Session) -> None:
         """See `Session.flush`."""
-        await self._talk.flush(session)
+        await self._conversations.flush(session)
 
     async def touched(self, session: Session) -> None:
         """The session has noted when."""
@@ -332,7 +332,7 @@ class Sessions:
 
     def _on_changed(self, session_id: str) -> None:
         live = self._live.get(session_id)
-        if live is not None and (self._parts.default_limits or live.record.has_limits):
+        if live is not None and (self._deps.default_limits or live.record.has_limits):
             self.deadlines.watch(session_id)
 
     async def _stop_one(self, session_id: str, gate: asyncio.Semaphore) -> None:
@@ -377,18 +377,18 @@ class Sessions:
     def _own_task(self, work: Coroutine[Any, Any, T], session_id: str) -> "asyncio.Task[T]":
         task = asyncio.create_task(work, name=f"{session_id}: change")  # a worker's task is called as its session
         self._tasks.add(task)
-        task.add_done_callback(self._let_go)
+        task.add_done_callback(self._on_task_end)
         return task
 
     def _on_answered(self, _: "asyncio.Task[Any]") -> None:
         self._asked -= 1
 
-    def _let_go(self, task: "asyncio.Task[Any]") -> None:
+    def _on_task_end(self, task: "asyncio.Task[Any]") -> None:
         self._tasks.discard(task)
         if task.cancelled():
             return
         error = task.exception()
-        if error is not None and not isinstance(error, JidoError | Taken | NotHere):
+        if error is not None and not isinstance(error, JidoError | SessionExists | NotHere):
             log.error(
                 "a session's task failed", exc_info=error, extra={"session_id": task.get_name().partition(":")[0]}
             )

@@ -18,7 +18,7 @@ from jido_nats.core import lifecycle, subjects
 from jido_nats.core.session import Reason, Status
 from jido_nats.errors import Fenced
 from jido_nats.manager.failpoints import reach
-from jido_nats.manager.writer import SessionWriter, WritePath
+from jido_nats.manager.writer import SessionWriter, WriterContext
 from jido_nats.store.index import ClaimIndex, SessionIndex
 
 AT_ONCE: Final = 128
@@ -30,18 +30,18 @@ ALL_SUBJECTS: Final = (subjects.EVENTS, subjects.ALL_SESSIONS, subjects.ALL_FENC
 log = logging.getLogger(__name__)
 
 
-class Sweeper:
+class OrphanSweeper:
     """Ends what dead managers left. `may_judge`: whether this manager has been up long enough to tell."""
 
     def __init__(
         self,
-        path: WritePath,
+        path: WriterContext,
         index: SessionIndex,
         claims: ClaimIndex,
         *,
         interval_s: float,
         runs_here: Callable[[str], bool],
-        let_go: set[str],
+        relinquished: set[str],
         may_judge: Callable[[], bool],
         now: Callable[[], datetime],
     ) -> None:
@@ -49,7 +49,7 @@ class Sweeper:
         self._index = index
         self._interval_s = interval_s
         self._runs_here = runs_here
-        self._let_go = let_go
+        self._relinquished = relinquished
         self._may_judge = may_judge
         self._now = now
         self._claims = claims
@@ -97,17 +97,17 @@ class Sweeper:
             log.warning("taking over sessions", extra={"done": self._done, "total": total})
 
     async def _orphans(self) -> list[str]:
-        await self._path.registry.caught_up(self._index.position)
+        await self._path.records.caught_up(self._index.position)
         self._forget_settled_claims()
         claimants = {claimant for _, claimant in self._claims.items()}
         gone = {owner for owner in self._index.owners() | claimants if not await self._is_alive(owner)}
         if not self._may_judge():  # NATS was away while this was read, and all leases have lapsed
             return []
-        self._let_go -= {session_id for session_id in self._let_go if self._is_settled(session_id)}
+        self._relinquished -= {session_id for session_id in self._relinquished if self._is_settled(session_id)}
         orphans = {session_id for owner in gone for session_id in self._index.unsealed(owner)}
         unfinished = gone | {self._path.manager_id}  # what this one claimed, and could not end, is no other manager's
         orphans |= {session_id for session_id, claimant in self._claims.items() if claimant in unfinished}
-        orphans |= {session_id for session_id in self._let_go if self._is_left_behind(session_id)}
+        orphans |= {session_id for session_id in self._relinquished if self._is_left_behind(session_id)}
         return sorted(session_id for session_id in orphans if not self._runs_here(session_id))
 
     async def _is_alive(self, manager_id: str) -> bool:
@@ -161,7 +161,7 @@ class Sweeper:
 
         What the index has once it is where the bucket's leader is now is as good as reading each at the leader.
         """
-        await self._path.registry.caught_up(self._index.position)
+        await self._path.records.caught_up(self._index.position)
         orphans: list[SessionWriter] = []
 
         async def read(writer: SessionWriter) -> None:
@@ -178,8 +178,8 @@ class Sweeper:
         if not writers:
             return frozenset()
         after, until = min(w.record.after for w in writers), max(w.fence for w in writers)
-        found = await self._path.event_log.scan(ALL_SUBJECTS, after, until)
-        found |= await self._path.event_log.forgotten([writer.record for writer in writers], found)
+        found = await self._path.event_log.message_ids_between(ALL_SUBJECTS, after, until)
+        found |= await self._path.event_log.expired_message_ids([writer.record for writer in writers], found)
         reach("looked")
         return found
 

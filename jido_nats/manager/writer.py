@@ -24,18 +24,18 @@ from jido_nats.errors import Conflict, Fenced, NotSent, OutcomeUnknown
 from jido_nats.manager.failpoints import reach
 from jido_nats.manager.metrics import Stats
 from jido_nats.store.event_log import UNCLAIMED, EventLog
-from jido_nats.store.records import Entry, Registry
+from jido_nats.store.records import Entry, SessionRecords
 
 RETRY_WAIT_S: Final = 0.05
 RETRY_WAIT_MAX_S: Final = 2.0
 
 
 @dataclass(frozen=True)
-class WritePath:
+class WriterContext:
     """What every session of one manager is written with."""
 
     manager_id: str
-    registry: Registry
+    records: SessionRecords
     event_log: EventLog
     stats: Stats
     # Whether this manager may write: its lease stands, and after a lapse its sessions were looked at again.
@@ -51,7 +51,7 @@ class SessionWriter:
 
     __slots__ = ("_path", "_unpublished", "fence", "lost", "record", "revision", "survivor")
 
-    def __init__(self, path: WritePath, record: SessionRecord, revision: int, *, survivor: bool = False) -> None:
+    def __init__(self, path: WriterContext, record: SessionRecord, revision: int, *, survivor: bool = False) -> None:
         self._path = path
         self.record = record
         self.revision = revision
@@ -65,9 +65,9 @@ class SessionWriter:
         await self._may_write()
         reach("before seal" if changed.sealed else "before commit")
         try:
-            self.revision = await self._path.registry.write(changed, self.revision)
+            self.revision = await self._path.records.write(changed, self.revision)
         except Conflict:
-            entry = await self._path.registry.get(changed.session_id)
+            entry = await self._path.records.get(changed.session_id)
             if entry.record != changed:
                 raise Fenced(f"the session {changed.session_id} was written by another manager") from None
             self.revision = entry.revision
@@ -122,7 +122,7 @@ class SessionWriter:
 
     async def reload(self) -> bool:
         """Read the record at the leader again; False where there is none or it is sealed: nothing is left to do."""
-        return self.adopt(await self._path.registry.get(self.record.session_id))
+        return self.adopt(await self._path.records.get(self.record.session_id))
 
     def adopt(self, entry: Entry) -> bool:
         """Go on from this entry; False where there is no record or it is sealed: nothing is left to do."""
@@ -153,7 +153,7 @@ class SessionWriter:
             stats.transitions["", Status.INITIALIZING, ""] += 1
 
     async def _check_unchanged(self) -> None:
-        entry = await self._path.registry.get(self.record.session_id)
+        entry = await self._path.records.get(self.record.session_id)
         if entry.record != self.record:
             raise Fenced(f"the session {self.record.session_id} was written by another manager")
 

@@ -14,9 +14,9 @@ import msgspec
 from jido_nats import trace
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumer import (
-    Delivered,
     OrderedConsumer,
     Start,
+    StreamMessage,
     decoded,
     last_position,
     stream_memory,
@@ -132,7 +132,7 @@ class EventLog:
         if await self.is_complete(record):
             return owed
         filters = [subjects.EVENTS, subjects.session(record.session_id), subjects.fence(record.session_id)]
-        found = await self.scan(filters, record.after, claim)
+        found = await self.message_ids_between(filters, record.after, claim)
         return owed & found
 
     async def steps(self, session_id: str) -> list[SessionStatus]:
@@ -181,7 +181,7 @@ class EventLog:
         sequence: int = answer["message"]["seq"]
         return sequence
 
-    async def scan(self, filters: Sequence[str], after: int, until: int) -> set[str]:
+    async def message_ids_between(self, filters: Sequence[str], after: int, until: int) -> set[str]:
         """The message ids stored behind `after`, up to `until` (a sequence on one of the subjects)."""
         found: set[str] = set()
         start = Start.at(min(after + 1, until))  # a stream that was made again, or restored, may be shorter than that
@@ -193,7 +193,7 @@ class EventLog:
                     found.add(message_id)
         return found
 
-    async def forgotten(self, records: Collection[SessionRecord], found: Collection[str]) -> set[str]:
+    async def expired_message_ids(self, records: Collection[SessionRecord], found: Collection[str]) -> set[str]:
         """The message ids that these records' versions owe, that a look did not find, and that retention has removed.
 
         What is older than all that the stream still has was stored in its time, or its manager has been dead for as
@@ -226,7 +226,7 @@ class EventLog:
         return None if message is None else message.headers.get(MESSAGE_ID, "")
 
 
-def event_in(message: Delivered) -> Event | None:
+def event_in(message: StreamMessage) -> Event | None:
     """The event that a stored message is; None for one of an unknown type and for what is no event (reported)."""
     return decoded(message, codec.decode_event, "a message on an event subject is not an event, skipping it")
 

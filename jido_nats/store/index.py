@@ -11,7 +11,7 @@ from sortedcontainers import SortedList
 from jido_nats.core import codec
 from jido_nats.core.commands import ListReply, ListRequest, deterministic
 from jido_nats.core.session import SessionRecord, Status
-from jido_nats.store.position import Position
+from jido_nats.store.position import StreamPosition
 from jido_nats.store.records import Entry
 
 # So many records are looked at before others may run.
@@ -22,7 +22,7 @@ class SessionIndex:
     """The records as of `position`, in the bucket's stream."""
 
     def __init__(self) -> None:
-        self.position = Position()
+        self.position = StreamPosition()
         self._records: dict[str, SessionRecord] = {}
         self._ids: SortedList[str] = SortedList()
         self._living: SortedList[str] = SortedList()  # most records are of ended sessions; most lists are not
@@ -114,7 +114,7 @@ class ClaimIndex:
     """Who has claimed which session last, as of `position` in the event stream."""
 
     def __init__(self) -> None:
-        self.position = Position()
+        self.position = StreamPosition()
         self._claimants: dict[str, str] = {}
 
     def apply(self, session_id: str, manager_id: str) -> None:

@@ -29,7 +29,7 @@ import msgspec
 
 from jido_nats.broker.clock import boottime
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumer import Delivered, OrderedConsumer, Start
+from jido_nats.broker.consumer import OrderedConsumer, Start, StreamMessage
 from jido_nats.broker.jetstream import EXPECTED_SEQUENCE, MARKER_REASON, MESSAGE_TTL, last_message, settled, store
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.core import codec, subjects
@@ -215,7 +215,7 @@ class Leases:
             silence_max_s=MARKER_TTL_S / 2,
         )
 
-    def apply(self, message: Delivered) -> bool:
+    def apply(self, message: StreamMessage) -> bool:
         """Take a followed message in; True where a manager has gone."""
         manager_id = subjects.session_of(message.subject)
         info = _info_in(message)
@@ -233,13 +233,13 @@ class Leases:
         return message is not None and bool(message.data)
 
 
-def lease_time(message: Delivered) -> int | None:
+def lease_time(message: StreamMessage) -> int | None:
     """For how many seconds the lease that a message is holds; None where it does not say."""
     seconds = _SECONDS.match(message.headers.get(MESSAGE_TTL, ""))  # others may have written it otherwise
     return int(seconds[1]) if seconds is not None else None
 
 
-def _info_in(message: Delivered) -> ManagerInfo | None:
+def _info_in(message: StreamMessage) -> ManagerInfo | None:
     """What a manager says of itself; None for the end of its lease, and for what is somebody else's entry."""
     if not message.data or MARKER_REASON in message.headers:
         return None

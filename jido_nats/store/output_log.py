@@ -3,11 +3,11 @@
 from typing import Final
 
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumer import Delivered, decoded
+from jido_nats.broker.consumer import StreamMessage, decoded
 from jido_nats.broker.jetstream import CONTENT_TYPE, MESSAGE_ID, store
 from jido_nats.core import codec
 from jido_nats.core.codec import Encoding
-from jido_nats.core.output import Output, Said
+from jido_nats.core.output import Output, OutputPublication
 
 # No stream is called `none`, so plain subscribers hear a message that asks for it and no stream stores it (measured).
 _NOT_STORED: Final = {"Nats-Expected-Stream": "none"}
@@ -25,11 +25,11 @@ class OutputLog:
         """What a payload may have beside our headers."""
         return self._connection.payload_bytes_max
 
-    def encode(self, said: Said) -> bytes:
+    def encode(self, said: OutputPublication) -> bytes:
         """The payload."""
         return codec.encode(said.output, self._encoding)
 
-    async def store(self, said: Said, payload: bytes, headers: dict[str, str]) -> None:
+    async def store(self, said: OutputPublication, payload: bytes, headers: dict[str, str]) -> None:
         """Store one kept message; one that is repeated within the duplicate window is stored once.
 
         Raises `NotSent`, `OutcomeUnknown`: again. `TooLarge`: the server takes no message of that size.
@@ -38,12 +38,12 @@ class OutputLog:
         named = {MESSAGE_ID: said.message_id, CONTENT_TYPE: self._encoding.content_type}
         await store(self._connection, said.subject, payload, headers | named)
 
-    async def tell(self, said: Said, payload: bytes, headers: dict[str, str]) -> None:
+    async def tell(self, said: OutputPublication, payload: bytes, headers: dict[str, str]) -> None:
         """Let who listens hear it; raises `NotSent`, `TooLarge`."""
         named = {CONTENT_TYPE: self._encoding.content_type}
         await self._connection.publish(said.subject, payload, headers=headers | named | _NOT_STORED)
 
 
-def output_in(message: Delivered) -> Output | None:
+def output_in(message: StreamMessage) -> Output | None:
     """What a stored message says; None for one of an unknown type and for what is none (reported)."""
     return decoded(message, codec.decode_output, "a message on an output subject is no output, skipping it")

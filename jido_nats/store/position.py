@@ -3,7 +3,7 @@
 import asyncio
 
 
-class Position:
+class StreamPosition:
     """A sequence of a stream that only grows."""
 
     def __init__(self) -> None:

@@ -10,11 +10,11 @@ import math
 from typing import Final, NamedTuple
 
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumer import Delivered, OrderedConsumer, Start, last_position, stream_state
+from jido_nats.broker.consumer import OrderedConsumer, Start, StreamMessage, last_position, stream_state
 from jido_nats.broker.jetstream import EXPECTED_SEQUENCE, MESSAGE_TTL, last_message, settled, store
 from jido_nats.core import codec, subjects
 from jido_nats.core.session import SessionRecord
-from jido_nats.store.position import Position
+from jido_nats.store.position import StreamPosition
 
 # Expecting revision 0 means: no entry and no marker.
 NO_REVISION: Final = 0
@@ -31,7 +31,7 @@ class Entry(NamedTuple):
     record: SessionRecord | None
 
 
-class Registry:
+class SessionRecords:
     """The bucket of session records."""
 
     def __init__(
@@ -77,7 +77,7 @@ class Registry:
         keys = subjects.all_keys(self._bucket) if session_id is None else subjects.key(self._bucket, session_id)
         return await last_position(self._connection, self.stream, keys)
 
-    async def caught_up(self, position: Position) -> None:
+    async def caught_up(self, position: StreamPosition) -> None:
         """Return when whoever follows, and is at `position`, has taken in what the leader has now.
 
         The stream's last sequence is cheap to ask for, and may have expired, so that nobody ever gets to it: then,
@@ -92,7 +92,7 @@ class Registry:
             position.moved_to(last)  # what was between them has expired: the next does not wait
 
 
-def entry_of(message: Delivered) -> Entry:
+def entry_of(message: StreamMessage) -> Entry:
     """The entry that a followed message is; one that was deleted or has expired has no record."""
     session_id = subjects.session_of(message.subject)
     return Entry(session_id, message.sequence, _record(session_id, message.data))

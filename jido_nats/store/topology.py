@@ -44,11 +44,11 @@ async def check_server(connection: Connection) -> None:
 
 async def declare(connection: Connection, settings: Settings) -> None:
     """Make or adopt every stream and bucket; `ConfigurationError` names the fields that differ."""
-    for config in designed(settings):
+    for config in stream_configs(settings):
         await _declare_stream(connection, config)
 
 
-def designed(settings: Settings) -> list[dict[str, Any]]:
+def stream_configs(settings: Settings) -> list[dict[str, Any]]:
     """The stream configurations of the design under these settings."""
     common = {
         "storage": "file",

@@ -24,7 +24,7 @@ from jido_nats.errors import JidoError, command_error
 from jido_nats.worker import protocol
 from jido_nats.worker.inbox import Inbox, Message
 from jido_nats.worker.loader import load_worker
-from jido_nats.worker.protocol import Done, FromProgram, Refused, SessionLine, StatusLine, Turns, lines_of
+from jido_nats.worker.protocol import Done, FromProgram, Refused, RoundRobin, SessionLine, StatusLine, lines_of
 from jido_nats.worker.session import Outcome, Session, WorkerRun
 
 # More, and what is answered could fill the pipe to a worker that is just writing, with nobody left to read.
@@ -123,7 +123,7 @@ async def run(name: str, pipe: IO[bytes]) -> int:
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    incoming = lines_of(reader, sys.maxsize, Turns())
+    incoming = lines_of(reader, sys.maxsize, RoundRobin())
     first, _ = await anext(incoming)
     line = codec.decode(first, SessionLine)
     trace.CURRENT.set(line.traceparent)

@@ -32,14 +32,14 @@ from jido_nats.worker.protocol import (
     OutputLine,
     Ready,
     Refused,
+    RoundRobin,
     Say,
     SessionLine,
     StatusLine,
     Touch,
-    Turns,
     lines_of,
 )
-from jido_nats.worker.reaper_handle import Keeper
+from jido_nats.worker.reaper_handle import ReaperHandle
 from jido_nats.worker.session import ERROR_LENGTH_MAX, Session, WorkerFailed, WorkerKilled
 
 STOP_TIMEOUT_S: Final = 3.0
@@ -72,11 +72,11 @@ class Program:
         *,
         stop_timeout_s: float = STOP_TIMEOUT_S,
         wait_ready: bool = False,
-        whole_protocol: bool = False,
+        python_worker: bool = False,
     ) -> None:
         """`command`: a command line (no shell reads it) or its words. Raises `ConfigurationError` where it is none.
 
-        `wait_ready`: as the manager is set. `whole_protocol`: the program asks for each message with a line `next`,
+        `wait_ready`: as the manager is set. `python_worker`: the program asks for each message with a line `next`,
         and is told of every change of its status.
         """
         try:
@@ -87,10 +87,10 @@ class Program:
             raise ConfigurationError(f"there is no program {self._argv[0] if self._argv else ''!r} that can be run")
         self._stop_timeout_s = stop_timeout_s
         self._wait_ready = wait_ready
-        self._whole_protocol = whole_protocol
-        self._keeper = Keeper()
+        self._whole_protocol = python_worker
+        self._reaper = ReaperHandle()
         self._living = LivingGroups()
-        self._turns = Turns()
+        self._turns = RoundRobin()
 
     async def __call__(self, session: Session) -> None:
         """Run the program for this session, to its end."""
@@ -99,14 +99,14 @@ class Program:
         except OSError as error:
             raise WorkerFailed(f"{self._argv[0]} cannot be started: {error.strerror or error}") from error
         try:
-            self._keeper.add(group.id)
+            self._reaper.add(group.id)
             await self._run(session, group)
         finally:
-            self._keeper.remove(group.id)
+            self._reaper.remove(group.id)
             group.close()
 
     async def _run(self, session: Session, group: ProcessGroup) -> None:
-        talk = _Talk(session, group, self._turns, whole_protocol=self._whole_protocol)
+        talk = _Talk(session, group, self._turns, python_worker=self._whole_protocol)
         cancelled, trouble = False, None
         try:
             await group.connect()
@@ -145,18 +145,18 @@ def isolated(name: str, settings: Settings) -> Program:
         [sys.executable, "-m", "jido_nats.worker.child", name],
         stop_timeout_s=settings.stop_timeout_s,
         wait_ready=settings.wait_ready,
-        whole_protocol=True,
+        python_worker=True,
     )
 
 
 class _Talk:
     """What goes back and forth between one session and its program."""
 
-    def __init__(self, session: Session, group: ProcessGroup, turns: Turns, *, whole_protocol: bool) -> None:
+    def __init__(self, session: Session, group: ProcessGroup, turns: RoundRobin, *, python_worker: bool) -> None:
         self._session = session
         self._group = group
         self._turns = turns
-        self._asked = asyncio.Semaphore(0) if whole_protocol else None
+        self._asked = asyncio.Semaphore(0) if python_worker else None
         self._tasks: list[asyncio.Task[None]] = []
         self._errors: deque[str] = deque(maxlen=ERROR_LINES_MAX)
         self._warnings = 0

@@ -109,7 +109,7 @@ class Readable(Protocol):
         """Up to `n` bytes; none at the end."""
 
 
-class Turns:
+class RoundRobin:
     """Those who have much to say take turns: together they have one turn in each round of the event loop."""
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class Turns:
             await asyncio.sleep(0)
 
 
-async def lines_of(stream: Readable, bytes_max: int, turns: Turns) -> AsyncIterator[tuple[bytes, bool]]:
+async def lines_of(stream: Readable, bytes_max: int, turns: RoundRobin) -> AsyncIterator[tuple[bytes, bool]]:
     """(line, whole) of a stream, without the newline; of a line beyond `bytes_max` only the beginning, not whole."""
     line, whole, count = bytearray(), True, 0
     while chunk := await stream.read(_CHUNK_BYTES):

@@ -16,7 +16,7 @@ SUCCESSOR_WAIT_S: Final = 0.1
 log = logging.getLogger(__name__)
 
 
-class Keeper:
+class ReaperHandle:
     """Tells the guard which process groups there are."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from jido_nats.broker.clock import boottime
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.errors import InvalidTransition
-from jido_nats.manager.outbox import Lane
+from jido_nats.manager.outbox import OutputQueue
 from jido_nats.worker.inbox import Inbox, Messages
 
 ERROR_LENGTH_MAX: Final = 2000
@@ -18,7 +18,7 @@ Worker = Callable[["Session"], Awaitable[None]]
 """What one session runs: a coroutine function that is given its `Session`. Returning completes the session."""
 
 
-class Host(Protocol):
+class WorkerHost(Protocol):
     """What carries out what a worker asks for: its manager, or the other side of the pipe of a process of its own."""
 
     async def make_ready(self, session: "Session") -> None:
@@ -57,7 +57,7 @@ class Session:
         "traceparent",
     )
 
-    def __init__(self, record: SessionRecord, host: Host, *, wait_ready: bool) -> None:
+    def __init__(self, record: SessionRecord, host: WorkerHost, *, wait_ready: bool) -> None:
         self.record = record
         self.traceparent = record.traceparent
         self._host = host
@@ -65,7 +65,7 @@ class Session:
         self._ready: asyncio.Event | None = asyncio.Event() if wait_ready else None
         # For whoever runs the session; most sessions never need the first three.
         self.inbox: Inbox | None = None
-        self.lane: Lane | None = None
+        self.lane: OutputQueue | None = None
         self.on_change: Callable[[SessionRecord], None] | None = None
         self.active_at = boottime()
         self.ending = False

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from jido_nats import LocalServer
-from jido_nats.broker.connection import Connection, Heard
+from jido_nats.broker.connection import Connection, Message
 from jido_nats.broker.nats_client import NatsClient
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.errors import JidoError, NoResponders, NotSent, OutcomeUnknown, ServerUnusable, TooLarge
@@ -32,7 +32,7 @@ async def heard_again(stranger: Stranger, heard: list[bytes], word: bytes) -> bo
 
 
 async def test_a_request_is_answered(stranger: Stranger, connection: Connection) -> None:
-    async def answer(message: Heard) -> None:
+    async def answer(message: Message) -> None:
         await message.respond(message.data.upper())
 
     await stranger.nc.subscribe("a", cb=answer)
@@ -144,7 +144,7 @@ async def test_closing_while_it_reconnects_leaves_nothing_open(server: LocalServ
 async def test_a_handler_that_fails_goes_on_hearing(stranger: Stranger, connection: Connection) -> None:
     heard: list[bytes] = []
 
-    def fail(message: Heard) -> None:
+    def fail(message: Message) -> None:
         heard.append(message.data)
         raise RuntimeError("boom")
 

@@ -8,7 +8,7 @@ from nats.js.api import ConsumerConfig
 
 from jido_nats import LocalServer
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumer import Delivered, OrderedConsumer, Start, parse_ack_subject
+from jido_nats.broker.consumer import OrderedConsumer, Start, StreamMessage, parse_ack_subject
 from jido_nats.broker.durable import DurableConsumer
 from jido_nats.broker.jetstream import JetStreamError
 from jido_nats.errors import ConfigurationError, NotFound, PositionTooOld
@@ -131,7 +131,7 @@ async def test_a_position_that_never_was_is_told(connection: Connection, stream:
 
 async def test_headers_alone_can_be_read(connection: Connection, stream: str) -> None:
     async with OrderedConsumer(connection, stream, ["t.*"], ALL, headers_only=True) as consumer:
-        message: Delivered = await consumer.next()
+        message: StreamMessage = await consumer.next()
 
     assert (message.data, message.subject, message.pending) == (b"", "t.a", 9)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.text import Text
 
 from jido_nats.cli.escape import printable, printable_lines
-from jido_nats.cli.table.model import ENDED_MAX, ENDED_SHOWN_S, Board, Order, Rate
+from jido_nats.cli.table.model import ENDED_MAX, ENDED_SHOWN_S, Order, Rate, SessionTable
 from jido_nats.cli.table.render import Scene, age, frame, sparks
 from jido_nats.cli.table.view import Keys, View
 from jido_nats.client.watch import SessionChanged, SnapshotComplete, WatchedSession
@@ -39,16 +39,16 @@ def changed(before: SessionRecord, status: Status, *, at: float = 60) -> list[Se
     return [SessionChanged(event, after, 9) for event in events]
 
 
-def board_of(*records: SessionRecord, status: Status | None = None) -> Board:
+def board_of(*records: SessionRecord, status: Status | None = None) -> SessionTable:
     """A board whose snapshot had these."""
-    board = Board(status)
+    board = SessionTable(status)
     for one in records:
         board.take(WatchedSession(one), 0.0)
     board.take(SnapshotComplete(5), 0.0)
     return board
 
 
-def ids(board: Board) -> list[str]:
+def ids(board: SessionTable) -> list[str]:
     return [row.session_id for row in board.rows(0, 1000)]
 
 
@@ -92,7 +92,7 @@ def test_what_has_ended_stays_where_ended_ones_are_asked_for() -> None:
 
 
 def test_not_more_than_so_many_ended_ones_are_kept() -> None:
-    board = Board(Status.TERMINATED)
+    board = SessionTable(Status.TERMINATED)
     for number in range(ENDED_MAX + 10):
         for message in changed(record(f"s{number:06}"), Status.TERMINATED):
             board.take(message, 1.0)
@@ -134,7 +134,7 @@ CHANGES = st.lists(
 def test_the_order_that_is_kept_is_the_order_that_sorting_gives(
     before: list[Any], after: list[Any], order: Order, again: bool, search: str
 ) -> None:
-    board = Board()
+    board = SessionTable()
 
     def take(changes: list[Any]) -> None:
         for name, status, at, colour in changes:
@@ -317,7 +317,7 @@ def test_an_empty_table_says_why(keys: str, says: str) -> None:
 
 
 def test_before_the_snapshot_it_says_that_it_reads() -> None:
-    assert "reading the sessions…" in plain(View(Board()))
+    assert "reading the sessions…" in plain(View(SessionTable()))
 
 
 def test_a_rate_is_of_whole_seconds() -> None:

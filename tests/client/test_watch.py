@@ -26,7 +26,7 @@ from jido_nats.core import codec, lifecycle, subjects
 from jido_nats.core.commands import ListReply, ListRequest
 from jido_nats.core.settings import Settings
 from jido_nats.store import topology
-from jido_nats.store.records import Registry
+from jido_nats.store.records import SessionRecords
 from tests.conftest import StartManager
 from tests.tools.proxy import Proxy
 from tests.tools.support import eventually
@@ -244,19 +244,19 @@ async def _fill(server: LocalServer, number: int) -> None:
     connection = await Connection.open(ConnectOptions(servers=(server.url,)), "fill")
     try:
         await topology.declare(connection, Settings())
-        registry = Registry(connection, "JIDO_SESSIONS", terminated_ttl_s=60)
+        records = SessionRecords(connection, "JIDO_SESSIONS", terminated_ttl_s=60)
         for index in range(number):
             record, _ = lifecycle.create(f"s{index:06}", owner="m", at=datetime.now(UTC))
             await connection.publish(subjects.key("JIDO_SESSIONS", record.session_id), codec.encode(record))
             if index % 5000 == 0:
                 await connection.flush()
-        await eventually(lambda: _has(registry, number), within_s=60)
+        await eventually(lambda: _has(records, number), within_s=60)
     finally:
         await connection.close()
 
 
-async def _has(registry: Registry, number: int) -> bool:
-    return await registry.last_position() == number
+async def _has(records: SessionRecords, number: int) -> bool:
+    return await records.last_position() == number
 
 
 async def test_a_reader_that_gives_up_waiting_goes_on(manager: SessionManager, client: Client) -> None:

@@ -80,9 +80,9 @@ async def new_page(browser: Browser, **options: Any) -> AsyncIterator[Page]:
     context = await browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
     page = await context.new_page()
     page.set_default_timeout(WAIT_MS)
-    troubles = Troubles(page)
+    not_ready = Troubles(page)
     try:
         yield page
     finally:
         await context.close()
-    assert not troubles.found
+    assert not not_ready.found

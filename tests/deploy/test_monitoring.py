@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from jido_nats import SessionManager
-from jido_nats.manager.health_server import Monitoring
+from jido_nats.manager.health_server import HealthServer
 from tests.deploy.tools import complaint
 from tests.tools.programs import ROOT
 from tests.tools.support import Stranger
@@ -62,7 +62,7 @@ async def metrics(manager: SessionManager, stranger: Stranger) -> Mapping[str, s
     """The metrics that a manager serves, with their labels, once something has happened to it."""
     await stranger.create("s1")
     await stranger.ask("jido.session.get.nobody")
-    with Monitoring(manager.snapshot, host="127.0.0.1", port=0) as monitoring:
+    with HealthServer(manager.snapshot, host="127.0.0.1", port=0) as monitoring:
         text = await asyncio.to_thread(scrape, monitoring.port)
     families = text_string_to_metric_families(text)
     return {sample.name: set(sample.labels) for family in families for sample in family.samples}

@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 from jido_nats import LocalServer, SessionManager
 from tests.conftest import StartManager
 from tests.interop import programs
-from tests.tools.support import Ear, Stranger, eventually
+from tests.tools.support import Listener, Stranger, eventually
 
 EVENTS: Final = "jido.client.events"
 RECORDS: Final = "$KV.JIDO_SESSIONS."
@@ -107,7 +107,7 @@ def address(name: str, server: LocalServer, websocket_port: int) -> str:
     return f"ws://127.0.0.1:{websocket_port}" if name == "browser" else server.url
 
 
-def check_commands(lines: list[Line], python: Ear) -> str:
+def check_commands(lines: list[Line], python: Listener) -> str:
     """The replies are the records, byte for byte; the error is what its headers tell. The session's id."""
     replies = {line["step"]: line for line in lines if "step" in line}
     assert list(replies) == ["create", "list", "get", "error", "terminate", "stopped"]
@@ -125,7 +125,7 @@ def check_commands(lines: list[Line], python: Ear) -> str:
     return session_id
 
 
-def check_live(lines: list[Line], python: Ear, session_id: str) -> None:
+def check_live(lines: list[Line], python: Listener, session_id: str) -> None:
     """Live, on both subjects: the same bytes in the same order, with nothing left out."""
     own = f"jido.client.session.{session_id}"
     said = [(line["heard"], line["data"].encode()) for line in lines if "heard" in line]
@@ -138,7 +138,7 @@ def check_live(lines: list[Line], python: Ear, session_id: str) -> None:
     assert kinds == ["session_created", *["session_status"] * 3, "session_terminated"]
 
 
-def check_records(lines: list[Line], python: Ear, session_id: str) -> None:
+def check_records(lines: list[Line], python: Listener, session_id: str) -> None:
     """The snapshot and what follows it: every record as it was written, and no session left behind."""
     said = [(line[kind], line["revision"], line["data"].encode()) for line in lines for kind in KINDS if kind in line]
     written = [(m.subject.removeprefix(RECORDS), m.data) for m in python.messages if m.subject.startswith(RECORDS)]
@@ -171,7 +171,7 @@ async def check_replay(lines: list[Line], stranger: Stranger, session_id: str) -
     assert (consumer.delivered.consumer_seq, consumer.ack_floor.stream_seq) == (len(said), said[-1][0])
 
 
-def heard_on(python: Ear, subject: str) -> list[bytes]:
+def heard_on(python: Listener, subject: str) -> list[bytes]:
     return [message.data for message in python.messages if message.subject == subject]
 
 
@@ -212,7 +212,7 @@ async def churning(manager: SessionManager, stranger: Stranger) -> AsyncIterator
             over.set()
 
 
-async def everything_heard(stranger: Stranger, python: Ear) -> None:
+async def everything_heard(stranger: Stranger, python: Listener) -> None:
     """Wait until the Python subscriber has heard as much as was stored."""
 
     async def all_there() -> bool:

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from jido_nats import Client, ConfigurationError, LocalServer, Reason, SessionManager, Settings, Status
-from jido_nats.manager.health_server import Monitoring
+from jido_nats.manager.health_server import HealthServer
 from tests.conftest import StartManager
 from tests.tools.processes import manager_process
 from tests.tools.programs import running, serving
@@ -33,18 +33,18 @@ def fetch(port: int, path: str, method: str = "GET") -> tuple[int, str]:
 
 
 @pytest.fixture
-async def monitoring(manager: SessionManager) -> AsyncIterator[Monitoring]:
+async def monitoring(manager: SessionManager) -> AsyncIterator[HealthServer]:
     """The monitoring of `manager`."""
-    with Monitoring(manager.snapshot, host="127.0.0.1", port=0) as monitoring:
+    with HealthServer(manager.snapshot, host="127.0.0.1", port=0) as monitoring:
         yield monitoring
 
 
-async def ask(monitoring: Monitoring, path: str) -> tuple[int, str]:
+async def ask(monitoring: HealthServer, path: str) -> tuple[int, str]:
     """Status and body of an answer, while the loop goes on."""
     return await asyncio.to_thread(fetch, monitoring.port, path)
 
 
-async def samples(monitoring: Monitoring) -> dict[tuple[str, frozenset[Any]], float]:
+async def samples(monitoring: HealthServer) -> dict[tuple[str, frozenset[Any]], float]:
     """Every sample of a scrape, by its name and labels."""
     status, text = await ask(monitoring, "/metrics")
     assert status == 200
@@ -58,7 +58,7 @@ def labelled(name: str, **labels: str) -> tuple[str, frozenset[Any]]:
 
 
 async def test_what_happens_is_counted(
-    stranger: Stranger, manager: SessionManager, puppet: Puppet, monitoring: Monitoring
+    stranger: Stranger, manager: SessionManager, puppet: Puppet, monitoring: HealthServer
 ) -> None:
     await stranger.create("s1")
     await stranger.create("s2")
@@ -101,13 +101,13 @@ async def test_what_is_committed_and_not_yet_told_is_counted(stranger: Stranger,
     assert manager.stats.versions_unpublished == 0
 
 
-async def test_a_manager_that_serves_is_ready(manager: SessionManager, monitoring: Monitoring) -> None:
+async def test_a_manager_that_serves_is_ready(manager: SessionManager, monitoring: HealthServer) -> None:
     assert await ask(monitoring, "/readyz") == (200, "ok\n")
     assert await ask(monitoring, "/livez") == (200, "ok\n")
 
 
 async def test_a_manager_without_its_server_lives_and_is_not_ready(
-    server: LocalServer, manager: SessionManager, monitoring: Monitoring
+    server: LocalServer, manager: SessionManager, monitoring: HealthServer
 ) -> None:
     await server.stop()
 
@@ -119,7 +119,7 @@ async def test_a_manager_without_its_server_lives_and_is_not_ready(
     assert (await ask(monitoring, "/livez"))[0] == 200
 
 
-async def test_a_manager_whose_loop_is_blocked_does_not_live(manager: SessionManager, monitoring: Monitoring) -> None:
+async def test_a_manager_whose_loop_is_blocked_does_not_live(manager: SessionManager, monitoring: HealthServer) -> None:
     answers: list[tuple[int, str]] = []
     asking = threading.Thread(target=lambda: answers.append(fetch(monitoring.port, "/livez")))
     asking.start()
@@ -130,14 +130,14 @@ async def test_a_manager_whose_loop_is_blocked_does_not_live(manager: SessionMan
 
 @pytest.mark.parametrize(("path", "method", "status"), [("/", "GET", 404), ("/metrics", "POST", 405)])
 async def test_other_requests_are_refused(
-    manager: SessionManager, monitoring: Monitoring, path: str, method: str, status: int
+    manager: SessionManager, monitoring: HealthServer, path: str, method: str, status: int
 ) -> None:
     assert (await asyncio.to_thread(fetch, monitoring.port, path, method))[0] == status
 
 
-async def test_a_port_that_is_taken_is_said(manager: SessionManager, monitoring: Monitoring) -> None:
+async def test_a_port_that_is_taken_is_said(manager: SessionManager, monitoring: HealthServer) -> None:
     with pytest.raises(ConfigurationError, match=f"127.0.0.1:{monitoring.port}"):
-        Monitoring(manager.snapshot, host="127.0.0.1", port=monitoring.port)
+        HealthServer(manager.snapshot, host="127.0.0.1", port=monitoring.port)
 
 
 async def test_serve_shows_its_metrics(server: LocalServer) -> None:
@@ -167,7 +167,7 @@ async def test_a_draining_manager_lets_sessions_end_by_themselves(
         await manager.start_serving()
         await stranger.create("s1")
         closing = asyncio.create_task(manager.close())
-        await eventually(lambda: manager.snapshot().troubles == ["stopping"])
+        await eventually(lambda: manager.snapshot().not_ready == ["stopping"])
         assert (await stranger.ask("jido.session.get.s1"))["status"] == "active"  # it still answers
 
         puppet.complete("s1")
@@ -184,7 +184,7 @@ async def test_a_draining_manager_takes_no_new_sessions(
         await manager.start_serving()
         await stranger.create("s1")
         closing = asyncio.create_task(manager.close())
-        await eventually(lambda: manager.snapshot().troubles == ["stopping"])
+        await eventually(lambda: manager.snapshot().not_ready == ["stopping"])
 
         refused = await stranger.ask("jido.session.create", {"session_id": "s2"})
 

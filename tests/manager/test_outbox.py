@@ -11,7 +11,7 @@ from jido_nats.broker.connection import Connection
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.core.codec import Encoding
 from jido_nats.errors import TooLarge
-from jido_nats.manager.outbox import BYTES_MAX, WAITING_MAX, Lane, Outbox
+from jido_nats.manager.outbox import BYTES_MAX, WAITING_MAX, Outbox, OutputQueue
 from jido_nats.store import topology
 from jido_nats.store.output_log import OutputLog
 from tests.tools.support import Stranger, eventually
@@ -27,7 +27,7 @@ async def outbox(server: LocalServer) -> AsyncIterator[Outbox]:
     await connection.close()
 
 
-def output(lane: Lane, data: object = None, session_id: str = "s1") -> SessionOutput:
+def output(lane: OutputQueue, data: object = None, session_id: str = "s1") -> SessionOutput:
     """The lane's next."""
     at = datetime(2025, 1, 1, tzinfo=UTC)
     return SessionOutput(session_id=session_id, number=lane.kept + 1, name="n", data=data, created_at=at)
@@ -121,7 +121,7 @@ async def test_a_slow_lane_holds_no_other_up(outbox: Outbox, stranger: Stranger)
     await lanes[0].stored(50)
 
 
-async def is_stored(lane: Lane, number: int) -> bool:
+async def is_stored(lane: OutputQueue, number: int) -> bool:
     """Whether it is, right now."""
     task = asyncio.create_task(lane.stored(number))
     await asyncio.sleep(0)

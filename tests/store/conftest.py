@@ -7,7 +7,7 @@ from jido_nats.broker.connection import Connection
 from jido_nats.core.codec import Encoding
 from jido_nats.store import topology
 from jido_nats.store.event_log import EventLog
-from jido_nats.store.records import Registry
+from jido_nats.store.records import SessionRecords
 
 
 @pytest.fixture
@@ -18,9 +18,9 @@ async def declared(connection: Connection) -> Connection:
 
 
 @pytest.fixture
-async def registry(declared: Connection) -> Registry:
+async def records(declared: Connection) -> SessionRecords:
     """The bucket of records, in which sealed ones live for a second."""
-    return Registry(declared, "JIDO_SESSIONS", terminated_ttl_s=1)
+    return SessionRecords(declared, "JIDO_SESSIONS", terminated_ttl_s=1)
 
 
 @pytest.fixture

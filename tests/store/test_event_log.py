@@ -127,13 +127,13 @@ async def test_only_what_is_older_than_the_stream_s_memory_is_taken_for_forgotte
     await event_log.claim("s1", "m1", 0)  # now the first message that there is
     old, young = (opened_at(at) for at in (now - timedelta(seconds=60), now))
 
-    assert await event_log.forgotten([young], set()) == set()
-    assert await event_log.forgotten([old], set()) == {
+    assert await event_log.expired_message_ids([young], set()) == set()
+    assert await event_log.expired_message_ids([old], set()) == {
         "s1.1.session_created",
         "s1.2.session_status",
         "s1.2.session_status.session",
     }
-    assert await event_log.forgotten([old], {"s1.2.session_status"}) == {"s1.1.session_created"}
+    assert await event_log.expired_message_ids([old], {"s1.2.session_status"}) == {"s1.1.session_created"}
 
 
 async def is_empty(stranger: Stranger) -> bool:

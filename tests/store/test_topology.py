@@ -22,7 +22,7 @@ async def config_of(stranger: Stranger, stream: str) -> dict[str, Any]:
 
 async def make(stranger: Stranger, stream: str, **changed: Any) -> dict[str, Any]:
     """The stream as designed, but for what is changed."""
-    designed = next(config for config in topology.designed(Settings()) if config["name"] == stream)
+    designed = next(config for config in topology.stream_configs(Settings()) if config["name"] == stream)
     answer = await stranger.ask(f"$JS.API.STREAM.CREATE.{stream}", designed | changed)
     assert "error" not in answer, answer
     return await config_of(stranger, stream)
@@ -168,7 +168,10 @@ async def test_a_stream_and_a_bucket_made_by_hand_are_adopted(stranger: Stranger
 
     await topology.declare(connection, Settings())
 
-    assert topology.differences(topology.designed(Settings())[0], await config_of(stranger, "JIDO_CLIENT")) == ([], [])
+    assert topology.differences(topology.stream_configs(Settings())[0], await config_of(stranger, "JIDO_CLIENT")) == (
+        [],
+        [],
+    )
     assert (await config_of(stranger, "KV_JIDO_SESSIONS"))["subject_delete_marker_ttl"] == 3600 * 10**9
 
 

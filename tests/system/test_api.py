@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 from jido_nats import Client, LocalServer, SessionManager, Settings
 from jido_nats.core.codec import Encoding
 from jido_nats.errors import TooLarge
-from jido_nats.manager.handlers import Verbs
+from jido_nats.manager.handlers import CommandHandlers
 from tests.conftest import StartManager
 from tests.tools.support import Stranger, eventually, stranger_at, wait_for_ever
 
@@ -349,7 +349,7 @@ async def test_a_long_history_is_told_in_pages_that_fit() -> None:
 
 
 async def test_an_answer_that_the_server_would_not_take_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Verbs, "_page_bytes_max", lambda self: 10**9)
+    monkeypatch.setattr(CommandHandlers, "_page_bytes_max", lambda self: 10**9)
     async with LocalServer(config="max_payload: 4096") as small, stranger_at(small.url) as stranger:
         async with SessionManager.connect(small.url, worker=wait_for_ever) as manager:
             await manager.start_serving()

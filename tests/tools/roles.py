@@ -9,7 +9,7 @@ from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
 
 from jido_nats import ConnectOptions, LocalServer
-from tests.tools.support import Ear, Stranger
+from tests.tools.support import Listener, Stranger
 
 VARIABLES = {
     "manager": "JIDO_MANAGER_PASSWORD",
@@ -49,7 +49,7 @@ class Member(Stranger):
 
     async def subscribe_refused(self, subject: str, queue: str = "") -> bool:
         """Subscribe; whether the server refused it."""
-        await self.nc.subscribe(subject, queue=queue, cb=Ear().on_message)
+        await self.nc.subscribe(subject, queue=queue, cb=Listener().on_message)
         return await self._refused(f'subscription to "{subject}"')
 
     async def api(self, subject: str, payload: bytes = b"") -> Msg | None:

@@ -42,7 +42,7 @@ async def nothing(of: Callable[[], Any], *, within_s: float = DEADLINE_S) -> Non
         await asyncio.sleep(POLL_S)
 
 
-class Ear:
+class Listener:
     """What a plain subscriber hears, in order."""
 
     def __init__(self) -> None:
@@ -74,9 +74,9 @@ class Stranger:
         self.nc = nc
         self.js = nc.jetstream()
 
-    async def hear(self, *subjects: str) -> Ear:
+    async def hear(self, *subjects: str) -> Listener:
         """Listen from now on."""
-        ear = Ear()
+        ear = Listener()
         for subject in subjects:
             await self.nc.subscribe(subject, cb=ear.on_message)
         await self.flush()

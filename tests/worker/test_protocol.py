@@ -15,8 +15,8 @@ from jido_nats.worker.protocol import (
     Idle,
     OutputLine,
     Refused,
+    RoundRobin,
     Say,
-    Turns,
     lines_of,
 )
 
@@ -38,7 +38,7 @@ class Pieces:
 
 
 async def read(*pieces: bytes, bytes_max: int = 100) -> list[tuple[bytes, bool]]:
-    return [line async for line in lines_of(Pieces(*pieces), bytes_max, Turns())]
+    return [line async for line in lines_of(Pieces(*pieces), bytes_max, RoundRobin())]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ async def test_others_have_their_turn_between_many_lines() -> None:
 
 
 async def test_several_who_have_much_to_say_share_one_turn_a_round() -> None:
-    shared, count, rounds = Turns(), 0, 0
+    shared, count, rounds = RoundRobin(), 0, 0
 
     async def say_much() -> None:
         nonlocal count

@@ -9,20 +9,20 @@ from nats.aio.client import Client
 
 from jido_nats.bench.baseline.connect import connect
 from jido_nats.bench.baseline.reader import FloorReader
-from jido_nats.bench.baseline.requester import FloorAsker, responders
+from jido_nats.bench.baseline.requester import BaselineClient, responders
 from jido_nats.bench.baseline.steps import FloorConsumerEar, FloorEar, FloorSteps
 from jido_nats.bench.baseline.storage import Names, storage
 from jido_nats.broker.options import ConnectOptions
 
 
-class Floor:
+class Baseline:
     """What the measures ask of the floor. `asker` is for commands; the rest writes and reads from this process.
 
     `pids` are the responders'.
     """
 
     def __init__(
-        self, asker: FloorAsker, pids: list[int], writing: Client, hearing: Client, names: Names, note: str
+        self, asker: BaselineClient, pids: list[int], writing: Client, hearing: Client, names: Names, note: str
     ) -> None:
         self.asker = asker
         self.pids = pids
@@ -59,7 +59,7 @@ class Floor:
 @contextlib.asynccontextmanager
 async def floor(
     options: ConnectOptions, *, note: str, managers: int, events_like: str, records_like: str
-) -> AsyncIterator[Floor]:
+) -> AsyncIterator[Baseline]:
     """The floor beside a deployment, with as many responders as that has managers; nothing of it is left behind."""
     names = Names(secrets.token_hex(2)[:3])
     async with contextlib.AsyncExitStack() as stack:
@@ -69,4 +69,4 @@ async def floor(
             stack.push_async_callback(clients[-1].close)
         await stack.enter_async_context(storage(clients[0], names, events_like=events_like, records_like=records_like))
         pids = await stack.enter_async_context(responders(options, names, note, managers))
-        yield Floor(FloorAsker(clients[0], names, note), pids, clients[1], clients[2], names, note)
+        yield Baseline(BaselineClient(clients[0], names, note), pids, clients[1], clients[2], names, note)

@@ -22,7 +22,7 @@ REQUEST_TIMEOUT_S = 30.0
 RECOVER_TIMEOUT_S = 600.0
 
 
-class FloorAsker:
+class BaselineClient:
     """Asks the responders."""
 
     def __init__(self, client: Client, names: Names, note: str) -> None:

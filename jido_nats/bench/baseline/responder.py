@@ -20,7 +20,7 @@ from jido_nats.bench.baseline.storage import Names
 from jido_nats.broker.options import ConnectOptions
 
 READY: Final = "ready"
-ERROR_HEADER: Final = "Floor-Error"
+ERROR_HEADER: Final = "Baseline-Error"
 REQUESTED: Final = ',"reason":"requested"'
 OWNER_LOST: Final = f',"reason":"owner_lost","error":"the manager {OWNER} is gone"'
 FINISH_TIMEOUT_S: Final = 5.0

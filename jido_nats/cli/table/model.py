@@ -73,7 +73,7 @@ class Rate:
         return copied
 
 
-class Board:
+class SessionTable:
     """The sessions there are and what happened last. `status`: only sessions in it are told of."""
 
     def __init__(self, status: Status | None = None) -> None:

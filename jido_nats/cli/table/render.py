@@ -9,7 +9,7 @@ from rich.text import Text
 
 from jido_nats.cli.escape import printable
 from jido_nats.cli.printer import STATUS_STYLES, event_text
-from jido_nats.cli.table.model import Board, Order, pairs
+from jido_nats.cli.table.model import Order, SessionTable, pairs
 from jido_nats.cli.table.view import View
 from jido_nats.core.session import SessionRecord, Status
 
@@ -188,7 +188,7 @@ def _counts(view: View, scene: Scene, width: int) -> Text:
     return _ends(next(fitting, _counted(board, 0)), events, width)
 
 
-def _counted(board: Board, words: int) -> Text:
+def _counted(board: SessionTable, words: int) -> Text:
     """How many sessions are in which status; `words`: 2 for all, 1 for short ones, 0 for none."""
     live = sum(board.counts[status] for status in LIVE)
     line = Text.assemble(" ", (f"{live:,}", "bold"), (" session" if live == 1 else " sessions") if words == 2 else "")

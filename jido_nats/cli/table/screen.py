@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from jido_nats.cli.logs import LineFormatter
-from jido_nats.cli.table.model import Board
+from jido_nats.cli.table.model import SessionTable
 from jido_nats.cli.table.render import Scene, frame
 from jido_nats.cli.table.terminal import Terminal
 from jido_nats.cli.table.view import Keys, View
@@ -45,7 +45,7 @@ class WatchScreen:
         self._session_id = session_id
         self._status = status
         self._metadata = metadata or {}
-        self._board = Board(status)
+        self._board = SessionTable(status)
         self._view = View(self._board)
         self._keys = Keys()
         self._changed = asyncio.Event()

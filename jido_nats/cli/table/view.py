@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Final
 
-from jido_nats.cli.table.model import Board, Order
+from jido_nats.cli.table.model import Order, SessionTable
 
 _KEY: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1bO[@-~]|.", re.DOTALL)
 _NAMES: Final = {
@@ -41,7 +41,7 @@ class View:
     `now`: of the machine's clock, as the frames are made.
     """
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: SessionTable) -> None:
         self.live = board
         self.board = board
         self.first = 0
