@@ -45,7 +45,7 @@ class OutputPublication(msgspec.Struct, frozen=True):
     message_id: str | None
 
 
-def said(output_: Output) -> OutputPublication:
+def publication_of(output_: Output) -> OutputPublication:
     """The message of one output."""
     kept = isinstance(output_, ConversationAdded) or not output_.ephemeral
     message_id = f"{output_.session_id}.{output_.number}.output" if kept else None

@@ -1,134 +1,136 @@
-"""What is said to sessions and by them: messages into inboxes, output and conversation onto the output subject."""
+"""What is said to a session and by it: messages into its inbox, output and conversation onto its output subject."""
 
 import asyncio
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from jido_nats import trace
-from jido_nats.broker.clock import boottime
 from jido_nats.core.commands import SendReply, SendRequest, check_emitted, check_said
 from jido_nats.core.output import ConversationAdded, SessionOutput
-from jido_nats.manager.outbox import Outbox, OutputQueue
+from jido_nats.ids import new_message_id
+from jido_nats.manager.outbox import Outbox
 from jido_nats.worker.inbox import Inbox, Message
-from jido_nats.worker.session import Session
 
 
 class Conversations:
-    """The inboxes and outboxes of one manager's sessions."""
+    """What the conversations of one manager's sessions share."""
 
-    def __init__(
-        self,
-        outbox: Outbox,
-        *,
-        inbox_messages_max: int,
-        now: Callable[[], datetime],
-        new_message_id: Callable[[], str],
-    ) -> None:
-        self._outbox = outbox
-        self._inbox_messages_max = inbox_messages_max
-        self._now = now
-        self._new_message_id = new_message_id
+    def __init__(self, outbox: Outbox, *, inbox_messages_max: int, now: Callable[[], datetime]) -> None:
+        self.outbox: Final = outbox
+        self.inbox_messages_max: Final = inbox_messages_max
+        self.now: Final = now
 
-    async def emit(self, session: Session, name: str, data: Any, *, ephemeral: bool) -> int:
-        """Tell of a worker's output; its number. Raises `BadRequest`, `TooLarge`."""
+
+class Conversation:
+    """The inbox and the output of one session."""
+
+    __slots__ = ("_inbox", "_queue", "_session_id", "_shared", "_waits_for_room")
+
+    def __init__(self, shared: Conversations, session_id: str) -> None:
+        self._shared = shared
+        self._session_id = session_id
+        self._inbox: Inbox | None = None
+        self._queue = shared.outbox.queue()
+        self._waits_for_room = True
+
+    @property
+    def inbox(self) -> Inbox:
+        """The messages that the worker has not taken yet."""
+        if self._inbox is None:
+            self._inbox = Inbox()
+        return self._inbox
+
+    @property
+    def kept(self) -> int:
+        """The number of the last output that is kept."""
+        return self._queue.kept
+
+    async def emit(self, name: str, data: Any, *, ephemeral: bool) -> int:
+        """Publish a worker's output; its number. Raises `BadRequest`, `TooLarge`."""
         check_emitted(name, data)
-        session.active_at = boottime()
-        lane = self._lane(session)
         if not ephemeral:
-            await _room(session, lane)
+            await self._room()
+        queue = self._queue
         output = SessionOutput(
-            session_id=session.session_id,
-            number=(lane.ephemeral if ephemeral else lane.kept) + 1,
+            session_id=self._session_id,
+            number=(queue.ephemeral if ephemeral else queue.kept) + 1,
             name=name,
             data=data,
-            created_at=self._now(),
+            created_at=self._shared.now(),
             ephemeral=ephemeral,
         )
         if not ephemeral:
-            lane.push(output)
+            queue.push(output)
             return output.number
-        item = self._outbox.item(output)
-        lane.ephemeral += 1
-        await self._outbox.tell(item)
-        if not session.ending:
+        item = self._shared.outbox.item(output)
+        queue.ephemeral += 1
+        await self._shared.outbox.publish(item)
+        if self._waits_for_room:
             await asyncio.sleep(0)  # one that streams as fast as it can gives the others a turn after each
         return output.number
 
-    async def say(self, session: Session, role: str, content: Any) -> int:
+    async def say(self, role: str, content: Any) -> int:
         """Add what a worker says to the conversation; its number. Raises `BadRequest`, `TooLarge`."""
         check_said(role, content)
-        session.active_at = boottime()
-        lane = self._lane(session)
-        await _room(session, lane)
-        return self._add(session, role, content, self._new_message_id()).number
+        await self._room()
+        return self._add(role, content, new_message_id()).number
 
-    async def flush(self, session: Session) -> None:
+    async def flush(self) -> None:
         """Return when all that was pushed before is stored."""
-        if session.lane is not None:
-            await session.lane.flushed()
+        await self._queue.flushed()
 
-    def check_room(self, session: Session, request: SendRequest) -> bool:
+    def stop_waiting_for_room(self) -> None:
+        """Take in the last of a program's output at once: its pipe holds little."""
+        self._waits_for_room = False
+
+    def check_room(self, request: SendRequest) -> bool:
         """Whether the same message was delivered before. Raises `AlreadyExists`, `TooLarge`; `Overloaded`: too many."""
-        inbox = self._inbox(session)
-        if inbox.number_of(request) is not None:
+        if self.inbox.number_of(request) is not None:
             return True
-        inbox.check_room(self._inbox_messages_max)
-        self._outbox.item(self._conversation(session, request.role, request.content, request.message_id or ""))
+        self.inbox.check_room(self._shared.inbox_messages_max)
+        self._shared.outbox.item(self._added(request.role, request.content, request.message_id or ""))
         return False
 
-    def deliver(self, session: Session, request: SendRequest) -> SendReply:
-        """Put a message into the inbox and tell of it, in one step; or know that both were done before."""
-        inbox = self._inbox(session)
-        number = inbox.number_of(request)
+    def deliver(self, request: SendRequest) -> SendReply:
+        """Put a message into the inbox and publish it, in one step; or know that both were done before."""
+        number = self.inbox.number_of(request)
         if number is not None:
             return SendReply(
-                session_id=session.session_id, message_id=request.message_id or "", number=number, replayed=True
+                session_id=self._session_id, message_id=request.message_id or "", number=number, replayed=True
             )
-        told = self._add(session, request.role, request.content, request.message_id or self._new_message_id())
+        added = self._add(request.role, request.content, request.message_id or new_message_id())
         message = Message(
-            role=told.role,
-            content=told.content,
-            message_id=told.message_id,
-            number=told.number,
-            created_at=told.created_at,
+            role=added.role,
+            content=added.content,
+            message_id=added.message_id,
+            number=added.number,
+            created_at=added.created_at,
             traceparent=trace.CURRENT.get(),
         )
-        inbox.put(message, request)
-        session.active_at = boottime()
-        return SendReply(session_id=session.session_id, message_id=told.message_id, number=told.number)
+        self.inbox.put(message, request)
+        return SendReply(session_id=self._session_id, message_id=added.message_id, number=added.number)
 
-    async def stored(self, session: Session, number: int) -> None:
+    async def stored(self, number: int) -> None:
         """Return when the output up to `number` is stored."""
-        await self._lane(session).stored(number)
+        await self._queue.stored(number)
 
-    def _add(self, session: Session, role: str, content: Any, message_id: str) -> ConversationAdded:
-        added = self._conversation(session, role, content, message_id)
-        self._lane(session).push(added)
+    def _add(self, role: str, content: Any, message_id: str) -> ConversationAdded:
+        added = self._added(role, content, message_id)
+        self._queue.push(added)
         return added
 
-    def _conversation(self, session: Session, role: str, content: Any, message_id: str) -> ConversationAdded:
+    def _added(self, role: str, content: Any, message_id: str) -> ConversationAdded:
         return ConversationAdded(
-            session_id=session.session_id,
-            number=self._lane(session).kept + 1,
+            session_id=self._session_id,
+            number=self._queue.kept + 1,
             role=role,
             content=content,
-            created_at=self._now(),
+            created_at=self._shared.now(),
             message_id=message_id,
         )
 
-    def _inbox(self, session: Session) -> Inbox:
-        if session.inbox is None:
-            session.inbox = Inbox()
-        return session.inbox
-
-    def _lane(self, session: Session) -> OutputQueue:
-        if session.lane is None:
-            session.lane = self._outbox.lane()
-        return session.lane
-
-
-async def _room(session: Session, lane: OutputQueue) -> None:
-    """Return when one more output may be pushed. What a program said last does not wait: a pipe holds little."""
-    while not (lane.has_room or session.ending):
-        await lane.wait_moved()
+    async def _room(self) -> None:
+        """Return when one more output may be pushed."""
+        while self._waits_for_room and not self._queue.has_room:
+            await self._queue.wait_moved()

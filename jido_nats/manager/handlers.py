@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -27,9 +27,9 @@ from jido_nats.core.settings import Settings
 from jido_nats.errors import AlreadyExists, InvalidTransition, NotFound, NotSent, Overloaded, StartFailed, Unavailable
 from jido_nats.ids import new_session_id
 from jido_nats.manager.forwarding import Forwarder
-from jido_nats.manager.live_session import SessionExists
+from jido_nats.manager.running import NotHere, SessionExists
 from jido_nats.manager.service import Handler
-from jido_nats.manager.sessions import NotHere, Sessions
+from jido_nats.manager.sessions import Sessions
 from jido_nats.manager.writer import WriterContext
 from jido_nats.store.index import SessionIndex
 
@@ -41,21 +41,19 @@ class CommandHandlers:
 
     def __init__(
         self,
-        path: WriterContext,
+        context: WriterContext,
         sessions: Sessions,
         index: SessionIndex,
         forwarder: Forwarder,
         settings: Settings,
         connection: Connection,
-        managers_with_room: Callable[[], list[str]],
     ) -> None:
-        self._path = path
+        self._context = context
         self._sessions = sessions
         self._index = index
         self._forwarder = forwarder
         self._settings = settings
         self._connection = connection
-        self._managers_with_room = managers_with_room
         self.by_name: Final[Mapping[str, Handler]] = {
             "create": self._create,
             "get": self._get,
@@ -92,7 +90,7 @@ class CommandHandlers:
 
     async def _create_elsewhere(self, session_id: str, request: CreateRequest, timeout_s: float) -> CreateReply:
         """The answer of a manager that has room; `Overloaded` where none has."""
-        for manager_id in self._managers_with_room():
+        for manager_id in self._context.leases.others_with_room(self._context.manager_id):
             with contextlib.suppress(Overloaded, NotSent):
                 data = await self._forwarder.forward(manager_id, "create", session_id, request, timeout_s=timeout_s)
                 return codec.decode(data, CreateReply)
@@ -156,11 +154,11 @@ class CommandHandlers:
 
     async def _carry_out(self, session_id: str, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
         """The result of a change. `Unavailable`: it takes too long (and goes on), or this manager may not answer."""
-        if not (self._connection.connected and self._path.may_write()):
+        if not (self._connection.connected and self._context.ownership.may_write()):
             work.close()
             raise Unavailable("not done: this manager has no connection to NATS, or no lease, right now; ask again")
         result = await self._sessions.in_own_task(session_id, work, timeout_s)
-        if not self._path.may_write():
+        if not self._context.ownership.may_write():
             raise Unavailable("this manager's lease has lapsed; ask again")
         return result
 
@@ -173,7 +171,7 @@ class CommandHandlers:
             raise Unavailable("NATS does not answer this manager right now; ask again") from None
 
     async def _forward(self, verb: str, record: SessionRecord, request: msgspec.Struct, *, forwarded: bool) -> bytes:
-        if forwarded or record.owner == self._path.manager_id:
+        if forwarded or record.owner == self._context.manager_id:
             raise Unavailable("the session is just changing hands; ask again", session_id=record.session_id)
         try:
             return await self._forwarder.forward(
@@ -185,7 +183,7 @@ class CommandHandlers:
             ) from error
 
     async def _read(self, session_id: str) -> SessionRecord:
-        record = (await self._path.records.get(session_id)).record
+        record = (await self._context.records.get(session_id)).record
         if record is None:
             raise NotFound("there is no session of that id, or its record has expired", session_id=session_id)
         return record
@@ -195,19 +193,19 @@ class CommandHandlers:
         return min(commands.LIST_BYTES_MAX, self._connection.max_payload // 3)
 
     async def _page(self, request: ListRequest) -> ListReply:
-        position = await self._path.event_log.last_sequence()  # first: what is published is committed
-        await self._path.records.caught_up(self._index.position)
+        position = await self._context.event_log.last_sequence()  # first: what is published is committed
+        await self._context.records.caught_up(self._index.position)
         page = await self._index.page(request, self._page_bytes_max())
         return msgspec.structs.replace(page, position=position)
 
     async def _replay(self, session_id: str, request: HistoryRequest) -> HistoryReply:
-        record = (await self._path.records.get(session_id)).record
-        steps = await self._path.event_log.steps(session_id)
+        record = (await self._context.records.get(session_id)).record
+        steps = await self._context.event_log.steps(session_id)
         if record is not None:
             created: SessionCreated | None = lifecycle.created_event(record)
             steps += lifecycle.step_of(record) if all(step.version < record.version for step in steps) else []
         else:
-            created = await self._path.event_log.find_created(session_id)
+            created = await self._context.event_log.find_created(session_id)
         if created is None and not steps:
             raise NotFound("there is no session of that id, and the stream remembers none", session_id=session_id)
         limit = request.limit

@@ -6,7 +6,6 @@ Every answer is made in the manager's event loop: a loop that does not answer wi
 import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import accumulate
 from socketserver import ThreadingMixIn
 from typing import Any, Final, Self, TypeVar
@@ -15,25 +14,11 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 from jido_nats.core.session import Status
 from jido_nats.errors import ConfigurationError
-from jido_nats.manager.metrics import BOUNDS_S, Durations, Stats
+from jido_nats.manager.metrics import BOUNDS_S, Durations, Snapshot
 
 ANSWER_TIMEOUT_S: Final = 2.0
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """One manager's state, as it is told."""
-
-    manager_id: str
-    version: str
-    sessions: dict[Status, int]
-    stats: Stats
-    lease_age_s: float
-    reconnects: int
-    # What keeps it from being ready; empty where it is.
-    not_ready: list[str]
 
 
 class HealthServer:

@@ -1,24 +1,30 @@
-"""One session that this manager runs: how it begins, changes and ends.
+"""One session that this manager runs: how it begins, changes and ends; and the host of its worker.
 
-Every change is decided by the lifecycle and carried out by the session's writer, under the session's lock.
+Every change is decided by the lifecycle and carried out by the session's writer, in a block of
+`RunningSessions.changing`.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from jido_nats import trace
 from jido_nats.broker.clock import boottime
 from jido_nats.core import lifecycle
-from jido_nats.core.commands import limits_of
+from jido_nats.core.commands import SendReply, SendRequest
+from jido_nats.core.limits import Limit, next_limit
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
-from jido_nats.errors import AlreadyExists, Fenced, StartFailed, Unavailable
+from jido_nats.errors import AlreadyExists, Fenced, InvalidTransition, StartFailed, Unavailable
+from jido_nats.manager.conversation import Conversation, Conversations
+from jido_nats.manager.running import NotHere, RunningSessions, SessionExists
 from jido_nats.manager.writer import SessionWriter, WriterContext
-from jido_nats.worker.session import Outcome, Session, Worker, WorkerHost, WorkerRun, error_text
+from jido_nats.worker.inbox import Inbox
+from jido_nats.worker.run import Outcome, WorkerRun, error_text
+from jido_nats.worker.session import Session, Worker
 
 FIRST_COMMITS_MAX: Final = 3
 # A manager that ends gives a worker that is being killed this long to be gone, before the record says `forced`.
@@ -27,186 +33,264 @@ KILL_GRACE_S: Final = 1.0
 log = logging.getLogger(__name__)
 
 
-class SessionExists(Exception):
-    """A session of that id exists and is not run here; `.record` is what was read of it."""
-
-    def __init__(self, record: SessionRecord) -> None:
-        super().__init__(record.session_id)
-        self.record = record
-
-
-class Limit(NamedTuple):
-    """A time limit: when (of `boottime`) it is over, which it is, and how long."""
-
-    moment: float
-    name: str
-    seconds: float
-
-
 @dataclass(frozen=True)
 class SessionDependencies:
-    """What every session of one manager is run with, and who is told (by session id) what becomes of it."""
+    """What every session of one manager is run with."""
 
-    path: WriterContext
+    context: WriterContext
     worker: Worker
     settings: Settings
-    host: WorkerHost
+    conversations: Conversations
+    running: RunningSessions["LiveSession"]
     default_limits: Mapping[str, float]
     now: Callable[[], datetime]
-    on_worker_end: Callable[[str, Outcome], None]
-    # Its status is another, and so are the time limits that count.
-    on_changed: Callable[[str], None]
-    # It is another manager's, or nobody knows: nothing more may be written here.
-    on_lost: Callable[[str], None]
-    # Nothing of it is left here.
-    on_gone: Callable[[str], None]
 
 
 class LiveSession:
-    """From before the first commit until the seal. Its methods that change it want `lock` to be held."""
+    """From before the first commit until the seal. Methods that change it are called within `running.changing`."""
 
-    __slots__ = ("_deps", "_ended", "_stopping", "began_at", "lock", "run", "session", "writer")
+    __slots__ = (
+        "_conversation",
+        "_deps",
+        "_ended",
+        "_is_made",
+        "_ready",
+        "_stopping",
+        "active_at",
+        "began_at",
+        "lock",
+        "on_change",
+        "run",
+        "session_id",
+        "writer",
+    )
 
-    def __init__(self, deps: SessionDependencies) -> None:
+    def __init__(self, deps: SessionDependencies, first: SessionRecord) -> None:
+        """`first`: the record that `create` commits."""
         self._deps = deps
-        self.began_at = boottime()
+        self.session_id = first.session_id
+        self.writer = SessionWriter(deps.context, first, 0)
         self.lock = asyncio.Lock()
-        self.writer: SessionWriter | None = None
-        self.session: Session | None = None
         self.run: WorkerRun | None = None
-        self._ended: asyncio.Future[None] | None = None
+        self.on_change: Callable[[SessionRecord], None] | None = None
+        self.began_at = self.active_at = boottime()
+        self._is_made = False
         self._stopping = False
+        self._ready = asyncio.Event() if deps.settings.wait_ready else None
+        self._ended: asyncio.Future[None] | None = None
+        self._conversation: Conversation | None = None  # most sessions of a large deployment have none
 
     @property
     def record(self) -> SessionRecord:
-        """Its record, as it was stored last."""
-        assert self.writer is not None, "begun"
+        """Its record, as it was committed last."""
         return self.writer.record
 
     @property
     def is_here(self) -> bool:
         """Whether it was made, and is still this manager's."""
-        return self.writer is not None and not self.writer.lost
+        return self._is_made and not self.writer.lost
 
-    async def create(self, first: SessionRecord, *, chosen: bool) -> None:
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing will be written any more: it was never made, or it is sealed."""
+        return not self._is_made or self.writer.record.sealed
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a write has begun, and it is not known how much of it is stored."""
+        return self.writer.in_doubt
+
+    @property
+    def conversation(self) -> Conversation:
+        """What is said to the session and by it."""
+        if self._conversation is None:
+            self._conversation = Conversation(self._deps.conversations, self.session_id)
+        return self._conversation
+
+    # How it begins
+
+    async def create(self, *, chosen: bool) -> None:
         """From its first record to `active`. `chosen`: the id may have been used before.
 
         Raises `SessionExists`, `AlreadyExists`: nothing has run, and nothing was written; and `StartFailed`.
         """
-        error = self._call_worker(first)
-        if error is None and not self._deps.settings.wait_ready:
-            opened, _ = lifecycle.opened(first)
+        error = self._call_worker()
+        if error is None and self._ready is None:
+            opened, _ = lifecycle.opened(self.record)
             await self._begin(opened, chosen=chosen)
         else:
-            await self._begin(first, chosen=chosen)
+            await self._begin(self.record, chosen=chosen)
             await self._start(error)
 
     def give_up_start(self) -> None:
         """The manager ends: wait no longer for a worker that is not ready."""
         self._stopping = True
-        if self.writer is None or self.record.status is not Status.INITIALIZING:
+        if not self._is_made or self.record.status is not Status.INITIALIZING:
             return
-        if self.run is not None and not self.run.ready:
+        if self.run is not None and not self._is_ready:
             self.run.cancel()
+
+    # How it changes
 
     async def advance(self, status: Status, **why: Any) -> None:
         """Decide, commit, publish."""
-        deps = self._deps
         changed, _ = lifecycle.transition(
             self.record,
             status,
-            at=deps.now(),
-            after=deps.path.event_log.acknowledged,
+            at=self._deps.now(),
+            after=self._deps.context.event_log.acknowledged,
             traceparent=trace.CURRENT.get(),
             **why,
         )
-        assert self.writer is not None
-        await self._guarded(_write(self.writer, changed))
-        if self.session is not None:
-            self.session.changed(changed)
-            deps.on_changed(changed.session_id)
+        await self.writer.commit(changed)
+        await self.writer.publish()
+        self.active_at = boottime()
+        if self.on_change is not None:
+            self.on_change(changed)
+
+    async def deliver(self, request: SendRequest) -> SendReply:
+        """Put a message into the inbox, waking a session that is `idle`; `conversation.stored` waits for the rest.
+
+        Raises `InvalidTransition`, `AlreadyExists`, `TooLarge`, `Overloaded`.
+        """
+        if self.record.status not in (Status.ACTIVE, Status.IDLE):
+            raise InvalidTransition(
+                f"a session that is {self.record.status} takes no messages", session_id=self.session_id
+            )
+        known = self.conversation.check_room(request)
+        if not known and self.record.status is Status.IDLE:
+            await self.advance(Status.ACTIVE)
+        self.active_at = boottime()
+        return self.conversation.deliver(request)
+
+    # How it ends
 
     async def ask_to_stop(self, reason: Reason, detail: str | None = None) -> None:
-        """To `terminating`, and the worker is cancelled; once more where it is that already."""
+        """To `terminating`, and the worker is cancelled; cancelled once more if it is that already."""
         if self.record.status not in (Status.TERMINATING, Status.TERMINATED):
             await self.advance(Status.TERMINATING, reason=reason, detail=detail)
         if self.record.status is not Status.TERMINATED:
             assert self.run is not None, "a session that has started has a worker"
             self.run.cancel()
 
-    async def finish(self, outcome: Outcome) -> None:
-        """The worker has ended, and so does the session."""
-        if self.writer is None or self.run is None or not self.run.ended:
-            return  # another run's end: one that was let go of
-        if self.record.status is Status.TERMINATED:
-            return
-        if self.record.status is Status.TERMINATING:
-            trace.CURRENT.set(self.record.traceparent)  # of what made it terminate, not of what made the worker
-            await self.end(error=outcome.error, forced=outcome.forced)
-        elif outcome.error is not None or outcome.cancelled:
-            error = outcome.error or "CancelledError"
-            await self.end(reason=Reason.CRASHED, error=error, forced=outcome.forced)
-        else:
-            await self.end(reason=Reason.COMPLETED)
-
     async def end(self, **why: Any) -> None:
-        """To `terminated`; tell those who wait; seal."""
+        """To `terminated`; wake those that wait for it; seal."""
         await self.advance(Status.TERMINATED, **why)
-        self._tell_ended()
-        assert self.writer is not None
-        await self._guarded(self.writer.seal())
-        self._deps.on_gone(self.record.session_id)
+        self._wake_waiters()
+        await self.writer.seal()
 
     async def abandon(self, **why: Any) -> None:
         """End it beside a worker that does not stop, when the manager itself ends."""
-        log.warning("a worker does not stop and is abandoned", extra={"session_id": self.record.session_id})
+        log.warning("a worker does not stop and is abandoned", extra={"session_id": self.session_id})
         await self.end(forced=True, **why)
 
     async def wait_ended(self, timeout_s: float) -> bool:
-        """Whether the end was stored within `timeout_s`, or the session was lost."""
+        """Whether the end was stored within `timeout_s`, or the session was relinquished."""
         if self._ended is None:
             self._ended = asyncio.get_running_loop().create_future()
         await asyncio.wait({self._ended}, timeout=timeout_s)
         return self._ended.done()
 
-    def lose(self) -> None:
+    def relinquish(self) -> None:
         """Stop the worker, write nothing more."""
-        assert self.writer is not None
         self.writer.lost = True
         if self.run is not None:
             self.run.cancel()
-        self._tell_ended()
+        self._wake_waiters()
 
-    def next_limit(self) -> Limit | None:
-        """The time limit that is over first, of those that count in the session's status."""
-        if self.session is None:
-            return None
-        given = {name: limit for name, limit in limits_of(self.record).items() if limit is not None}
-        seconds = {**self._deps.default_limits, **given}
-        since = {"max_lifetime_s": self.began_at}
-        match self.record.status:
-            case Status.ACTIVE:
-                since["idle_after_s"] = self.session.active_at
-            case Status.IDLE:
-                since["idle_timeout_s"] = self.session.active_at
-            case _:
-                return None
-        limits = (Limit(since[name] + seconds[name], name, seconds[name]) for name in since if seconds.get(name))
-        return min(limits, default=None)
+    # Time limits
 
-    async def apply(self, limit: Limit) -> None:
-        """Do what is due when a limit is over."""
+    def due_at(self) -> float | None:
+        """When (of `boottime`) a time limit of the session is over; None: never."""
+        limit = self._next_limit() if self._deps.default_limits or self.record.has_limits else None
+        return None if limit is None else limit.moment
+
+    async def apply_limit(self) -> None:
+        """Do what is due, if a time limit is over."""
+        limit = self._next_limit()
+        if limit is None or limit.moment > boottime():
+            return
         if limit.name == "idle_after_s":
             await self.advance(Status.IDLE)
         else:
             await self.ask_to_stop(Reason.TIMED_OUT, f"{limit.name} of {limit.seconds:g} s is over")
 
-    def _call_worker(self, record: SessionRecord) -> str | None:
-        """Make the worker's coroutine, which does not run yet; what went wrong, or None."""
-        deps = self._deps
-        self.session = Session(record, deps.host, wait_ready=deps.settings.wait_ready)
+    def _next_limit(self) -> Limit | None:
+        return next_limit(self.record, self._deps.default_limits, began_at=self.began_at, active_at=self.active_at)
+
+    # The worker's host: see `WorkerHost`. A worker may outlive its session here, and is refused then.
+
+    @property
+    def inbox(self) -> Inbox:
+        """The messages that the worker has not taken yet."""
+        return self.conversation.inbox
+
+    async def ready(self) -> None:
+        """See `Session.ready`."""
+        if self._ready is not None:
+            self._ready.set()
+
+    async def step(self, status: Status) -> None:
+        """See `Session.idle` and `Session.activate`; the change goes on when the worker is cancelled."""
+        if not self._is_ready:
+            raise InvalidTransition(
+                f"the session is still starting and cannot become {status}: await session.ready() first",
+                session_id=self.session_id,
+            )
+        self._check_runs()
+        task = self._deps.running.start_task(self._step(status), self.session_id)
+        await asyncio.wait({task})
         try:
-            self.run = WorkerRun(deps.worker, self.session)
+            task.result()
+        except NotHere:
+            raise self._has_ended() from None
+
+    async def emit(self, name: str, data: Any, *, ephemeral: bool) -> int:
+        """See `Session.emit`."""
+        self._check_runs()
+        self.active_at = boottime()
+        return await self.conversation.emit(name, data, ephemeral=ephemeral)
+
+    async def say(self, role: str, content: Any) -> int:
+        """See `Session.say`."""
+        self._check_runs()
+        self.active_at = boottime()
+        return await self.conversation.say(role, content)
+
+    async def flush(self) -> None:
+        """See `Session.flush`."""
+        if self._conversation is not None:
+            await self._conversation.flush()
+
+    def touch(self) -> None:
+        """See `Session.touch`."""
+        self.active_at = boottime()
+
+    def stop_waiting_for_room(self) -> None:
+        """See `WorkerHost.stop_waiting_for_room`."""
+        self.conversation.stop_waiting_for_room()
+
+    @property
+    def _is_ready(self) -> bool:
+        return self._ready is None or self._ready.is_set()
+
+    def _check_runs(self) -> None:
+        if not self.is_here or self.record.status is Status.TERMINATED:
+            raise self._has_ended()
+
+    def _has_ended(self) -> InvalidTransition:
+        return InvalidTransition("the session has ended, or another manager has it", session_id=self.session_id)
+
+    async def _step(self, status: Status) -> None:
+        async with self._deps.running.changing(self):
+            await self.advance(status)
+
+    # Beginning and ending, in parts
+
+    def _call_worker(self) -> str | None:
+        """Make the worker's coroutine, which does not run yet; what went wrong, or None."""
+        try:
+            self.run = WorkerRun(self._deps.worker, Session(self))
         except BaseException as error:  # nobody cancels this; what a worker raises ends its session, and nothing else
             return error_text(error)
         return None
@@ -214,56 +298,52 @@ class LiveSession:
     async def _begin(self, record: SessionRecord, *, chosen: bool) -> None:
         """Commit the first record, start the worker, publish. A session that is opened is active with that."""
         try:
-            self.writer = await self._commit_first(record, chosen=chosen)
+            await self._commit_first(record, chosen=chosen)
         except BaseException:
             if self.run is not None:
                 self.run.discard()
             raise
-        assert self.session is not None
-        self.session.changed(record)
+        self._is_made = True
+        self.active_at = boottime()
         if self.run is not None:
-            self.run.start(self._deps.on_worker_end)
-        await self._guarded(self.writer.publish())
-        self._deps.on_changed(record.session_id)
+            self.run.start(self._on_worker_end)
+        await self.writer.publish()
 
-    async def _commit_first(self, record: SessionRecord, *, chosen: bool) -> SessionWriter:
-        """The writer that has written the record.
-
-        The key is taken to be new, which the commit finds out: only where it is not, it is read.
-        """
-        path, revision = self._deps.path, 0
+    async def _commit_first(self, record: SessionRecord, *, chosen: bool) -> None:
+        """Commit the record. The key is taken to be new, which the commit finds out: only if it is not, it is read."""
+        context = self._deps.context
         for _ in range(FIRST_COMMITS_MAX):
-            used = chosen and await path.event_log.remembers(record.session_id)
+            used = chosen and await context.event_log.remembers(self.session_id)
             if not used:
-                writer = SessionWriter(path, record, revision)
                 try:
-                    await writer.commit(record)
-                    return writer
+                    await self.writer.commit(record)
+                    return
                 except Fenced:
                     pass
-            entry = await path.records.get(record.session_id)
+            entry = await context.records.get(self.session_id)
             if entry.record is not None:
                 raise SessionExists(entry.record)
             if used:
                 raise AlreadyExists(
                     "a session of that id has been before, its record has expired; choose another",
-                    session_id=record.session_id,
+                    session_id=self.session_id,
                 )
-            revision = entry.revision  # an expiry's marker: what the stream remembers is read again
-        raise Unavailable("the session id is just being expired; ask again", session_id=record.session_id)
+            self.writer.revision = entry.revision  # an expiry's marker: what the stream remembers is read again
+        raise Unavailable("the session id is just being expired; ask again", session_id=self.session_id)
 
     async def _start(self, error: str | None) -> None:
-        """From `initializing` to `active`, once the worker is ready; raises `StartFailed` where it is not."""
+        """From `initializing` to `active`, once the worker is ready; raises `StartFailed` if it is not."""
         if error is None:
-            assert self.run is not None
-            error = None if self._stopping else await self.run.wait_ready(self._deps.settings.start_timeout_s)
-            if self._stopping and not self.run.ready:
+            assert self.run is not None and self._ready is not None
+            timeout_s = self._deps.settings.start_timeout_s
+            error = None if self._stopping else await self.run.wait_ready(self._ready, timeout_s)
+            if self._stopping and not self._is_ready:
                 error = "the manager was stopped before the worker was ready"
         if error is None:
             await self.advance(Status.ACTIVE)
             return
         await self._end_failed_start(error)
-        raise StartFailed(f"the session did not start: {error}", session_id=self.record.session_id)
+        raise StartFailed(f"the session did not start: {error}", session_id=self.session_id)
 
     async def _end_failed_start(self, error: str) -> None:
         while self.run is not None and not self.run.ended:
@@ -276,25 +356,24 @@ class LiveSession:
         forced = self.run is not None and self.run.forced
         await self.end(reason=Reason.START_FAILED, error=error, forced=forced)
 
-    async def _guarded(self, write: Coroutine[Any, Any, None]) -> None:
-        """Carry out a write; where another manager has the session, let go of it.
+    def _on_worker_end(self, outcome: Outcome) -> None:
+        if not self._deps.running.closed:
+            self._deps.running.start_task(self._finish(outcome), self.session_id)
 
-        After a defect of ours nobody knows how far it got: it is let go of as well, and the sweep ends it.
-        """
-        try:
-            await write
-        except Exception as error:
-            session_id = self.record.session_id
-            self._deps.on_lost(session_id)
-            if not isinstance(error, Fenced):
-                raise
-            raise Unavailable("another manager has taken the session over; ask again", session_id=session_id) from error
+    async def _finish(self, outcome: Outcome) -> None:
+        """The worker has ended, and so does the session."""
+        async with self._deps.running.changing(self):
+            if self.record.status is Status.TERMINATED:
+                return
+            if self.record.status is Status.TERMINATING:
+                trace.CURRENT.set(self.record.traceparent)  # of what made it terminate, not of what made the worker
+                await self.end(error=outcome.error, forced=outcome.forced)
+            elif outcome.error is not None or outcome.cancelled:
+                error = outcome.error or "CancelledError"
+                await self.end(reason=Reason.CRASHED, error=error, forced=outcome.forced)
+            else:
+                await self.end(reason=Reason.COMPLETED)
 
-    def _tell_ended(self) -> None:
+    def _wake_waiters(self) -> None:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
-
-
-async def _write(writer: SessionWriter, changed: SessionRecord) -> None:
-    await writer.commit(changed)
-    await writer.publish()

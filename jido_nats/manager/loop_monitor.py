@@ -8,9 +8,11 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
 from types import FrameType
 from typing import Final
+
+from jido_nats.manager.live_session import LiveSession
+from jido_nats.manager.running import RunningSessions
 
 BEAT_S: Final = 0.25
 BLOCKED_AFTER_S: Final = 1.0
@@ -21,8 +23,8 @@ log = logging.getLogger(__name__)
 class LoopMonitor:
     """A thread that looks whether the loop still runs."""
 
-    def __init__(self, is_session: Callable[[str], bool]) -> None:
-        self._is_session = is_session
+    def __init__(self, running: RunningSessions[LiveSession]) -> None:
+        self._running = running
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._beat_at = time.monotonic()
@@ -40,18 +42,18 @@ class LoopMonitor:
             self._stopped.set()
 
     def _watch(self) -> None:
-        told_of = 0.0
+        reported_at = 0.0
         while not self._stopped.wait(BEAT_S):
             beat_at = self._beat_at
-            if beat_at != told_of and time.monotonic() - beat_at > BLOCKED_AFTER_S:
-                told_of = beat_at  # once for each time that it is blocked
-                self._tell()
+            if beat_at != reported_at and time.monotonic() - beat_at > BLOCKED_AFTER_S:
+                reported_at = beat_at  # once for each time that it is blocked
+                self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         task = asyncio.current_task(self._loop)
         name = task.get_name() if task is not None else "no task"
         data = {"at": _where(sys._current_frames().get(self._loop_thread)), "task": name}
-        if self._is_session(name):
+        if name in self._running:
             data["session_id"] = data.pop("task")
             log.warning("a worker blocks the manager's event loop; run it with --isolation process", extra=data)
         else:

@@ -1,56 +1,52 @@
-"""SessionManager: creates, runs, tracks and ends sessions, and tells of every change.
+"""SessionManager: creates, runs, tracks and ends sessions, and publishes every change.
 
-It joins the parts and keeps the lease; what a command does is in `verbs`, how a session changes in `live` and
-`write_path`.
+It puts the parts together and keeps the lease. What a command does is in `handlers`, how a session changes in
+`live_session` and `writer`.
 """
 
 import asyncio
 import contextlib
 import importlib.metadata
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import ClassVar, Final, Self, TypeVar
 
 import msgspec
 
 from jido_nats.api import SessionApi
-from jido_nats.broker.clock import boottime
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumer import StreamMessage
 from jido_nats.broker.micro import MicroService
 from jido_nats.broker.options import ConnectOptions
-from jido_nats.core import codec, subjects
+from jido_nats.core import codec
 from jido_nats.core.settings import Settings
-from jido_nats.errors import ConfigurationError, JidoError, NotAllowed, PositionTooOld, ServerUnusable
-from jido_nats.ids import new_manager_id, new_message_id
+from jido_nats.errors import ConfigurationError, JidoError, NotAllowed, ServerUnusable
+from jido_nats.ids import new_manager_id
+from jido_nats.manager.background import BackgroundTasks, Followers
 from jido_nats.manager.conversation import Conversations
+from jido_nats.manager.failpoints import Failpoints
 from jido_nats.manager.forwarding import Forwarder
 from jido_nats.manager.handlers import CommandHandlers
-from jido_nats.manager.health_server import Snapshot
 from jido_nats.manager.loop_monitor import LoopMonitor
-from jido_nats.manager.metrics import Stats
+from jido_nats.manager.metrics import Snapshot, Stats
 from jido_nats.manager.outbox import Outbox
+from jido_nats.manager.ownership import Ownership
 from jido_nats.manager.service import SERVICE_NAME, Handler, Service, overloaded, too_large
 from jido_nats.manager.sessions import Sessions
 from jido_nats.manager.takeover import OrphanSweeper
 from jido_nats.manager.writer import WriterContext
 from jido_nats.store import topology
-from jido_nats.store.event_log import EventLog, claimant
+from jido_nats.store.event_log import EventLog
 from jido_nats.store.index import ClaimIndex, SessionIndex
-from jido_nats.store.leases import Lease, Leases, ManagerInfo, describe, lease_time
+from jido_nats.store.leases import Lease, Leases, ManagerInfo, describe
 from jido_nats.store.output_log import OutputLog
-from jido_nats.store.records import SessionRecords, entry_of
+from jido_nats.store.records import SessionRecords
 from jido_nats.worker.session import Worker
 
-RESTART_WAIT_S: Final = 1.0
 CLOSE_GRACE_S: Final = 10.0
 OUTPUT_GRACE_S: Final = 5.0
 QUEUE_WATCH_S: Final = 0.25
-LEASE_POLL_S: Final = 0.5
-# What the index takes in is never on the way of a transition; `list` waits for it at most so much longer.
-INDEX_LINGER_S: Final = 0.002
 VERSION: Final = importlib.metadata.version("jido_nats")
 
 log = logging.getLogger(__name__)
@@ -64,27 +60,24 @@ class SessionManager(SessionApi):
     Leaving the block ends every session with `manager_stopped`.
     """
 
+    # Where tests can make the process die or freeze; they put their own here.
+    failpoints: ClassVar[Failpoints] = Failpoints()
+
     def __init__(self, options: ConnectOptions, api: ConnectOptions, worker: Worker, settings: Settings) -> None:
         self._options = options
         self._api = api
         self._worker = worker
         self._settings = settings
         self.manager_id: Final = new_manager_id()
+        self.stats: Final = Stats()
         self._description = describe(self.manager_id, VERSION)
-        self._index = SessionIndex()
-        self._claims = ClaimIndex()
-        self._verified_since: float | None = None
-        self._verified = asyncio.Event()
-        self._lease_is_new = asyncio.Event()
         self._stop_serving = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._background = BackgroundTasks(self.manager_id)
         self._exit = contextlib.AsyncExitStack()
         self._entered = False
         self._serving = False
         self._start_serving_once = asyncio.Lock()
-        self.stats = Stats()
         self._connections: list[Connection] = []
-        self._odd_leases: set[str] = set()
         self._handlers: CommandHandlers | None = None
 
     @classmethod
@@ -162,7 +155,7 @@ class SessionManager(SessionApi):
             ) from error
         self._exit.push_async_callback(service.stop)
         self._serving = True
-        self._spawn("queue", lambda: self._watch_queue(service))
+        self._background.start("queue", lambda: self._watch_queue(service))
 
     def stop(self) -> None:
         """Make `serve` return."""
@@ -188,7 +181,8 @@ class SessionManager(SessionApi):
         if not self._stop_serving.is_set():
             self._running()
         not_ready = [f"no connection to NATS: {c.name}" for c in self._connections if not c.connected]
-        not_ready += [] if self._lease_stands() else ["the lease does not stand"]
+        not_ready += [] if self._ownership.may_write() else ["the lease does not stand"]
+        not_ready += self._followers.not_ready + self._background.not_ready
         not_ready += [] if self._serving else ["commands are not answered yet"]
         not_ready += ["stopping"] if self._stop_serving.is_set() else []
         return Snapshot(
@@ -216,68 +210,59 @@ class SessionManager(SessionApi):
 
     async def _start(self) -> None:
         settings = self._settings
-        self._connection = connection = await self._connect(self._options, "")
+        connection = await self._connect(self._options, "")
         await topology.check_server(connection)
         await topology.declare(connection, settings)
-        self._records = SessionRecords(
+        self._context = context = await self._writer_context(connection)
+        index, claims = SessionIndex(), ClaimIndex()
+        self._sessions = Sessions(context, self._worker, settings, await self._open_conversations(), now=_now)
+        self._handlers = CommandHandlers(context, self._sessions, index, Forwarder(connection), settings, connection)
+        await self._take_lease()
+        self._followers = Followers(context.records, context.leases, context.event_log, index, claims, self._sessions)
+        self._exit.push_async_callback(self._background.close)
+        self._sweeper = OrphanSweeper(context, self._sessions, index, claims, settings.lease_s / 3, now=_now)
+        self._start_tasks(claims)
+        self._exit.push_async_callback(self._end_sessions)
+
+    async def _writer_context(self, connection: Connection) -> WriterContext:
+        """What sessions are written with; the lease is made, and not yet held."""
+        settings = self._settings
+        records = SessionRecords(
             connection,
             settings.sessions_bucket,
             terminated_ttl_s=settings.terminated_ttl_s,
             marker_ttl_s=settings.marker_ttl_s,
         )
-        self._event_log = EventLog(connection, settings.events_stream, settings.encoding)
-        self._event_log.acknowledged = await self._event_log.last_sequence()
-        self._leases = Leases(connection, settings.managers_bucket)
-        path = WriterContext(
-            self.manager_id,
-            self._records,
-            self._event_log,
-            self.stats,
-            self._lease_stands,
-            self._lease_restored,
-            self._leases.is_alive,
+        event_log = EventLog(connection, settings.events_stream, settings.encoding)
+        event_log.acknowledged = await event_log.last_sequence()
+        self._leases = Leases(connection, settings.managers_bucket, lease_s=settings.lease_s)
+        self._lease = Lease(self._options, settings.managers_bucket, self.manager_id, settings.lease_s)
+        self._ownership = Ownership(self._lease, connection)
+        return WriterContext(
+            self.manager_id, records, event_log, self._leases, self._ownership, self.stats, self.failpoints
         )
-        self._sessions = Sessions(path, self._worker, settings, await self._open_conversations(), now=_now)
-        self._handlers = CommandHandlers(
-            path, self._sessions, self._index, Forwarder(connection), settings, connection, self._managers_with_room
-        )
-        self._sweeper = OrphanSweeper(
-            path,
-            self._index,
-            self._claims,
-            interval_s=settings.lease_s / 3,
-            runs_here=self._sessions.__contains__,
-            relinquished=self._sessions.relinquished,
-            may_judge=self._may_judge,
-            now=_now,
-        )
-        self._lease = Lease(self._options, settings.managers_bucket, settings.lease_s, self._info)
-        await self._take_lease()
-        self._start_tasks()
-        self._exit.push_async_callback(self._end_sessions)
 
     async def _take_lease(self) -> None:
         self._exit.push_async_callback(self._lease.release)
         try:
-            await self._lease.acquire(self._lease_is_new.set)
+            await self._lease.acquire(self._info)
         except TimeoutError:
             raise ServerUnusable(
                 f"the lease in {self._settings.managers_bucket} could not be stored within seconds"
             ) from None
-        self._verified_since = self._lease.held_since
+        self._ownership.rechecked(self._lease.held_since)
 
-    def _start_tasks(self) -> None:
-        self._exit.push_async_callback(self._end_tasks)
+    def _start_tasks(self, claims: ClaimIndex) -> None:
         for name, work in (
-            ("index", self._follow_index),
-            ("leases", self._follow_leases),
-            ("claims", self._follow_claims),
+            ("index", self._followers.follow_index),
+            ("leases", self._followers.follow_leases),
+            ("claims", self._followers.follow_claims),
             ("sweep", self._sweeper.run),
-            ("limits", self._sessions.deadlines.run),
-            ("verify", self._verify_after_lapses),
-            ("loop watch", lambda: LoopMonitor(self._sessions.__contains__).run()),
+            ("limits", self._sessions.apply_limits),
+            ("lapses", lambda: self._sessions.recheck_after_lapses(claims)),
+            ("loop monitor", lambda: LoopMonitor(self._sessions.running).run()),
         ):
-            self._spawn(name, work)
+            self._background.start(name, work)
 
     async def _connect(self, options: ConnectOptions, use: str) -> Connection:
         connection = await Connection.open(options, f"jido-nats {use}{self.manager_id}")
@@ -290,12 +275,7 @@ class SessionManager(SessionApi):
         connection = await self._connect(self._options, "output ")
         outbox = Outbox(OutputLog(connection, self._settings.encoding), self._settings.output_message_bytes_max)
         self._exit.push_async_callback(self._end_output, outbox)
-        return Conversations(
-            outbox,
-            inbox_messages_max=self._settings.inbox_messages_max,
-            now=_now,
-            new_message_id=new_message_id,
-        )
+        return Conversations(outbox, inbox_messages_max=self._settings.inbox_messages_max, now=_now)
 
     async def _end_output(self, outbox: Outbox) -> None:
         left = await outbox.close(OUTPUT_GRACE_S)
@@ -307,27 +287,14 @@ class SessionManager(SessionApi):
         if left:
             log.error("sessions could not be ended; another manager will end them", extra={"sessions": left})
 
-    async def _end_tasks(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _spawn(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        self._tasks.append(asyncio.create_task(_for_ever(name, work), name=f"{self.manager_id}: {name}"))
-
     async def _watch_queue(self, service: Service) -> None:
         """Leave the queue group for `create` while this manager is full and another that lives is not."""
         while True:
-            await service.take_creates(not self._sessions.full or not self._managers_with_room())
+            await service.take_creates(not self._sessions.full or not self._leases.others_with_room(self.manager_id))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(QUEUE_WATCH_S):
                     await self._sessions.filled.wait()
             self._sessions.filled.clear()
-
-    def _managers_with_room(self) -> list[str]:
-        """The other managers that live and, by their last word, answer commands and are not full."""
-        others = {name: info for name, info in self._leases.managers.items() if name != self.manager_id}
-        return [name for name, info in others.items() if info.serves and not info.full]
 
     def _info(self) -> ManagerInfo:
         sessions = self._sessions
@@ -335,100 +302,6 @@ class SessionManager(SessionApi):
             self._description, sessions=len(sessions), full=sessions.full, serves=self._serving
         )
 
-    # The lease: writes and answers stop with it, and go on when every session was looked at again.
-
-    def _lease_stands(self) -> bool:
-        return self._lease.valid and self._lease.held_since == self._verified_since
-
-    async def _lease_restored(self) -> None:
-        while not self._lease_stands():
-            self._verified.clear()
-            with contextlib.suppress(TimeoutError):  # a renewal that came at the last moment is not told
-                async with asyncio.timeout(LEASE_POLL_S):
-                    await self._verified.wait()
-
-    def _may_judge(self) -> bool:
-        """Only who has been connected, with its lease, for a whole lease time may call others dead.
-
-        After a gap in its own renewals half of one is enough: who could not renew, either, tries again all the time.
-        """
-        lease_s = self._settings.lease_s
-        if not self._lease_stands() or not self._lease.steady or not self._connection.connected:
-            return False
-        since = (self._connection.up_since, self._lease.held_since)
-        if None in since or boottime() - self._lease.steady_since < lease_s / 2:
-            return False
-        return boottime() - max(moment for moment in since if moment is not None) >= lease_s
-
-    async def _verify_after_lapses(self) -> None:
-        while True:
-            while self._lease.held_since != self._verified_since:
-                await self._verify()
-            await self._lease_is_new.wait()
-            self._lease_is_new.clear()
-
-    async def _verify(self) -> None:
-        """After a lapse: which of the sessions are still this manager's? Those that are not are let go of."""
-        since = self._lease.held_since
-        log.warning("the lease had lapsed; looking at every session again", extra={"manager_id": self.manager_id})
-        await self._claims.position.reached(await self._event_log.last_claim())
-        for writer in self._sessions.writers():
-            session_id = writer.record.session_id
-            if self._claims.claimant(session_id) not in (None, self.manager_id):
-                self._sessions.lose(session_id)
-        if self._lease.held_since == since:  # else it has lapsed once more, and another look is under way
-            self._verified_since = since
-            self._verified.set()
-
-    # Following
-
-    async def _follow_index(self) -> None:
-        self._index.clear()
-        async with self._records.follow(linger_s=INDEX_LINGER_S) as consumer:
-            async for message in consumer:
-                # What this manager wrote itself is not decoded, and not held twice.
-                own = self._sessions.written(subjects.session_of(message.subject), message.sequence)
-                self._index.apply(own or entry_of(message), own=own is not None)
-                self._index.position.moved_to(message.sequence)
-
-    async def _follow_leases(self) -> None:
-        async with self._leases.follow() as consumer:
-            async for message in consumer:
-                if self._leases.apply(message):
-                    self._sweeper.nudge()
-                self._compare_lease_time(message)
-
-    def _compare_lease_time(self, message: StreamMessage) -> None:
-        """One lease time for the whole deployment: who has another is told of in the log, once."""
-        manager_id, lease_s = subjects.session_of(message.subject), lease_time(message)
-        if manager_id not in self._leases.managers:
-            return
-        if lease_s not in (None, self._settings.lease_s) and manager_id not in self._odd_leases:
-            self._odd_leases.add(manager_id)
-            log.warning(
-                "another manager has another lease_s; give all the same",
-                extra={"other": manager_id, "its_lease_s": lease_s, "lease_s": self._settings.lease_s},
-            )
-
-    async def _follow_claims(self) -> None:
-        self._claims.clear()
-        async with self._event_log.follow_claims() as consumer:
-            async for message in consumer:
-                self._claims.apply(subjects.session_of(message.subject), claimant(message.data))
-                self._claims.position.moved_to(message.sequence)
-
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-async def _for_ever(name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Run it again whenever it fails: a manager without its index or its sweep would lie."""
-    while True:
-        try:
-            await work()
-        except PositionTooOld:
-            log.info("a follower was away for too long and takes a new snapshot", extra={"part": name})
-        except Exception:
-            log.exception("a part of the manager failed and is started again", extra={"part": name})
-            await asyncio.sleep(RESTART_WAIT_S)

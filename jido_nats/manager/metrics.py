@@ -2,7 +2,10 @@
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from typing import Final
+
+from jido_nats.core.session import Status
 
 # Upper bounds in seconds: from one quiet transition to the longest that a command may take.
 BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -33,3 +36,17 @@ class Stats:
         self.commands: defaultdict[str, Durations] = defaultdict(Durations)
         # (verb, error code)
         self.command_errors: Counter[tuple[str, str]] = Counter()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One manager's state at a moment."""
+
+    manager_id: str
+    version: str
+    sessions: dict[Status, int]
+    stats: Stats
+    lease_age_s: float
+    reconnects: int
+    # What keeps it from being ready; empty if nothing does.
+    not_ready: list[str]

@@ -9,11 +9,12 @@ import contextlib
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, Final, NamedTuple
 
 from jido_nats import trace
-from jido_nats.core.output import Output, OutputPublication, said
+from jido_nats.broker.backoff import Backoff
+from jido_nats.core.output import Output, OutputPublication, publication_of
 from jido_nats.errors import BrokerError, JidoError, NotSent, TooLarge
 from jido_nats.store.output_log import OutputLog
 
@@ -27,14 +28,10 @@ REFUSED_MAX: Final = 100
 log = logging.getLogger(__name__)
 
 
-Refuse = Callable[[int, JidoError], None]
-"""Told of a message, by its number, that is given up."""
-
-
 class Item(NamedTuple):
     """One output, ready to be sent."""
 
-    said: OutputPublication
+    publication: OutputPublication
     payload: bytes
     headers: dict[str, str]
 
@@ -61,7 +58,7 @@ class OutputQueue:
         return len(self._waiting) < WAITING_MAX and self._outbox.bytes_waiting < BYTES_MAX
 
     async def wait_moved(self) -> None:
-        """Return when some of it is stored, or soon: another lane may have made room."""
+        """Return when some of it is stored, or soon: another queue may have made room."""
         self.moved.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RETRY_WAIT_S):
@@ -107,18 +104,18 @@ class OutputQueue:
         try:
             while self._waiting:
                 batch = list(itertools.islice(self._waiting, IN_FLIGHT_MAX))
-                await self._outbox.store(batch, self.refuse)
+                await self._outbox.store(batch, self)
                 for item in batch:
                     self._waiting.popleft()
                     self._outbox.bytes_waiting -= len(item.payload)
-                self._stored = batch[-1].said.output.number
+                self._stored = batch[-1].publication.output.number
                 self.moved.set()
         finally:
             self._task = None
 
 
 class Outbox:
-    """All lanes of one manager."""
+    """The output queues of one manager."""
 
     def __init__(self, output_log: OutputLog, message_bytes_max: int) -> None:
         self._log = output_log
@@ -126,43 +123,42 @@ class Outbox:
         self._tasks: set[asyncio.Task[None]] = set()
         self.bytes_waiting = 0
 
-    def lane(self) -> OutputQueue:
-        """A new session's lane."""
+    def queue(self) -> OutputQueue:
+        """The queue of a new session."""
         return OutputQueue(self)
 
     def item(self, output: Output) -> Item:
         """The output as it is sent; `TooLarge` where it is."""
-        message = said(output)
-        payload = self._log.encode(message)
+        publication = publication_of(output)
+        payload = self._log.encode(publication)
         bytes_max = min(self._message_bytes_max, self._log.payload_bytes_max)
         if len(payload) > bytes_max:
             raise TooLarge(
                 f"the output is {len(payload)} bytes, at most {bytes_max} are taken: keep it elsewhere and say where",
                 session_id=output.session_id,
             )
-        return Item(message, payload, trace.headers(trace.CURRENT.get()))
+        return Item(publication, payload, trace.headers(trace.CURRENT.get()))
 
-    async def tell(self, item: Item) -> None:
-        """Let an ephemeral output be heard; without a connection nobody hears it."""
+    async def publish(self, item: Item) -> None:
+        """Publish an ephemeral output to those that listen now; without a connection it is lost."""
         with contextlib.suppress(NotSent):
-            await self._log.tell(item.said, item.payload, item.headers)
+            await self._log.publish(item.publication, item.payload, item.headers)
 
     def start(self, work: Coroutine[Any, Any, None], session_id: str) -> "asyncio.Task[None]":
-        """Send what waits in a lane."""
+        """Send what waits in a queue."""
         task = asyncio.create_task(work, name=f"output of {session_id}")
         self._tasks.add(task)
         task.add_done_callback(self._on_end)
         return task
 
-    async def store(self, batch: list[Item], refuse: Refuse) -> None:
-        """Store all of them, however long it takes; `refuse` is told of what the server will never take."""
-        wait_s = RETRY_WAIT_S
-        while batch := await self._try(batch, refuse):
-            await asyncio.sleep(wait_s)
-            wait_s = min(2 * wait_s, RETRY_WAIT_MAX_S)
+    async def store(self, batch: list[Item], queue: OutputQueue) -> None:
+        """Store all of them, however long it takes; what the server will never take is refused to the queue."""
+        backoff = Backoff(RETRY_WAIT_S, RETRY_WAIT_MAX_S)
+        while batch := await self._try(batch, queue):
+            await backoff.wait()
 
     async def close(self, timeout_s: float) -> int:
-        """Wait for what is on its way, at most `timeout_s`; how many lanes were given up."""
+        """Wait for what is on its way, at most `timeout_s`; how many queues were given up."""
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=timeout_s)
         left = list(self._tasks)
@@ -176,7 +172,7 @@ class Outbox:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("output was lost", exc_info=error, extra={"task": task.get_name()})
 
-    async def _try(self, batch: list[Item], refuse: Refuse) -> list[Item]:
+    async def _try(self, batch: list[Item], queue: OutputQueue) -> list[Item]:
         """Those that are not known to be stored."""
         results = await asyncio.gather(*(self._log.store(*item) for item in batch), return_exceptions=True)
         left = []
@@ -186,9 +182,9 @@ class Outbox:
             elif isinstance(result, JidoError):
                 log.error(
                     "an output cannot be stored",
-                    extra={"session_id": item.said.output.session_id, "error": str(result)},
+                    extra={"session_id": item.publication.output.session_id, "error": str(result)},
                 )
-                refuse(item.said.output.number, result)
+                queue.refuse(item.publication.output.number, result)
             elif result is not None:
                 raise result
         return left

@@ -17,13 +17,13 @@ from typing import Any, Final
 from jido_nats.core import lifecycle, subjects
 from jido_nats.core.session import Reason, Status
 from jido_nats.errors import Fenced
-from jido_nats.manager.failpoints import reach
+from jido_nats.manager.sessions import Sessions
 from jido_nats.manager.writer import SessionWriter, WriterContext
 from jido_nats.store.index import ClaimIndex, SessionIndex
 
 AT_ONCE: Final = 128
 JUDGE_POLL_S: Final = 0.5
-TELL_INTERVAL_S: Final = 3.0
+REPORT_INTERVAL_S: Final = 3.0
 TOGETHER: Final = 4096
 ALL_SUBJECTS: Final = (subjects.EVENTS, subjects.ALL_SESSIONS, subjects.ALL_FENCES)
 
@@ -31,47 +31,37 @@ log = logging.getLogger(__name__)
 
 
 class OrphanSweeper:
-    """Ends what dead managers left. `may_judge`: whether this manager has been up long enough to tell."""
+    """Ends what dead managers left."""
 
     def __init__(
         self,
-        path: WriterContext,
+        context: WriterContext,
+        sessions: Sessions,
         index: SessionIndex,
         claims: ClaimIndex,
-        *,
         interval_s: float,
-        runs_here: Callable[[str], bool],
-        relinquished: set[str],
-        may_judge: Callable[[], bool],
+        *,
         now: Callable[[], datetime],
     ) -> None:
-        self._path = path
+        self._context = context
+        self._running = sessions.running
         self._index = index
-        self._interval_s = interval_s
-        self._runs_here = runs_here
-        self._relinquished = relinquished
-        self._may_judge = may_judge
-        self._now = now
         self._claims = claims
-        self._nudge = asyncio.Event()
+        self._interval_s = interval_s
+        self._now = now
         self._done = 0
         # The sessions whose failure is in the log already.
         self._failed: set[str] = set()
 
-    def nudge(self) -> None:
-        """Sweep soon: a lease has expired."""
-        self._nudge.set()
-
     async def run(self) -> None:
-        """Sweep until cancelled."""
+        """Sweep until cancelled: every `interval_s`, and as soon as a lease has expired."""
+        ownership, gone = self._context.ownership, self._context.leases.gone
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._interval_s):
-                    await self._nudge.wait()
-            except TimeoutError:
-                pass
-            self._nudge.clear()
-            while not self._may_judge():
+                    await gone.wait()
+            gone.clear()
+            while not ownership.can_declare_dead():
                 await asyncio.sleep(JUDGE_POLL_S)
             await self.sweep()
 
@@ -82,41 +72,46 @@ class OrphanSweeper:
         if orphans:
             log.warning("taking over sessions of managers that are gone", extra={"sessions": len(orphans)})
         self._done = 0
-        telling = asyncio.create_task(self._tell(len(orphans)), name="takeover: tell")
+        reporting = asyncio.create_task(self._report(len(orphans)), name="takeover: report")
         try:
             for begin in range(0, len(orphans), TOGETHER):
                 await self._take_over(orphans[begin : begin + TOGETHER])
         finally:
-            telling.cancel()
-            await asyncio.gather(telling, return_exceptions=True)
+            reporting.cancel()
+            await asyncio.gather(reporting, return_exceptions=True)
 
-    async def _tell(self, total: int) -> None:
-        """Say now and then how far a long sweep has come."""
+    async def _report(self, total: int) -> None:
+        """Log now and then how far a long sweep has come."""
         while True:
-            await asyncio.sleep(TELL_INTERVAL_S)
+            await asyncio.sleep(REPORT_INTERVAL_S)
             log.warning("taking over sessions", extra={"done": self._done, "total": total})
 
     async def _orphans(self) -> list[str]:
-        await self._path.records.caught_up(self._index.position)
+        await self._context.records.caught_up(self._index.position)
         self._forget_settled_claims()
         claimants = {claimant for _, claimant in self._claims.items()}
         gone = {owner for owner in self._index.owners() | claimants if not await self._is_alive(owner)}
-        if not self._may_judge():  # NATS was away while this was read, and all leases have lapsed
+        if (
+            not self._context.ownership.can_declare_dead()
+        ):  # NATS was away while this was read, and all leases have lapsed
             return []
-        self._relinquished -= {session_id for session_id in self._relinquished if self._is_settled(session_id)}
+        relinquished = self._running.relinquished
+        relinquished -= {session_id for session_id in relinquished if self._is_settled(session_id)}
         orphans = {session_id for owner in gone for session_id in self._index.unsealed(owner)}
-        unfinished = gone | {self._path.manager_id}  # what this one claimed, and could not end, is no other manager's
+        unfinished = gone | {
+            self._context.manager_id
+        }  # what this one claimed, and could not end, is no other manager's
         orphans |= {session_id for session_id, claimant in self._claims.items() if claimant in unfinished}
-        orphans |= {session_id for session_id in self._relinquished if self._is_left_behind(session_id)}
-        return sorted(session_id for session_id in orphans if not self._runs_here(session_id))
+        orphans |= {session_id for session_id in relinquished if self._is_left_behind(session_id)}
+        return sorted(session_id for session_id in orphans if session_id not in self._running)
 
     async def _is_alive(self, manager_id: str) -> bool:
-        return manager_id == self._path.manager_id or await self._path.is_alive(manager_id)
+        return manager_id == self._context.manager_id or await self._context.leases.is_alive(manager_id)
 
     def _is_left_behind(self, session_id: str) -> bool:
         """Whether a session that was let go of here, after a defect, is nobody else's."""
         record = self._index.get(session_id)
-        return record is not None and not record.sealed and record.owner == self._path.manager_id
+        return record is not None and not record.sealed and record.owner == self._context.manager_id
 
     def _is_settled(self, session_id: str) -> bool:
         record = self._index.get(session_id)
@@ -124,7 +119,7 @@ class OrphanSweeper:
 
     def _forget_settled_claims(self) -> None:
         for session_id, _ in self._claims.items():
-            if self._runs_here(session_id):
+            if session_id in self._running:
                 continue
             if self._index.get(session_id) is None or self._is_settled(session_id):
                 self._claims.forget(session_id)
@@ -134,7 +129,7 @@ class OrphanSweeper:
         claimed: list[SessionWriter] = []
         await self._side_by_side((session_id, self._claim(session_id, claimed)) for session_id in session_ids)
         orphans = await self._read_again(claimed)
-        complete = await self._path.event_log.complete_among([writer.record for writer in orphans])
+        complete = await self._context.event_log.complete_among([writer.record for writer in orphans])
         whole = [writer for writer in orphans if writer.record.session_id in complete]
         broken = [writer for writer in orphans if writer.record.session_id not in complete]
         stored = await self._look(broken)
@@ -148,7 +143,7 @@ class OrphanSweeper:
         record = self._index.get(session_id)
         if record is None:
             return
-        writer = SessionWriter(self._path, record, 0, survivor=True)
+        writer = SessionWriter(self._context, record, 0, survivor=True)
         try:
             await writer.claim(unclaimed=self._claims.claimant(session_id) is None)
         except Fenced as error:
@@ -161,13 +156,13 @@ class OrphanSweeper:
 
         What the index has once it is where the bucket's leader is now is as good as reading each at the leader.
         """
-        await self._path.records.caught_up(self._index.position)
+        await self._context.records.caught_up(self._index.position)
         orphans: list[SessionWriter] = []
 
         async def read(writer: SessionWriter) -> None:
             entry = self._index.unsealed_entry(writer.record.session_id)
             if await writer.reload() if entry is None else writer.adopt(entry):
-                self._path.stats.takeovers += 1
+                self._context.stats.takeovers += 1
                 orphans.append(writer)
 
         await self._side_by_side((w.record.session_id, read(w)) for w in claimed)
@@ -178,9 +173,9 @@ class OrphanSweeper:
         if not writers:
             return frozenset()
         after, until = min(w.record.after for w in writers), max(w.fence for w in writers)
-        found = await self._path.event_log.message_ids_between(ALL_SUBJECTS, after, until)
-        found |= await self._path.event_log.expired_message_ids([writer.record for writer in writers], found)
-        reach("looked")
+        found = await self._context.event_log.message_ids_between(ALL_SUBJECTS, after, until)
+        found |= await self._context.event_log.expired_message_ids([writer.record for writer in writers], found)
+        self._context.failpoints.reach("looked")
         return found
 
     async def _end(self, writer: SessionWriter, stored: Collection[str] | None, ended: list[SessionWriter]) -> None:
@@ -211,8 +206,8 @@ class OrphanSweeper:
             at=self._now(),
             reason=Reason.OWNER_LOST,
             error=f"the manager {record.owner} is gone",
-            owner=self._path.manager_id,
-            after=self._path.event_log.acknowledged,
+            owner=self._context.manager_id,
+            after=self._context.event_log.acknowledged,
         )
         try:
             await writer.commit(changed)

@@ -10,24 +10,28 @@ The argument (searched exhaustively in the design's model):
 * Nothing rests on the duplicate window, or on clocks.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
+from jido_nats.broker.backoff import Backoff
 from jido_nats.core import subjects
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.subjects import Publication
 from jido_nats.errors import Conflict, Fenced, NotSent, OutcomeUnknown
-from jido_nats.manager.failpoints import reach
+from jido_nats.manager.failpoints import Failpoints
 from jido_nats.manager.metrics import Stats
+from jido_nats.manager.ownership import Ownership
 from jido_nats.store.event_log import UNCLAIMED, EventLog
+from jido_nats.store.leases import Leases
 from jido_nats.store.records import Entry, SessionRecords
 
 RETRY_WAIT_S: Final = 0.05
 RETRY_WAIT_MAX_S: Final = 2.0
+# What was surely not stored is soon tried again: there is nothing to look at, only a connection to wait for.
+NOT_SENT_WAIT_MAX_S: Final = 0.2
 
 
 @dataclass(frozen=True)
@@ -37,45 +41,47 @@ class WriterContext:
     manager_id: str
     records: SessionRecords
     event_log: EventLog
+    leases: Leases
+    ownership: Ownership
     stats: Stats
-    # Whether this manager may write: its lease stands, and after a lapse its sessions were looked at again.
-    may_write: Callable[[], bool]
-    # Returns when it may.
-    wait_until_it_may: Callable[[], Awaitable[None]]
-    # Whether a manager has a lease, read at the leader.
-    is_alive: Callable[[str], Awaitable[bool]]
+    failpoints: Failpoints
 
 
 class SessionWriter:
     """One session's record and events, written by one manager, one version at a time."""
 
-    __slots__ = ("_path", "_unpublished", "fence", "lost", "record", "revision", "survivor")
+    __slots__ = ("_context", "_unpublished", "fence", "in_doubt", "lost", "record", "revision", "survivor")
 
-    def __init__(self, path: WriterContext, record: SessionRecord, revision: int, *, survivor: bool = False) -> None:
-        self._path = path
+    def __init__(self, context: WriterContext, record: SessionRecord, revision: int, *, survivor: bool = False) -> None:
+        self._context = context
         self.record = record
         self.revision = revision
         self.fence = 0
         self.survivor = survivor
         self.lost = False
+        # Whether a write has begun, and it is not known how much of it is stored.
+        self.in_doubt = False
         self._unpublished = False
 
     async def commit(self, changed: SessionRecord) -> None:
         """Make `changed` the truth; `Fenced` where another manager has written meanwhile."""
-        await self._may_write()
-        reach("before seal" if changed.sealed else "before commit")
+        await self._wait_writable()
+        self._context.failpoints.reach("before seal" if changed.sealed else "before commit")
+        self.in_doubt = True
         try:
-            self.revision = await self._path.records.write(changed, self.revision)
+            self.revision = await self._context.records.write(changed, self.revision)
         except Conflict:
-            entry = await self._path.records.get(changed.session_id)
+            entry = await self._context.records.get(changed.session_id)
             if entry.record != changed:
                 raise Fenced(f"the session {changed.session_id} was written by another manager") from None
             self.revision = entry.revision
         self.record = changed
-        if not changed.sealed:
+        if changed.sealed:
+            self.in_doubt = False
+        else:
             self._unpublished = True
-            self._path.stats.versions_unpublished += 1
-        reach("sealed" if changed.sealed else "committed")
+            self._context.stats.versions_unpublished += 1
+        self._context.failpoints.reach("sealed" if changed.sealed else "committed")
 
     async def look_and_publish(self) -> None:
         """`publish` what is missing: this manager has just claimed the session, and some of it may be stored."""
@@ -88,10 +94,11 @@ class SessionWriter:
         """
         try:
             await self._publish_all(stored)
+            self.in_doubt = False
         finally:
             if self._unpublished:
                 self._unpublished = False
-                self._path.stats.versions_unpublished -= 1
+                self._context.stats.versions_unpublished -= 1
         self._count()
 
     async def seal(self) -> None:
@@ -104,25 +111,26 @@ class SessionWriter:
         `unclaimed`: nobody is known to have claimed it, so that can be tried before it is read.
         `Fenced`: another has claimed it. (A survivor goes on where that one has no lease any more.)
         """
-        path, session_id = self._path, self.record.session_id
+        context, session_id = self._context, self.record.session_id
+        backoff = Backoff(RETRY_WAIT_S, NOT_SENT_WAIT_MAX_S)
         while True:
-            fence = UNCLAIMED if unclaimed else await path.event_log.fence(session_id)
+            fence = UNCLAIMED if unclaimed else await context.event_log.fence(session_id)
             unclaimed = False
-            if fence.manager_id is not None and fence.manager_id != path.manager_id:
-                if not self.survivor or await path.is_alive(fence.manager_id):
+            if fence.manager_id is not None and fence.manager_id != context.manager_id:
+                if not self.survivor or await context.leases.is_alive(fence.manager_id):
                     raise Fenced(f"the session {session_id} was claimed by {fence.manager_id}")
-            await self._may_write()
-            reach("before claim")
+            await self._wait_writable()
+            context.failpoints.reach("before claim")
             try:
-                self.fence = await path.event_log.claim(session_id, path.manager_id, fence.sequence)
-                reach("claimed")
+                self.fence = await context.event_log.claim(session_id, context.manager_id, fence.sequence)
+                context.failpoints.reach("claimed")
                 return
             except (Conflict, OutcomeUnknown, NotSent):
-                await asyncio.sleep(RETRY_WAIT_S)
+                await backoff.wait()
 
     async def reload(self) -> bool:
         """Read the record at the leader again; False where there is none or it is sealed: nothing is left to do."""
-        return self.adopt(await self._path.records.get(self.record.session_id))
+        return self.adopt(await self._context.records.get(self.record.session_id))
 
     def adopt(self, entry: Entry) -> bool:
         """Go on from this entry; False where there is no record or it is sealed: nothing is left to do."""
@@ -132,34 +140,33 @@ class SessionWriter:
         return True
 
     async def _publish_all(self, stored: Collection[str]) -> None:
-        wait_s = RETRY_WAIT_S
+        backoff = Backoff(RETRY_WAIT_S, RETRY_WAIT_MAX_S)
         while True:
             try:
                 await self._publish_missing(stored)
-                reach("published")
+                self._context.failpoints.reach("published")
                 return
             except (Conflict, OutcomeUnknown):
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, RETRY_WAIT_MAX_S)
+                await backoff.wait()
             await self.claim()
             await self._check_unchanged()
             stored = await self._look()
 
     def _count(self) -> None:
-        record, stats = self.record, self._path.stats
+        record, stats = self.record, self._context.stats
         stats.transitions[record.previous_status or "", record.status, record.reason or ""] += 1
         stats.events_published += 2 if record.opening or record.status is Status.TERMINATED else 1
         if record.opening:
             stats.transitions["", Status.INITIALIZING, ""] += 1
 
     async def _check_unchanged(self) -> None:
-        entry = await self._path.records.get(self.record.session_id)
+        entry = await self._context.records.get(self.record.session_id)
         if entry.record != self.record:
             raise Fenced(f"the session {self.record.session_id} was written by another manager")
 
     async def _look(self) -> Collection[str]:
-        stored = await self._path.event_log.stored(self.record, self.fence)
-        reach("looked")
+        stored = await self._context.event_log.stored(self.record, self.fence)
+        self._context.failpoints.reach("looked")
         return stored
 
     async def _publish_missing(self, stored: Collection[str]) -> None:
@@ -168,17 +175,18 @@ class SessionWriter:
                 await self._publish_one(publication, f"before message {number}")
 
     async def _publish_one(self, publication: Publication, place: str) -> None:
+        backoff = Backoff(RETRY_WAIT_S, NOT_SENT_WAIT_MAX_S)
         while True:
-            await self._may_write()
-            reach(place)
+            await self._wait_writable()
+            self._context.failpoints.reach(place)
             try:
-                await self._path.event_log.publish(publication, self.fence)
+                await self._context.event_log.publish(publication, self.fence)
                 return
-            except NotSent:  # surely not stored: no doubt, only patience
-                await asyncio.sleep(RETRY_WAIT_S)
+            except NotSent:
+                await backoff.wait()
 
-    async def _may_write(self) -> None:
-        if not self._path.may_write():
-            await self._path.wait_until_it_may()
+    async def _wait_writable(self) -> None:
+        if not self._context.ownership.may_write():
+            await self._context.ownership.wait_writable()
         if self.lost:
             raise Fenced(f"the session {self.record.session_id} was taken by another manager")

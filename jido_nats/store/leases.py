@@ -72,12 +72,11 @@ def describe(manager_id: str, version: str) -> ManagerInfo:
 class Lease:
     """This manager's own lease, renewed in a thread of its own from `acquire` to `release`."""
 
-    def __init__(self, options: ConnectOptions, bucket: str, lease_s: int, info: Callable[[], ManagerInfo]) -> None:
+    def __init__(self, options: ConnectOptions, bucket: str, manager_id: str, lease_s: int) -> None:
         self._options = options
         self._bucket = bucket
-        self._lease_s = lease_s
-        self._info = info
-        self._manager_id = info().manager_id
+        self.lease_s: Final = lease_s
+        self._manager_id = manager_id
         self._deadline = 0.0
         self._revision = 0
         self.held_since: float | None = None
@@ -88,13 +87,14 @@ class Lease:
         self._home: asyncio.AbstractEventLoop | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
-        self._on_renewed: Callable[[], None] = lambda: None
+        # Set in the manager's loop each time that the lease is held again after a lapse.
+        self.acquired_again = asyncio.Event()
         self._released = False
 
     @property
     def age_s(self) -> float:
         """Seconds since the sending of the last renewal that was acknowledged."""
-        return boottime() - (self._deadline - self._lease_s)
+        return boottime() - (self._deadline - self.lease_s)
 
     @property
     def valid(self) -> bool:
@@ -107,13 +107,16 @@ class Lease:
 
         Who renews every third of the lease lapses only where NATS is away for the two thirds that are left.
         """
-        return self.age_s <= self._lease_s / 2
+        return self.age_s <= self.lease_s / 2
 
-    async def acquire(self, on_renewed: Callable[[], None]) -> None:
-        """Make the entry and start renewing it; `on_renewed` is called in this loop when it was made anew."""
+    async def acquire(self, info: Callable[[], ManagerInfo]) -> None:
+        """Make the entry, with what `info` returns (called for each renewal, in another thread), and keep renewing it.
+
+        Raises `TimeoutError` where it cannot be stored within `START_TIMEOUT_S`.
+        """
         self._home = asyncio.get_running_loop()
         self._started = self._home.create_future()
-        self._on_renewed = on_renewed
+        self._info = info
         self._thread.start()
         async with asyncio.timeout(START_TIMEOUT_S):
             await asyncio.shield(self._started)
@@ -142,7 +145,7 @@ class Lease:
             return
         try:
             while not self._stop.is_set():
-                wait_s = self._lease_s / RENEWALS_PER_LEASE if await self._renew(connection) else RETRY_WAIT_S
+                wait_s = self.lease_s / RENEWALS_PER_LEASE if await self._renew(connection) else RETRY_WAIT_S
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait_s):
                         await self._stop.wait()
@@ -153,9 +156,9 @@ class Lease:
     async def _renew(self, connection: Connection) -> bool:
         """One renewal, over the last revision; False where it has to be tried again, soon."""
         sent_at = boottime()
-        headers = {EXPECTED_SEQUENCE: str(self._revision), MESSAGE_TTL: f"{self._lease_s}s"}
+        headers = {EXPECTED_SEQUENCE: str(self._revision), MESSAGE_TTL: f"{self.lease_s}s"}
         subject = subjects.key(self._bucket, self._manager_id)
-        timeout_s = min(2.0, self._lease_s / RENEWALS_PER_LEASE)
+        timeout_s = min(2.0, self.lease_s / RENEWALS_PER_LEASE)
         try:
             self._revision = await store(connection, subject, codec.encode(self._info()), headers, timeout_s=timeout_s)
         except Conflict:
@@ -168,7 +171,7 @@ class Lease:
             self.steady_since = boottime()
         if anew:  # before the deadline: whoever sees a valid lease has to see that it is another one
             self.held_since = boottime()
-        self._deadline = sent_at + self._lease_s
+        self._deadline = sent_at + self.lease_s
         if anew:
             self._tell_acquired(first)
         return True
@@ -179,7 +182,7 @@ class Lease:
             if first:
                 self._home.call_soon_threadsafe(_succeed, self._started)
             else:
-                self._home.call_soon_threadsafe(self._on_renewed)
+                self._home.call_soon_threadsafe(self.acquired_again.set)
 
     async def _read_revision(self, connection: Connection) -> None:
         """What is there now: a renewal of ours that got no answer, or the marker of its expiry."""
@@ -198,11 +201,16 @@ class Lease:
 class Leases:
     """Everybody's leases, followed; what decides is read at the leader."""
 
-    def __init__(self, connection: Connection, bucket: str) -> None:
+    def __init__(self, connection: Connection, bucket: str, *, lease_s: int | None = None) -> None:
+        """`lease_s`: this manager's own lease time, which has to be everybody's; None where that does not matter."""
         self._connection = connection
         self._bucket = bucket
         self._stream = subjects.bucket_stream(bucket)
+        self._lease_s = lease_s
+        self._reported: set[str] = set()
         self.managers: dict[str, ManagerInfo] = {}
+        # Set when a manager has gone.
+        self.gone = asyncio.Event()
 
     def follow(self) -> OrderedConsumer:
         """Every lease, then every change; give each message to `apply`."""
@@ -216,13 +224,31 @@ class Leases:
         )
 
     def apply(self, message: StreamMessage) -> bool:
-        """Take a followed message in; True where a manager has gone."""
+        """Take in a followed message; True if a manager has gone."""
         manager_id = subjects.session_of(message.subject)
         info = _info_in(message)
-        if info is None:
-            return self.managers.pop(manager_id, None) is not None
-        self.managers[manager_id] = info
-        return False
+        if info is not None:
+            self.managers[manager_id] = info
+            self._compare_lease_time(manager_id, lease_time(message))
+            return False
+        if self.managers.pop(manager_id, None) is None:
+            return False
+        self.gone.set()
+        return True
+
+    def others_with_room(self, manager_id: str) -> list[str]:
+        """The managers beside this one that, by their last renewal, answer commands and are not full."""
+        return [name for name, info in self.managers.items() if name != manager_id and info.serves and not info.full]
+
+    def _compare_lease_time(self, manager_id: str, lease_s: int | None) -> None:
+        """Log, once for each manager, a lease time that is not this one's: all managers have to agree on it."""
+        if self._lease_s is None or lease_s in (None, self._lease_s) or manager_id in self._reported:
+            return
+        self._reported.add(manager_id)
+        log.warning(
+            "lease_s differs from another manager's; use one value for the whole deployment",
+            extra={"other": manager_id, "its_lease_s": lease_s, "lease_s": self._lease_s},
+        )
 
     async def is_alive(self, manager_id: str) -> bool:
         """Whether that manager has a lease, read at the leader."""

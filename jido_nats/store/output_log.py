@@ -25,23 +25,23 @@ class OutputLog:
         """What a payload may have beside our headers."""
         return self._connection.payload_bytes_max
 
-    def encode(self, said: OutputPublication) -> bytes:
+    def encode(self, publication: OutputPublication) -> bytes:
         """The payload."""
-        return codec.encode(said.output, self._encoding)
+        return codec.encode(publication.output, self._encoding)
 
-    async def store(self, said: OutputPublication, payload: bytes, headers: dict[str, str]) -> None:
+    async def store(self, publication: OutputPublication, payload: bytes, headers: dict[str, str]) -> None:
         """Store one kept message; one that is repeated within the duplicate window is stored once.
 
         Raises `NotSent`, `OutcomeUnknown`: again. `TooLarge`: the server takes no message of that size.
         """
-        assert said.message_id is not None, "kept"
-        named = {MESSAGE_ID: said.message_id, CONTENT_TYPE: self._encoding.content_type}
-        await store(self._connection, said.subject, payload, headers | named)
+        assert publication.message_id is not None, "kept"
+        named = {MESSAGE_ID: publication.message_id, CONTENT_TYPE: self._encoding.content_type}
+        await store(self._connection, publication.subject, payload, headers | named)
 
-    async def tell(self, said: OutputPublication, payload: bytes, headers: dict[str, str]) -> None:
-        """Let who listens hear it; raises `NotSent`, `TooLarge`."""
+    async def publish(self, publication: OutputPublication, payload: bytes, headers: dict[str, str]) -> None:
+        """Publish it to those that listen now; nothing is stored. Raises `NotSent`, `TooLarge`."""
         named = {CONTENT_TYPE: self._encoding.content_type}
-        await self._connection.publish(said.subject, payload, headers=headers | named | _NOT_STORED)
+        await self._connection.publish(publication.subject, payload, headers=headers | named | _NOT_STORED)
 
 
 def output_in(message: StreamMessage) -> Output | None:

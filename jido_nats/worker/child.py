@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from typing import IO, Any, Final
 
 import msgspec
@@ -19,13 +20,14 @@ import msgspec
 from jido_nats import trace
 from jido_nats.core import codec
 from jido_nats.core.commands import check_emitted, check_said
-from jido_nats.core.session import Status
+from jido_nats.core.session import SessionRecord, Status
 from jido_nats.errors import JidoError, command_error
 from jido_nats.worker import protocol
 from jido_nats.worker.inbox import Inbox, Message
 from jido_nats.worker.loader import load_worker
 from jido_nats.worker.protocol import Done, FromProgram, Refused, RoundRobin, SessionLine, StatusLine, lines_of
-from jido_nats.worker.session import Outcome, Session, WorkerRun
+from jido_nats.worker.run import Outcome, WorkerRun
+from jido_nats.worker.session import Session
 
 # More, and what is answered could fill the pipe to a worker that is just writing, with nobody left to read.
 ASKED_AT_ONCE: Final = 100
@@ -50,20 +52,23 @@ class _AskingInbox(Inbox):
     async def _wait(self) -> None:
         if not self._is_asked:
             self._is_asked = True
-            self._ask.tell(protocol.Next())
+            self._ask.write(protocol.Next())
         await super()._wait()
 
 
 class Parent:
-    """The manager, as the worker's host."""
+    """The manager at the other end of the pipe, as the worker's host."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
+        self.record: SessionRecord
+        self.inbox: Inbox = _AskingInbox(self)
+        self.on_change: Callable[[SessionRecord], None] | None = None
         self._pipe = pipe
         self._ids = itertools.count(1)
         self._asked: dict[int, asyncio.Future[int | None]] = {}
         self._gate = asyncio.Semaphore(ASKED_AT_ONCE)
 
-    def tell(self, line: FromProgram) -> None:
+    def write(self, line: FromProgram) -> None:
         """Write one line. It waits for room in the pipe, which blocks the worker, and nobody else."""
         with contextlib.suppress(OSError):  # the manager is gone, and this process soon
             self._pipe.write(codec.encode(line) + b"\n")
@@ -75,7 +80,7 @@ class Parent:
             line.id = number = next(self._ids)
             future: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
             self._asked[number] = future
-            self.tell(line)
+            self.write(line)
             try:
                 return await future
             finally:
@@ -91,31 +96,40 @@ class Parent:
         else:
             future.set_exception(command_error(answer.code, answer.message, None))
 
-    async def make_ready(self, session: Session) -> None:
-        """See `Session.ready`."""
-        self.tell(protocol.Ready())
+    def changed(self, status: Status, version: int) -> None:
+        """The session has changed, by the manager's word."""
+        self.record = msgspec.structs.replace(self.record, status=status, version=version)
+        if self.on_change is not None:
+            self.on_change(self.record)
 
-    async def step(self, session: Session, status: Status) -> None:
+    async def ready(self) -> None:
+        """See `Session.ready`."""
+        self.write(protocol.Ready())
+
+    async def step(self, status: Status) -> None:
         """See `Session.idle` and `Session.activate`."""
         await self.ask(protocol.Idle() if status is Status.IDLE else protocol.Activate())
 
-    async def emit(self, session: Session, name: str, data: Any, *, ephemeral: bool) -> int:
+    async def emit(self, name: str, data: Any, *, ephemeral: bool) -> int:
         """See `Session.emit`."""
         check_emitted(name, data)  # here: on the way, what is no JSON would become something else
         return await self.ask(protocol.OutputLine(name=name, data=data, ephemeral=ephemeral)) or 0
 
-    async def say(self, session: Session, role: str, content: Any) -> int:
+    async def say(self, role: str, content: Any) -> int:
         """See `Session.say`."""
         check_said(role, content)
         return await self.ask(protocol.Say(role=role, content=content)) or 0
 
-    async def flush(self, session: Session) -> None:
+    async def flush(self) -> None:
         """See `Session.flush`."""
         await self.ask(protocol.Flush())
 
-    async def touched(self, session: Session) -> None:
+    def touch(self) -> None:
         """See `Session.touch`."""
-        self.tell(protocol.Touch())
+        self.write(protocol.Touch())
+
+    def stop_waiting_for_room(self) -> None:
+        """The manager has the queue."""
 
 
 async def run(name: str, pipe: IO[bytes]) -> int:
@@ -128,30 +142,28 @@ async def run(name: str, pipe: IO[bytes]) -> int:
     line = codec.decode(first, SessionLine)
     trace.CURRENT.set(line.traceparent)
     parent = Parent(pipe)
-    session = Session(line, parent, wait_ready=line.wait_ready)
-    session.inbox = _AskingInbox(parent)
+    parent.record = line
     ended: asyncio.Future[Outcome] = loop.create_future()
-    work = WorkerRun(load_worker(name), session)
-    work.start(lambda _, outcome: ended.set_result(outcome))
+    work = WorkerRun(load_worker(name), Session(parent))
+    work.start(ended.set_result)
     loop.add_signal_handler(signal.SIGTERM, work.cancel)
-    listening = asyncio.create_task(_listen(incoming, session, parent, work))
+    listening = asyncio.create_task(_listen(incoming, parent, work))
     outcome = await ended
     listening.cancel()
     if outcome.error is None:
         return 0
-    parent.tell(protocol.Failed(error=outcome.error))
+    parent.write(protocol.Failed(error=outcome.error))
     return 1
 
 
-async def _listen(incoming: Any, session: Session, parent: Parent, work: WorkerRun) -> None:
+async def _listen(incoming: Any, parent: Parent, work: WorkerRun) -> None:
     """Take in lines until the manager is gone; then the worker has to stop too."""
     async for data, _ in incoming:
         match codec.decode(data, ToProgram):  # type: ignore[arg-type]
             case Message() as message:
-                assert session.inbox is not None
-                session.inbox.add(message)
+                parent.inbox.add(message)
             case StatusLine(status=status, version=version):
-                session.changed(msgspec.structs.replace(session.record, status=status, version=version))
+                parent.changed(status, version)
             case Done() | Refused() as answer:
                 parent.answered(answer)
     work.cancel()
@@ -164,11 +176,11 @@ def main() -> None:
     try:
         code = asyncio.run(run(sys.argv[1], pipe))
     except JidoError as error:
-        Parent(pipe).tell(protocol.Failed(error=str(error)))
+        Parent(pipe).write(protocol.Failed(error=str(error)))
         code = 1
     except Exception as error:
         traceback.print_exc()
-        Parent(pipe).tell(protocol.Failed(error=f"{type(error).__name__}: {error}"))
+        Parent(pipe).write(protocol.Failed(error=f"{type(error).__name__}: {error}"))
         code = 1
     sys.stdout.flush()
     os._exit(code)  # a thread that the worker has left behind does not hold the session open

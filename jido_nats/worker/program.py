@@ -40,7 +40,8 @@ from jido_nats.worker.protocol import (
     lines_of,
 )
 from jido_nats.worker.reaper_handle import ReaperHandle
-from jido_nats.worker.session import ERROR_LENGTH_MAX, Session, WorkerFailed, WorkerKilled
+from jido_nats.worker.run import ERROR_LENGTH_MAX, WorkerFailed, WorkerKilled
+from jido_nats.worker.session import Session, host_of
 
 STOP_TIMEOUT_S: Final = 3.0
 # How long what the program has written last may take to be taken in, once it is gone.
@@ -87,15 +88,16 @@ class Program:
             raise ConfigurationError(f"there is no program {self._argv[0] if self._argv else ''!r} that can be run")
         self._stop_timeout_s = stop_timeout_s
         self._wait_ready = wait_ready
-        self._whole_protocol = python_worker
+        self._python_worker = python_worker
         self._reaper = ReaperHandle()
         self._living = LivingGroups()
         self._turns = RoundRobin()
 
     async def __call__(self, session: Session) -> None:
         """Run the program for this session, to its end."""
+        host = host_of(session)
         try:
-            group = ProcessGroup(self._argv, environment(session.record, os.environ), self._living)
+            group = ProcessGroup(self._argv, environment(host.record, os.environ), self._living)
         except OSError as error:
             raise WorkerFailed(f"{self._argv[0]} cannot be started: {error.strerror or error}") from error
         try:
@@ -106,27 +108,27 @@ class Program:
             group.close()
 
     async def _run(self, session: Session, group: ProcessGroup) -> None:
-        talk = _Talk(session, group, self._turns, python_worker=self._whole_protocol)
+        exchange = _Exchange(session, group, self._turns, python_worker=self._python_worker)
         cancelled, trouble = False, None
         try:
             await group.connect()
-            talk.start(self._wait_ready)
+            exchange.start(self._wait_ready)
             await group.wait_exited()
         except asyncio.CancelledError:
             cancelled = True
         except Exception as error:  # no descriptor is free, say, or no thread: what has started is ended
             trouble = f"{self._argv[0]} cannot be talked to: {getattr(error, 'strerror', None) or error}"
-        forced = await _uninterrupted(self._end(group, talk))
+        forced = await _uninterrupted(self._end(group, exchange))
         if forced and cancelled:
             raise WorkerKilled
         if trouble:
             raise WorkerFailed(trouble)
-        if group.returncode and (talk.failure or not cancelled):
-            raise WorkerFailed(talk.failure or _how_it_ended(group.returncode, talk.last_errors()))
+        if group.returncode and (exchange.failure or not cancelled):
+            raise WorkerFailed(exchange.failure or _how_it_ended(group.returncode, exchange.last_errors()))
         if cancelled:
             raise asyncio.CancelledError
 
-    async def _end(self, group: ProcessGroup, talk: "_Talk") -> bool:
+    async def _end(self, group: ProcessGroup, exchange: "_Exchange") -> bool:
         """Return when nothing of the group is left, and all that it said is read; whether it had to be killed."""
         gone = asyncio.create_task(group.wait_gone())
         if not await _done_within(gone, 0.0):
@@ -135,7 +137,7 @@ class Program:
         if forced:
             group.signal(signal.SIGKILL)
             await gone
-        await talk.end()
+        await exchange.end()
         return forced
 
 
@@ -149,11 +151,12 @@ def isolated(name: str, settings: Settings) -> Program:
     )
 
 
-class _Talk:
+class _Exchange:
     """What goes back and forth between one session and its program."""
 
     def __init__(self, session: Session, group: ProcessGroup, turns: RoundRobin, *, python_worker: bool) -> None:
         self._session = session
+        self._host = host_of(session)
         self._group = group
         self._turns = turns
         self._asked = asyncio.Semaphore(0) if python_worker else None
@@ -164,12 +167,12 @@ class _Talk:
 
     def start(self, wait_ready: bool) -> None:
         """Begin with the session's line, and relay from now on."""
-        session = self._session
-        self._write(SessionLine(**msgspec.structs.asdict(session.record), wait_ready=wait_ready))
+        host = self._host
+        self._write(SessionLine(**msgspec.structs.asdict(host.record), wait_ready=wait_ready))
         if self._asked is not None:
-            session.on_change = self._tell_status
+            host.on_change = self._write_status
         self._tasks = [
-            asyncio.create_task(work, name=f"{name} of {session.session_id}")
+            asyncio.create_task(work, name=f"{name} of {host.record.session_id}")
             for name, work in (
                 ("stdout", self._hear()),
                 ("stderr", self._hear_errors()),
@@ -185,12 +188,12 @@ class _Talk:
 
     async def end(self) -> None:
         """The program is gone: take in what it said last."""
-        self._session.on_change = None
+        self._host.on_change = None
         if not self._tasks:
             return
         *hearing, delivering = self._tasks
         delivering.cancel()
-        self._session.ending = True
+        self._host.stop_waiting_for_room()
         self._group.hang_up()
         _, left = await asyncio.wait(hearing, timeout=DRAIN_S)
         if left:
@@ -284,7 +287,7 @@ class _Talk:
         with contextlib.suppress(OSError):
             await self._group.stdin.drain()
 
-    def _tell_status(self, record: SessionRecord) -> None:
+    def _write_status(self, record: SessionRecord) -> None:
         if record.status in (Status.ACTIVE, Status.IDLE):
             self._write(StatusLine(record.status, record.version))
 

@@ -64,7 +64,15 @@ class ManagerProcess:
             with self._log.open("ab") as log:
                 self._process = await asyncio.create_subprocess_exec(
                     sys.executable,
-                    *("-m", "jido_nats", "serve", "--worker", "tests.tools.agents:chaotic", "--server", self.url),
+                    *(
+                        "-m",
+                        "tests.tools.failpoints",
+                        "serve",
+                        "--worker",
+                        "tests.tools.agents:chaotic",
+                        "--server",
+                        self.url,
+                    ),
                     *("--lease-s", str(self._lease_s), *self._extra),
                     stdout=subprocess.DEVNULL,
                     stderr=log,

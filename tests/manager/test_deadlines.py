@@ -12,27 +12,34 @@ from tests.tools.support import eventually
 
 
 class Calendar:
-    """When each key is due, and what was found due."""
+    """When each key is due, and what was found due: as the manager uses deadlines."""
 
     def __init__(self) -> None:
         self.due: dict[str, float] = {}
         self.called: list[str] = []
-        self.deadlines = Deadlines(self.due.get, self._on_due)
+        self.deadlines = Deadlines()
 
     def put(self, key: str, in_s: float) -> None:
         """It is due then."""
         self.due[key] = boottime() + in_s
-        self.deadlines.watch(key)
+        self.deadlines.watch(key, self.due[key])
 
-    def _on_due(self, key: str) -> None:
-        self.called.append(key)
-        assert boottime() >= self.due.pop(key)
+    async def run(self) -> None:
+        """Call what is due, and watch again what was put off."""
+        while True:
+            key = await self.deadlines.next()
+            due = self.due.get(key)
+            if due is not None and due <= boottime():
+                self.called.append(key)
+                del self.due[key]
+            else:
+                self.deadlines.watch(key, due)
 
 
 @pytest.fixture
 async def calendar() -> AsyncIterator[Calendar]:
     calendar = Calendar()
-    running = asyncio.create_task(calendar.deadlines.run())
+    running = asyncio.create_task(calendar.run())
     yield calendar
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -71,7 +78,7 @@ async def test_one_that_comes_nearer_is_called_then_and_once(calendar: Calendar)
 async def test_one_that_is_never_due_is_not_called(calendar: Calendar) -> None:
     calendar.put("a", 0.01)
     del calendar.due["a"]
-    calendar.deadlines.watch("b")
+    calendar.deadlines.watch("b", None)
     calendar.put("z", 0.05)
 
     await eventually(lambda: not calendar.due)

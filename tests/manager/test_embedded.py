@@ -176,7 +176,7 @@ async def test_a_look_after_a_lapse_that_fails_is_repeated(
     await eventually(lambda: not manager._lease.valid)
     await server.start()
 
-    await eventually(lambda: failed and manager._lease_stands())
+    await eventually(lambda: failed and manager._ownership.may_write())
     assert [r for r in caplog.records if "is started again" in r.getMessage() and r.levelno == logging.ERROR]
 
 

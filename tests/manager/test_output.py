@@ -11,6 +11,8 @@ import pytest
 from jido_nats import Client, LocalServer, Session, SessionOutput
 from jido_nats.client.streams import OutputStream
 from jido_nats.errors import BadRequest, InvalidTransition, TooLarge
+from jido_nats.manager.live_session import LiveSession
+from jido_nats.worker.session import host_of
 from tests.conftest import StartManager
 from tests.tools.support import DEADLINE_S, Puppet, Stranger, eventually
 
@@ -106,7 +108,7 @@ async def test_output_is_no_transition(session: Session, stranger: Stranger) -> 
     await session.flush()
 
     assert await stranger.positions() == before
-    assert session.record.version == 2
+    assert host_of(session).record.version == 2
 
 
 async def test_the_outputs_of_all_sessions_can_be_read_as_one(
@@ -204,8 +206,10 @@ async def test_through_a_restart_of_the_server_nothing_is_lost(
             await session.emit("step", number)
         await session.flush()
 
+    live = host_of(session)
+    assert isinstance(live, LiveSession)
     speaking = asyncio.create_task(speak())
-    await eventually(lambda: (session.lane.kept if session.lane else 0) > 100)
+    await eventually(lambda: live.conversation.kept > 100)
     await server.kill()
     await server.start()
     await speaking
@@ -225,6 +229,8 @@ async def test_a_worker_waits_while_too_much_is_on_its_way(server: LocalServer, 
             await session.emit("step")
             count += 1
 
+    live = host_of(session)
+    assert isinstance(live, LiveSession)
     speaking = asyncio.create_task(speak())
     await eventually(lambda: count >= 256)
     await asyncio.wait({speaking}, timeout=0.3)

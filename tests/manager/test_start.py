@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from jido_nats import LocalServer, Session, SessionManager, SessionRecord, Settings, StartFailed, Status
-from jido_nats.manager import live_session
 from jido_nats.manager.writer import SessionWriter
 from jido_nats.worker.session import Worker
 from tests.conftest import StartManager
@@ -252,15 +251,15 @@ async def test_a_session_whose_first_record_is_on_its_way_ends_with_the_manager(
 async def test_a_session_that_is_just_ready_is_stopped_as_one_that_runs(
     stranger: Stranger, start_manager: StartManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, committing = live_session._write, asyncio.Event()
+    commit, committing = SessionWriter.commit, asyncio.Event()
 
     async def slow(writer: SessionWriter, changed: SessionRecord) -> None:
         if changed.status is Status.ACTIVE:
             committing.set()
             await asyncio.sleep(0.2)
-        await write(writer, changed)
+        await commit(writer, changed)
 
-    monkeypatch.setattr(live_session, "_write", slow)
+    monkeypatch.setattr(SessionWriter, "commit", slow)
     gate = Gate()
     gate.open.set()
     manager = await start_manager(gate, wait_ready=True)

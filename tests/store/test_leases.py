@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -11,20 +11,20 @@ from jido_nats import LocalServer
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.errors import ServerUnusable
-from jido_nats.store.leases import Lease, Leases, describe
+from jido_nats.store.leases import Lease, Leases, ManagerInfo, describe
 from tests.tools.programs import serving
 from tests.tools.support import DEADLINE_S, Stranger, eventually
 
 
-def nothing() -> None:
-    """Nobody is told of a renewal."""
+def info() -> ManagerInfo:
+    """What the lease says."""
+    return describe("m1", "0")
 
 
 @asynccontextmanager
-async def lease_at(url: str, lease_s: int = 2, on_anew: Callable[[], None] = nothing) -> AsyncIterator[Lease]:
-    info = describe("m1", "0")
-    lease = Lease(ConnectOptions(servers=(url,)), "JIDO_MANAGERS", lease_s, lambda: info)
-    await lease.acquire(on_anew)
+async def lease_at(url: str, lease_s: int = 2) -> AsyncIterator[Lease]:
+    lease = Lease(ConnectOptions(servers=(url,)), "JIDO_MANAGERS", "m1", lease_s)
+    await lease.acquire(info)
     try:
         yield lease
     finally:
@@ -100,14 +100,13 @@ async def test_a_lease_lapses_without_the_server(server: LocalServer, leases: Le
 
 
 async def test_a_lease_that_lapsed_is_made_anew(server: LocalServer, leases: Leases) -> None:
-    told: list[None] = []
-    async with lease_at(server.url, lease_s=1, on_anew=lambda: told.append(None)) as lease:
+    async with lease_at(server.url, lease_s=1) as lease:
         since = lease.held_since
         await server.kill()
         await eventually(lambda: not lease.valid)
         await server.start()
 
-        await eventually(lambda: told)
+        await asyncio.wait_for(lease.acquired_again.wait(), DEADLINE_S)
         assert lease.valid
         assert lease.held_since != since
 
@@ -134,10 +133,10 @@ async def test_an_expiry_is_followed(server: LocalServer, leases: Leases) -> Non
 
 
 async def test_a_lease_without_a_server_is_told() -> None:
-    lease = Lease(ConnectOptions(servers=("nats://127.0.0.1:1",)), "JIDO_MANAGERS", 2, lambda: describe("m1", "0"))
+    lease = Lease(ConnectOptions(servers=("nats://127.0.0.1:1",)), "JIDO_MANAGERS", "m1", 2)
 
     with pytest.raises(ServerUnusable):
-        await lease.acquire(nothing)
+        await lease.acquire(info)
 
 
 async def renewed(stranger: Stranger, times: int) -> bool:
@@ -186,10 +185,9 @@ async def moved_on(stranger: Stranger, since: int) -> bool:
 async def test_a_lease_that_nobody_wants_any_more_while_it_is_acquired_is_not_kept(
     server: LocalServer, leases: Leases
 ) -> None:
-    info = describe("m1", "0")
     for moments in range(1, 40):  # before the thread has a loop, while it connects, and later
-        lease = Lease(ConnectOptions(servers=(server.url,)), "JIDO_MANAGERS", 60, lambda: info)
-        acquiring = asyncio.create_task(lease.acquire(nothing))
+        lease = Lease(ConnectOptions(servers=(server.url,)), "JIDO_MANAGERS", "m1", 60)
+        acquiring = asyncio.create_task(lease.acquire(info))
         for _ in range(moments):
             await asyncio.sleep(0)
         acquiring.cancel()

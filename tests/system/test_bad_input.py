@@ -48,7 +48,7 @@ async def raw(server: LocalServer, manager: SessionManager) -> AsyncIterator[Raw
 async def still_up(stranger: Stranger, manager: SessionManager) -> None:
     """It creates a session, on the connections that it had."""
     assert (await stranger.create("after"))["status"] == "active"
-    assert manager._connection.reconnects == 0
+    assert manager._connections[0].reconnects == 0
     assert [record.session_id for record in await manager.list_sessions()] == ["after"]
 
 

@@ -115,7 +115,7 @@ async def test_an_outage_longer_than_the_lease_costs_no_session(
     await server.kill()
     await eventually(lambda: not manager._lease.valid and not other._lease.valid)
     await server.start()
-    await eventually(lambda: manager._lease_stands() and other._may_judge())
+    await eventually(lambda: manager._ownership.may_write() and other._ownership.can_declare_dead())
     assert (await eventually(lambda: idled(manager))).owner == manager.manager_id
     assert await stranger.stored_brief() == ["1 created", "2 active", "3 idle"]
 
@@ -128,7 +128,7 @@ async def test_an_outage_longer_than_the_duplicate_window_repeats_nothing(
         steps = [asyncio.create_task(steady(manager, f"s{_}_{n}")) for n in range(20)]
         await eventually(lambda: len(manager._sessions) > 5)
         await server.kill()
-        await eventually(lambda: not manager._connection.connected)
+        await eventually(lambda: not manager._connections[0].connected)
         await server.start()
         await asyncio.gather(*steps)
     assert await violations(server) == []
@@ -137,7 +137,7 @@ async def test_an_outage_longer_than_the_duplicate_window_repeats_nothing(
 async def test_a_full_manager_leaves_creating_to_the_others(server: LocalServer, start_manager: StartManager) -> None:
     full, other = await start_manager(sessions_max=1), await start_manager()
     await full.create_session()
-    await eventually(lambda: full._managers_with_room() == [other.manager_id])
+    await eventually(lambda: full._leases.others_with_room(full.manager_id) == [other.manager_id])
     async with Client.connect(server.url) as client:
         await eventually(lambda: created_at(client, other.manager_id, 10))
 
@@ -200,14 +200,14 @@ async def test_a_session_that_a_defect_broke_is_ended_all_the_same(
     server: LocalServer, start_manager: StartManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager = await start_manager(lease_s=1)
-    publish, failures = manager._event_log.publish, iter([ZeroDivisionError("a defect")])
+    publish, failures = manager._context.event_log.publish, iter([ZeroDivisionError("a defect")])
 
     async def fails_once(*arguments: Any) -> int:
         for failure in failures:
             raise failure
         return await publish(*arguments)
 
-    monkeypatch.setattr(manager._event_log, "publish", fails_once)
+    monkeypatch.setattr(manager._context.event_log, "publish", fails_once)
     with pytest.raises(ZeroDivisionError):
         await manager.create_session(session_id="s1")
     await eventually(lambda: all_sealed(manager))
@@ -218,7 +218,7 @@ async def test_no_create_is_refused_while_another_manager_has_room(
     server: LocalServer, stranger: Stranger, start_manager: StartManager
 ) -> None:
     full, other = await start_manager(sessions_max=5), await start_manager()
-    await eventually(lambda: full._managers_with_room() == [other.manager_id])
+    await eventually(lambda: full._leases.others_with_room(full.manager_id) == [other.manager_id])
 
     answers = await asyncio.gather(*(stranger.create(f"s{number}") for number in range(60)))
 
@@ -241,7 +241,7 @@ async def test_a_repeated_create_finds_its_session_although_the_manager_is_full(
 ) -> None:
     full, other = await start_manager(sessions_max=1), await start_manager(sessions_max=1)
     await full.create_session(session_id="s1")
-    await eventually(lambda: full._managers_with_room() == [other.manager_id])
+    await eventually(lambda: full._leases.others_with_room(full.manager_id) == [other.manager_id])
     first = await full.create_session(session_id="s2", metadata={"n": 1})
 
     again = await full.create_session(session_id="s2", metadata={"n": 1})
@@ -266,7 +266,7 @@ async def test_a_manager_that_does_not_serve_is_not_counted_on(
 async def test_a_manager_that_is_gone_does_not_hold_up_the_next(start_manager: StartManager) -> None:
     full, other = await start_manager(sessions_max=1), await start_manager()
     await full.create_session()
-    await eventually(lambda: full._managers_with_room() == [other.manager_id])
+    await eventually(lambda: full._leases.others_with_room(full.manager_id) == [other.manager_id])
     gone = msgspec.structs.replace(full._leases.managers[other.manager_id], manager_id="manager_gone")
     full._leases.managers = {"manager_gone": gone, **full._leases.managers}
 
@@ -291,13 +291,13 @@ async def test_managers_do_not_judge_each_other_by_leases_that_nats_did_not_let_
     managers = [await start_manager(lease_s=2) for _ in range(4)]
     for number, manager in enumerate(managers):
         await manager.create_session(session_id=f"s{number}")
-    await eventually(lambda: all(manager._may_judge() for manager in managers))
+    await eventually(lambda: all(manager._ownership.can_declare_dead() for manager in managers))
 
     await freeze(server.pid)
     await asyncio.sleep(seconds)
     os.kill(server.pid, signal.SIGCONT)
 
-    await eventually(lambda: all(manager._may_judge() for manager in managers))
+    await eventually(lambda: all(manager._ownership.can_declare_dead() for manager in managers))
     await asyncio.gather(*(manager._sweeper.sweep() for manager in managers))
     assert [record.status for record in await managers[0].list_sessions()] == [Status.ACTIVE] * 4
 

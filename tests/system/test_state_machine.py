@@ -99,7 +99,7 @@ class ManagerMachine(RuleBasedStateMachine):
         self.do(eventually(self.connected))
 
     def connected(self) -> bool:
-        return self.manager._connection.connected and self.manager._lease_stands()
+        return self.manager._connections[0].connected and self.manager._ownership.may_write()
 
     @invariant()
     def the_bucket_is_as_the_model(self) -> None:

@@ -84,7 +84,18 @@ async def manager_process(
     """A manager process that serves when the block is entered."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "jido_nats", "serve", "--server", url, "--worker", worker, "--lease-s", str(lease_s), *extra),
+        *(
+            "-m",
+            "tests.tools.failpoints",
+            "serve",
+            "--server",
+            url,
+            "--worker",
+            worker,
+            "--lease-s",
+            str(lease_s),
+            *extra,
+        ),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,

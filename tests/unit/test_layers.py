@@ -115,7 +115,6 @@ def test_every_public_name_is_there() -> None:
 
 # To be removed with the duties that are about to move.
 KNOWN: Final[dict[str, set[str]]] = {
-    "worker.session": {"manager.outbox"},
     "client.client": {"manager.forwarding"},
     "manager.forwarding": set(),
 }

@@ -1,0 +1,127 @@
+"""What a manager does all the time: tasks that are started again when they fail, and the followers among them.
+
+A manager without its index, its leases or its sweep would say what is not true, so readiness reports a task that is
+failing, and a follower that has not caught up yet.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from jido_nats.broker.backoff import Backoff
+from jido_nats.broker.consumer import OrderedConsumer, StreamMessage
+from jido_nats.core import subjects
+from jido_nats.errors import PositionTooOld
+from jido_nats.manager.sessions import Sessions
+from jido_nats.store.event_log import EventLog, claimant
+from jido_nats.store.index import ClaimIndex, SessionIndex
+from jido_nats.store.leases import Leases
+from jido_nats.store.records import SessionRecords, entry_of
+
+RESTART_WAIT_S: Final = 1.0
+RESTART_WAIT_MAX_S: Final = 10.0
+# A task that has run for so long without a failure begins with the shortest wait again.
+STEADY_S: Final = 60.0
+# How long the index may wait for more entries before it takes them in: `list` waits for it at most so much longer.
+INDEX_LINGER_S: Final = 0.002
+
+log = logging.getLogger(__name__)
+
+
+class BackgroundTasks:
+    """The tasks of one manager."""
+
+    def __init__(self, manager_id: str) -> None:
+        self._manager_id = manager_id
+        self._tasks: list[asyncio.Task[None]] = []
+        self._failing: dict[str, str] = {}
+
+    @property
+    def not_ready(self) -> list[str]:
+        """A sentence for each task that has failed and waits to be started again."""
+        return [f"{name} fails: {error}" for name, error in self._failing.items()]
+
+    def start(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Run `work` until `close`; when it fails, again, after a growing wait."""
+        task = asyncio.create_task(self._keep_running(name, work), name=f"{self._manager_id}: {name}")
+        self._tasks.append(task)
+
+    async def close(self) -> None:
+        """End all of them."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _keep_running(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        backoff, loop = Backoff(RESTART_WAIT_S, RESTART_WAIT_MAX_S), asyncio.get_running_loop()
+        while True:
+            started = loop.time()
+            try:
+                await work()
+            except PositionTooOld:
+                log.info("a follower was away for too long and takes a new snapshot", extra={"part": name})
+                continue
+            except Exception as error:
+                log.exception("a part of the manager failed and is started again", extra={"part": name})
+                self._failing[name] = f"{type(error).__name__}: {error}"
+            if loop.time() - started > STEADY_S:
+                backoff.reset()
+            await backoff.wait()
+            self._failing.pop(name, None)
+
+
+class Followers:
+    """What a manager reads from its first message to its last and on: records, leases and claims."""
+
+    def __init__(
+        self,
+        records: SessionRecords,
+        leases: Leases,
+        event_log: EventLog,
+        index: SessionIndex,
+        claims: ClaimIndex,
+        sessions: Sessions,
+    ) -> None:
+        self._records = records
+        self._leases = leases
+        self._event_log = event_log
+        self._index = index
+        self._claims = claims
+        self._sessions = sessions
+        self._behind = {"index", "leases", "claims"}
+
+    @property
+    def not_ready(self) -> list[str]:
+        """A sentence for each follower that has not been at the end of its stream yet."""
+        return [f"{name} has not caught up yet" for name in sorted(self._behind)]
+
+    async def follow_index(self) -> None:
+        """Keep the index of all records; what this manager wrote itself is not decoded, and not held twice."""
+        self._index.clear()
+        await self._follow("index", self._records.follow(linger_s=INDEX_LINGER_S), self._apply_record)
+
+    async def follow_leases(self) -> None:
+        """Keep the table of leases."""
+        await self._follow("leases", self._leases.follow(), self._leases.apply)
+
+    async def follow_claims(self) -> None:
+        """Keep the index of claims."""
+        self._claims.clear()
+        await self._follow("claims", self._event_log.follow_claims(), self._apply_claim)
+
+    async def _follow(self, name: str, consumer: OrderedConsumer, apply: Callable[[StreamMessage], object]) -> None:
+        async with consumer:
+            while True:
+                if consumer.caught_up:
+                    self._behind.discard(name)
+                apply(await consumer.next())
+
+    def _apply_record(self, message: StreamMessage) -> None:
+        own = self._sessions.written(subjects.session_of(message.subject), message.sequence)
+        self._index.apply(own or entry_of(message), own=own is not None)
+        self._index.position.moved_to(message.sequence)
+
+    def _apply_claim(self, message: StreamMessage) -> None:
+        self._claims.apply(subjects.session_of(message.subject), claimant(message.data))
+        self._claims.position.moved_to(message.sequence)

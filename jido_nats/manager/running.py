@@ -1,0 +1,204 @@
+"""The sessions that run here, and what follows from each change of one of them.
+
+One change at a time for a session, side by side for different ones. A change is a block `async with
+running.changing(session)`. When the block is left, the table is brought up to date in one place: a write that may be
+stored in part means that the session is relinquished, an end means that it is dropped, and after anything else its
+time limits are looked at again.
+"""
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterator
+from types import TracebackType
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+from jido_nats.core.session import SessionRecord
+from jido_nats.errors import Fenced, JidoError, Unavailable
+from jido_nats.manager.deadlines import Deadlines
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class NotHere(Exception):
+    """This manager does not run that session (any more)."""
+
+
+class SessionExists(Exception):
+    """A session of that id exists and does not run here; `.record` is what was read of it."""
+
+    def __init__(self, record: SessionRecord) -> None:
+        super().__init__(record.session_id)
+        self.record = record
+
+
+class Running(Protocol):
+    """What the table has to know of a session."""
+
+    session_id: str
+    lock: asyncio.Lock
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it was made, and is still this manager's."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing will be written any more: it was never made, or it is sealed."""
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a write has begun, and it is not known how much of it is stored."""
+
+    def due_at(self) -> float | None:
+        """When (of `boottime`) a time limit of the session is over; None: never."""
+
+    def relinquish(self) -> None:
+        """Stop the worker, write nothing more."""
+
+
+S = TypeVar("S", bound=Running)
+
+
+class RunningSessions(Generic[S]):
+    """The table of the sessions that run here, and the tasks that work on them."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, S] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._emptied: asyncio.Future[None] | None = None
+        self.deadlines: Final = Deadlines()
+        # Sessions of this manager's that it runs no more, and that may not have ended.
+        self.relinquished: Final[set[str]] = set()
+        self.closed = False
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __contains__(self, session_id: str) -> bool:
+        return session_id in self._sessions
+
+    def __iter__(self) -> Iterator[S]:
+        return iter(list(self._sessions.values()))
+
+    def get(self, session_id: str) -> S | None:
+        """The session, if it runs here."""
+        return self._sessions.get(session_id)
+
+    def find(self, session_id: str) -> S:
+        """The session. Raises `NotHere`."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise NotHere(session_id)
+        return session
+
+    def starting(self, session: S) -> "_Change[S]":
+        """A block in which a session is made, which is in the table from now on."""
+        self._sessions[session.session_id] = session
+        return _Change(self, session, is_new=True)
+
+    def changing(self, session: S) -> "_Change[S]":
+        """A block that changes a session, under its lock.
+
+        Entering raises `NotHere` if it runs here no more once the lock is free. A `Fenced` that is raised in the block
+        becomes `Unavailable`.
+        """
+        return _Change(self, session, is_new=False)
+
+    def relinquish(self, session: S) -> None:
+        """The session is another manager's now, or nobody knows: stop its worker, write nothing more."""
+        if self._sessions.get(session.session_id) is not session:
+            return
+        self._drop(session)
+        log.warning(
+            "relinquishing a session: claimed by another manager, or its write failed",
+            extra={"session_id": session.session_id},
+        )
+        self.relinquished.add(session.session_id)
+        session.relinquish()
+
+    async def wait_empty(self, timeout_s: float) -> None:
+        """Return when no session runs here, or after `timeout_s`."""
+        if self._sessions and timeout_s > 0:
+            self._emptied = asyncio.get_running_loop().create_future()
+            await asyncio.wait({self._emptied}, timeout=timeout_s)
+
+    # Tasks of the table's own: what has begun is finished, whether or not its caller still waits.
+
+    @property
+    def tasks(self) -> set["asyncio.Task[Any]"]:
+        """The tasks that work on sessions now."""
+        return set(self._tasks)
+
+    def start_task(self, work: Coroutine[Any, Any, T], session_id: str) -> "asyncio.Task[T]":
+        """Do some work on a session in a task of its own."""
+        task = asyncio.create_task(work, name=f"{session_id}: change")  # a worker's task is called as its session
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_end)
+        return task
+
+    async def close(self) -> None:
+        """Cancel the tasks that are left, and start no more for workers that end."""
+        for task in self._tasks:
+            task.cancel()
+        self.closed = True
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _on_task_end(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None and not isinstance(error, JidoError | SessionExists | NotHere):
+            session_id = task.get_name().partition(":")[0]
+            log.error("a session's task failed", exc_info=error, extra={"session_id": session_id})
+
+    def _update(self, session: S, error: BaseException | None) -> None:
+        """Bring the table up to date after a block that was left with that error."""
+        if self._sessions.get(session.session_id) is not session:
+            return  # relinquished meanwhile
+        if session.is_settled:
+            self._drop(session)
+        elif session.in_doubt and isinstance(error, Exception):
+            self.relinquish(session)
+        else:
+            self.deadlines.watch(session.session_id, session.due_at())
+
+    def _drop(self, session: S) -> None:
+        del self._sessions[session.session_id]
+        self.deadlines.forget(session.session_id)
+        if not self._sessions and self._emptied is not None and not self._emptied.done():
+            self._emptied.set_result(None)
+
+
+class _Change(Generic[S]):
+    """See `RunningSessions.changing`. A class, since a generator would cost more on the way of each transition."""
+
+    __slots__ = ("_is_new", "_running", "_session")
+
+    def __init__(self, running: RunningSessions[S], session: S, *, is_new: bool) -> None:
+        self._running = running
+        self._session = session
+        self._is_new = is_new
+
+    async def __aenter__(self) -> S:
+        session = self._session
+        await session.lock.acquire()
+        if not self._is_new and not (self._running.get(session.session_id) is session and session.is_here):
+            session.lock.release()
+            raise NotHere(session.session_id)
+        return session
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        session = self._session
+        try:
+            self._running._update(session, error)
+        finally:
+            session.lock.release()
+        if isinstance(error, Fenced):
+            raise Unavailable(
+                "another manager has taken the session over; ask again", session_id=session.session_id
+            ) from error
