@@ -60,7 +60,7 @@ async def test_a_long_takeover_says_how_far_it_is(
         await asyncio.gather(*(stranger.create(f"s{n}") for n in range(20)))
         program.process.kill()
         await program.process.wait()
-    monkeypatch.setattr(takeover, "TELL_INTERVAL_S", 0.001)
+    monkeypatch.setattr(takeover, "REPORT_INTERVAL_S", 0.001)
 
     await start_manager()
 
