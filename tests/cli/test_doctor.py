@@ -46,7 +46,7 @@ async def test_a_server_that_is_not_there_is_one_error() -> None:
 
 async def test_missing_streams_are_named(server: LocalServer) -> None:
     missing = [f.message for f in await findings(server) if f.check == "storage" and f.level is Level.ERROR]
-    assert [says.partition(" ")[0] for says in missing] == [
+    assert [message.partition(" ")[0] for message in missing] == [
         "JIDO_CLIENT",
         "JIDO_OUTPUT",
         "KV_JIDO_SESSIONS",
