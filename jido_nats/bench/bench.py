@@ -12,16 +12,16 @@ from jido_nats.bench.samples import Samples
 from jido_nats.client.client import Client
 from jido_nats.ids import new_session_id
 
-Tell = Callable[[str, int, int], None]
+ReportProgress = Callable[[str, int, int], None]
 """(what is being done, how much of it, of how much): for a progress bar."""
 
 
 class Found(NamedTuple):
-    """One figure, ours and the floor's."""
+    """One figure, ours and the baseline's."""
 
     measure: Measure
     ours: float
-    floor: float
+    baseline: float
     samples: int
     more: dict[str, float]
 
@@ -31,24 +31,24 @@ Findings = AsyncIterator[Found]
 
 @dataclass(frozen=True)
 class Bench:
-    """A deployment, a client of it, the floor beside it. `note` is in the metadata of every session of this bench."""
+    """A deployment, a client of it, the baseline beside it. `note` is in the metadata of every session it creates."""
 
     deployment: Deployment
     plan: Plan
     client: Client
-    floor: Baseline
+    baseline: Baseline
     note: str
-    tell: Tell
+    report: ReportProgress
 
     def steps(self, what: str, total: int) -> Callable[[], None]:
         """To be called `total` times."""
         done = 0
-        self.tell(what, 0, total)
+        self.report(what, 0, total)
 
         def step() -> None:
             nonlocal done
             done += 1
-            self.tell(what, done, total)
+            self.report(what, done, total)
 
         return step
 

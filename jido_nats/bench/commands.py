@@ -20,7 +20,7 @@ Call = Callable[[str], Awaitable[None]]
 
 
 async def measure(bench: Bench) -> Findings:
-    """Ours and the floor's take turns, so that both meet the same machine."""
+    """Ours and the baseline's take turns, so that both meet the same machine."""
     samples = {verb: (Samples(), Samples()) for verb in VERBS}
     ids = new_ids(bench.plan.sessions)
     parts = rounds(ids, bench.plan.concurrency, ROUNDS)
@@ -30,35 +30,35 @@ async def measure(bench: Bench) -> Findings:
     used = _cpu_s(bench)
     for part in parts:
         await _round(bench, part, samples, step)
-    ours_s, floor_s = (after - before for after, before in zip(_cpu_s(bench), used, strict=True))
-    for verb, (ours, floor) in samples.items():
+    ours_s, baseline_s = (after - before for after, before in zip(_cpu_s(bench), used, strict=True))
+    for verb, (ours, baseline) in samples.items():
         yield Found(
             rate(verb, VERBS[verb], goal=GOALS.get(verb)),
             ours.rate,
-            floor.rate,
+            baseline.rate,
             len(ours.seconds),
             {},
         )
         for name, percent in PERCENTILES.items():
             found = latency(verb, name, VERBS[verb])
-            yield Found(found, ours.percentile_ms(percent), floor.percentile_ms(percent), len(ours.seconds), {})
-    if ours_s and floor_s:
-        yield Found(CPU, 1000 * ours_s / len(ids), 1000 * floor_s / len(ids), len(ids), {})
+            yield Found(found, ours.percentile_ms(percent), baseline.percentile_ms(percent), len(ours.seconds), {})
+    if ours_s and baseline_s:
+        yield Found(CPU, 1000 * ours_s / len(ids), 1000 * baseline_s / len(ids), len(ids), {})
 
 
 def _cpu_s(bench: Bench) -> tuple[float, float]:
-    """What the managers that the bench has started have used, and the floor's responders; 0 where it is not known."""
+    """CPU time of the managers that the bench has started, and of the baseline's responders; 0 if it is not known."""
     ours = cpu_s(process.pid for process in bench.deployment.processes)
-    return ours or 0.0, cpu_s(bench.floor.pids) or 0.0
+    return ours or 0.0, cpu_s(bench.baseline.pids) or 0.0
 
 
 async def _round(
     bench: Bench, ids: Sequence[str], samples: dict[str, tuple[Samples, Samples]], step: Callable[[], None]
 ) -> None:
-    asker = bench.floor.asker
+    client = bench.baseline.client
     calls: dict[str, tuple[Call, Call]] = {
-        "create": (bench.create, asker.create),
-        "terminate": (bench.terminate, asker.terminate),
+        "create": (bench.create, client.create),
+        "terminate": (bench.terminate, client.terminate),
     }
     for verb, both in calls.items():
         for call, into in zip(both, samples[verb], strict=True):

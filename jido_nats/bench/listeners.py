@@ -1,4 +1,4 @@
-"""How transitions are heard: with our client, as a plain subscriber and in a consumer. The floor has its own two."""
+"""How transitions are heard with our client: as a plain subscriber, and in a consumer. The baseline has its own two."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""What a bench is asked to do, and what it says: the measures, their units and their goals."""
+"""What a bench is asked to do, and what it reports: the measures, their units and their goals."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -29,13 +29,13 @@ class Plan(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """One figure's name and unit. `goal` is a ratio to the floor: at least it where more is better, else at most."""
+    """One figure's name and unit. `goal` is a ratio to the baseline: at least it where more is better, else at most."""
 
     name: str
     statistic: str
     unit: str
     more_is_better: bool
-    says: str
+    label: str
     goal: float | None = None
 
     def meets(self, ratio: float) -> bool | None:
@@ -45,26 +45,26 @@ class Measure(NamedTuple):
         return ratio >= self.goal if self.more_is_better else ratio <= self.goal
 
 
-def rate(name: str, says: str, *, unit: str = "sessions/s", goal: float | None = None) -> Measure:
+def rate(name: str, label: str, *, unit: str = "sessions/s", goal: float | None = None) -> Measure:
     """A measure of how many a second."""
-    return Measure(name, "rate", unit, True, says, goal)
+    return Measure(name, "rate", unit, True, label, goal)
 
 
-def latency(name: str, statistic: str, says: str, *, goal: float | None = None) -> Measure:
+def latency(name: str, statistic: str, label: str, *, goal: float | None = None) -> Measure:
     """A measure of how long, in milliseconds."""
-    return Measure(name, statistic, "ms", False, says, goal)
+    return Measure(name, statistic, "ms", False, label, goal)
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One figure, ours and the floor's: a line of `--json`."""
+    """One figure, ours and the baseline's: a line of `--json`."""
 
     measure: str
     statistic: str
-    says: str
+    label: str
     unit: str
     more_is_better: bool
     ours: float
-    floor: float
+    baseline: float
     ratio: float
     samples: int
     concurrency: int

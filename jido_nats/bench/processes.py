@@ -75,7 +75,7 @@ async def managing(url: str, *, lease_s: int, config_file: Path | None) -> Async
 
 
 def cpu_s(pids: Iterable[int]) -> float | None:
-    """The CPU time that processes have used, where the system tells."""
+    """The CPU time that processes have used, if the system reports it."""
     total = 0.0
     try:
         for pid in pids:

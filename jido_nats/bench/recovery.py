@@ -1,6 +1,6 @@
 """How soon the sessions of a manager that was killed are ended by another.
 
-Ours is counted from the expiry of its lease, as the server tells it, to the last end in the stream. The floor is
+Ours is counted from the expiry of its lease, as the server reports it, to the last end in the stream. The baseline is
 what a survivor has to store for as many sessions, as many at once, from claims to ends.
 """
 
@@ -32,7 +32,7 @@ async def measure(bench: Bench) -> Findings:
     victim = next(process for process in deployment.processes if process.manager_id == owner)
     if len(deployment.processes) == 1:
         await deployment.add_manager()
-        bench.tell("waiting until the survivor may judge", 0, 0)
+        bench.report("waiting until the survivor may judge", 0, 0)
         await asyncio.sleep(deployment.settings.lease_s)  # only who has been up for that long calls others dead
     orphans = [record.session_id for record in live if record.owner == owner]
     step = bench.steps("recovery", count)
@@ -51,9 +51,9 @@ async def measure(bench: Bench) -> Findings:
                 expired_at = await lease_end
         except TimeoutError:
             raise JidoError(f"{len(left)} of {count} sessions were not recovered in time") from None
-    floor_s = await bench.floor.asker.recover(new_ids(count), at_once=AT_ONCE, together=TOGETHER)
+    baseline_s = await bench.baseline.client.recover(new_ids(count), at_once=AT_ONCE, together=TOGETHER)
     more = {"sessions_lost": count, "from_kill_s": ended_at - killed_at, "lease_s": deployment.settings.lease_s}
-    yield Found(RECOVER, ended_at - expired_at, floor_s, count, more)
+    yield Found(RECOVER, ended_at - expired_at, baseline_s, count, more)
     await _end_others(bench, orphans)
 
 

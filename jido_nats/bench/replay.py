@@ -21,15 +21,15 @@ async def measure(bench: Bench) -> Findings:
         await bench.end(await bench.fill("events to replay"))
     count = min(await _stored(bench), EVENTS_MAX)
     stream = bench.deployment.settings.events_stream
-    ours_s = floor_s = 0.0
+    ours_s = baseline_s = 0.0
     step = bench.steps("replay", 2 * ROUNDS)
     for _ in range(ROUNDS):
         ours_s += await _read(bench, count)
         step()
-        floor_s += await bench.floor.read(stream, subjects.EVENTS, count)
+        baseline_s += await bench.baseline.read(stream, subjects.EVENTS, count)
         step()
     total = ROUNDS * count
-    yield Found(REPLAY, total / ours_s, total / floor_s, total, {})
+    yield Found(REPLAY, total / ours_s, total / baseline_s, total, {})
 
 
 async def _read(bench: Bench, count: int) -> float:

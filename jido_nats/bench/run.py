@@ -1,4 +1,4 @@
-"""A whole bench: the floor is set up beside the deployment, each part measured, and nothing left behind."""
+"""A whole bench: the baseline is set up beside the deployment, each part measured, and nothing left over."""
 
 import asyncio
 import contextlib
@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from jido_nats.bench import commands, recovery, replay, transitions
-from jido_nats.bench.baseline.baseline import floor
-from jido_nats.bench.bench import Bench, Findings, Found, Tell
+from jido_nats.bench.baseline.baseline import open_baseline
+from jido_nats.bench.bench import Bench, Findings, Found, ReportProgress
 from jido_nats.bench.deployment import Deployment, machine
 from jido_nats.bench.plan import Part, Plan, Result
 from jido_nats.client.client import Client
@@ -39,14 +39,14 @@ def check(plan: Plan, *, own_managers: bool) -> Plan:
     return plan._replace(parts=plan.parts - {Part.RECOVER})
 
 
-async def run(deployment: Deployment, plan: Plan, tell: Tell) -> AsyncGenerator[Result, None]:
+async def run(deployment: Deployment, plan: Plan, report: ReportProgress) -> AsyncGenerator[Result, None]:
     """Each result as it is known. What it makes on the server it takes away, its sessions' records and events apart."""
     note = secrets.token_hex(4)
     settings = deployment.settings
     surroundings = await asyncio.to_thread(machine)
     async with (
         _client(deployment) as client,
-        floor(
+        open_baseline(
             deployment.options,
             note=note,
             managers=deployment.managers,
@@ -54,7 +54,7 @@ async def run(deployment: Deployment, plan: Plan, tell: Tell) -> AsyncGenerator[
             records_like=subjects.bucket_stream(settings.sessions_bucket),
         ) as beside,
     ):
-        bench = Bench(deployment, plan, client, beside, note, tell)
+        bench = Bench(deployment, plan, client, beside, note, report)
         try:
             for part, measure in MEASURES.items():
                 if part in plan.parts:
@@ -87,15 +87,15 @@ async def _end_sessions(bench: Bench) -> None:
 
 def _result(found: Found, bench: Bench, surroundings: dict[str, Any]) -> Result:
     measure, deployment = found.measure, bench.deployment
-    ratio = found.ours / found.floor
+    ratio = found.ours / found.baseline
     return Result(
         measure=measure.name,
         statistic=measure.statistic,
-        says=measure.says,
+        label=measure.label,
         unit=measure.unit,
         more_is_better=measure.more_is_better,
         ours=found.ours,
-        floor=found.floor,
+        baseline=found.baseline,
         ratio=ratio,
         goal=measure.goal,
         met=measure.meets(ratio),

@@ -1,6 +1,6 @@
 """One transition at a time, called in Python, and how soon it is heard.
 
-The manager is embedded in this process and answers no commands; the floor's session is written from here as well.
+The manager is embedded in this process and answers no commands; the baseline's session is written from here as well.
 """
 
 import asyncio
@@ -33,23 +33,23 @@ Step = Callable[[int], Awaitable[object]]
 
 
 class _Steppers(NamedTuple):
-    """A session of ours and one of the floor's, whose `idle` and `active` alternate."""
+    """A session of ours and one of the baseline's, whose `idle` and `active` alternate."""
 
     session_id: str
     ours: Step
-    floor: Step
+    baseline: Step
 
 
 async def measure_transition(bench: Bench) -> Findings:
     """The time of a call."""
-    ours, floor = Samples(), Samples()
+    ours, baseline = Samples(), Samples()
     count = min(bench.plan.sessions, TRANSITIONS_MAX)
     step = bench.steps("transitions", 2 * count)
     async with _steppers(bench) as steppers:
         for block in _blocks(count):
             await drive(range(block), steppers.ours, at_once=1, into=ours, step=step)
-            await drive(range(block), steppers.floor, at_once=1, into=floor, step=step)
-    yield Found(TRANSITION, ours.percentile_ms(50), floor.percentile_ms(50), len(ours.seconds), {})
+            await drive(range(block), steppers.baseline, at_once=1, into=baseline, step=step)
+    yield Found(TRANSITION, ours.percentile_ms(50), baseline.percentile_ms(50), len(ours.seconds), {})
 
 
 async def measure_heard(bench: Bench) -> Findings:
@@ -57,27 +57,27 @@ async def measure_heard(bench: Bench) -> Findings:
     count = min(bench.plan.sessions, HEARD_MAX)
     step = bench.steps("events heard", 4 * count)
     async with _steppers(bench) as steppers:
-        for measure, our_ear, floor_ear in (
-            (SUBSCRIBER, Subscriber(bench.client, steppers.session_id), bench.floor.subscriber()),
-            (CONSUMER, Consumer(bench.client, steppers.session_id), bench.floor.consumer()),
+        for measure, our_listener, baseline_listener in (
+            (SUBSCRIBER, Subscriber(bench.client, steppers.session_id), bench.baseline.subscriber()),
+            (CONSUMER, Consumer(bench.client, steppers.session_id), bench.baseline.consumer()),
         ):
-            ours, floor = Samples(), Samples()
-            async with _open(our_ear), _open(floor_ear):
+            ours, baseline = Samples(), Samples()
+            async with _open(our_listener), _open(baseline_listener):
                 for block in _blocks(count):
-                    await _hear(steppers.ours, our_ear, block, ours, step)
-                    await _hear(steppers.floor, floor_ear, block, floor, step)
-            yield Found(measure, ours.percentile_ms(50), floor.percentile_ms(50), len(ours.seconds), {})
+                    await _hear(steppers.ours, our_listener, block, ours, step)
+                    await _hear(steppers.baseline, baseline_listener, block, baseline, step)
+            yield Found(measure, ours.percentile_ms(50), baseline.percentile_ms(50), len(ours.seconds), {})
 
 
-async def _hear(call: Step, ear: Listener, count: int, into: Samples, step: Callable[[], None]) -> None:
+async def _hear(call: Step, listener: Listener, count: int, into: Samples, step: Callable[[], None]) -> None:
     seconds = []
     begun = time.perf_counter()
     try:
         for number in range(count):
             async with asyncio.timeout(HEAR_TIMEOUT_S):
-                await ear.expect()
+                await listener.expect()
                 started = time.perf_counter()
-                _, heard_at = await asyncio.gather(call(number), ear.wait())
+                _, heard_at = await asyncio.gather(call(number), listener.wait())
             seconds.append(heard_at - started)
             step()
     except TimeoutError:
@@ -87,28 +87,28 @@ async def _hear(call: Step, ear: Listener, count: int, into: Samples, step: Call
 
 @contextlib.asynccontextmanager
 async def _steppers(bench: Bench) -> AsyncIterator[_Steppers]:
-    session_id, floor_id = new_ids(2)
-    floor = bench.floor.steps(floor_id)
-    await floor.begin()
+    session_id, baseline_id = new_ids(2)
+    baseline = bench.baseline.steps(baseline_id)
+    await baseline.begin()
     deployment = bench.deployment
     async with SessionManager.connect(deployment.options, worker=_wait, settings=deployment.settings) as manager:
         await manager.create_session(session_id=session_id, metadata={"bench": bench.note})
         calls = itertools.cycle((manager.idle_session, manager.activate_session))
-        yield _Steppers(session_id, lambda _: next(calls)(session_id), lambda _: floor.step())
+        yield _Steppers(session_id, lambda _: next(calls)(session_id), lambda _: baseline.step())
         await manager.terminate_session(session_id)
 
 
 @contextlib.asynccontextmanager
-async def _open(ear: Listener) -> AsyncIterator[None]:
-    await ear.open()
+async def _open(listener: Listener) -> AsyncIterator[None]:
+    await listener.open()
     try:
         yield
     finally:
-        await ear.close()
+        await listener.close()
 
 
 def _blocks(count: int) -> list[int]:
-    """So many in blocks, between which ours and the floor's take turns."""
+    """So many in blocks, between which ours and the baseline's take turns."""
     return [min(BLOCK, count - begun) for begun in range(0, count, BLOCK)]
 
 

@@ -21,7 +21,7 @@ def line(result: Result) -> None:
 
 
 def table(results: Sequence[Result]) -> Table:
-    """All results beside the floor and the goals."""
+    """All results beside the baseline and the goals."""
     first = results[0]
     machine = first.machine
     shown = Table(
@@ -35,14 +35,14 @@ def table(results: Sequence[Result]) -> Table:
     )
     shown.add_column("what", no_wrap=True)
     shown.add_column("unit")
-    for name in ("ours", "floor", "ratio", "goal"):
+    for name in ("ours", "baseline", "ratio", "goal"):
         shown.add_column(name, justify="right", no_wrap=True)
     for result in results:
         shown.add_row(
-            f"{result.says}, {result.statistic}",
+            f"{result.label}, {result.statistic}",
             result.unit,
             _number(result.ours),
-            _number(result.floor),
+            _number(result.baseline),
             Text(f"{result.ratio:.2f}", VERDICTS[result.met]),
             "" if result.goal is None else f"{'≥' if result.more_is_better else '≤'} {result.goal:g}",
         )

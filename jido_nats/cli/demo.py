@@ -47,30 +47,30 @@ async def agent(session: Session) -> None:
             await PROGRAM(session)
 
 
-async def run(show: Printer, binary: Path | None) -> bool:
+async def run(printer: Printer, binary: Path | None) -> bool:
     """Tell the story; whether what was replayed is what was heard."""
     async with LocalServer(binary=binary) as server:
-        show.say(f"A nats-server of its own listens on {server.url}.", "bold")
+        printer.note(f"A nats-server of its own listens on {server.url}.", "bold")
         settings = Settings(lease_s=LEASE_S)
         async with (
             Client.connect(server.url) as client,
             SessionManager.connect(server.url, worker=agent, settings=settings) as manager,
         ):
             await manager.start_serving()
-            heard = await _play(show, client)
-            show.say("\nA durable consumer replays all of it from the stream:", "bold")
+            heard = await _play(printer, client)
+            printer.note("\nA durable consumer replays all of it from the stream:", "bold")
             replayed = await _replay(client, heard)
-            kept = await _replay_output(show, client)
-            return _compare(show, heard, replayed) and kept
+            kept = await _replay_output(printer, client)
+            return _compare(printer, heard, replayed) and kept
 
 
-async def _play(show: Printer, client: Client) -> list[EventMessage]:
+async def _play(printer: Printer, client: Client) -> list[EventMessage]:
     """Run the sessions; what plain subscribers heard, in order."""
     heard: list[EventMessage] = []
 
     def on_event(message: EventMessage) -> None:
         heard.append(message)
-        show.event(message, subject=True)
+        printer.event(message, subject=True)
 
     tasks = {
         "completes": "write a haiku",
@@ -81,8 +81,8 @@ async def _play(show: Printer, client: Client) -> list[EventMessage]:
     async with contextlib.AsyncExitStack() as stack:
         for subject in (subjects.EVENTS, *(subjects.session(name) for name in tasks)):
             await stack.enter_async_context(client.listen(subject, on_event))
-        await stack.enter_async_context(client.listen_output(None, show.output))
-        show.say("A manager runs four sessions; every event as plain subscribers hear it:", "bold")
+        await stack.enter_async_context(client.listen_output(None, printer.output))
+        printer.note("A manager runs four sessions; every event as plain subscribers hear it:", "bold")
         for session_id, task in tasks.items():
             await client.create_session(session_id=session_id, metadata={"task": task})
         await client.send_message("a-program", "user", "are you there?")
@@ -101,7 +101,7 @@ async def _all_heard(heard: list[EventMessage], tasks: dict[str, str]) -> None:
     deadline = loop.time() + HEAR_TIMEOUT_S
     while not ends <= {m.subject for m in heard if getattr(m.event, "status", None) is Status.TERMINATED}:
         if loop.time() > deadline:
-            return  # the comparison will tell what is missing
+            return  # the comparison will show what is missing
         await asyncio.sleep(0.01)
 
 
@@ -115,15 +115,15 @@ async def _replay(client: Client, heard: list[EventMessage]) -> list[EventMessag
     return replayed
 
 
-async def _replay_output(show: Printer, client: Client) -> bool:
+async def _replay_output(printer: Printer, client: Client) -> bool:
     """Whether what the program said, and was told, is kept."""
     async with client.output(session_id="a-program", since="all") as output:
         kept = len([message async for message in output.stored()])
-    show.say(f"  {subjects.output('a-program')}: {kept} kept")
+    printer.note(f"  {subjects.output('a-program')}: {kept} kept")
     return kept == OUTPUTS
 
 
-def _compare(show: Printer, heard: list[EventMessage], replayed: list[EventMessage]) -> bool:
+def _compare(printer: Printer, heard: list[EventMessage], replayed: list[EventMessage]) -> bool:
     """The same messages on the same subjects, and on each subject in the same order."""
     same = True
     for subject in sorted({m.subject for m in heard + replayed}):
@@ -131,11 +131,11 @@ def _compare(show: Printer, heard: list[EventMessage], replayed: list[EventMessa
         stored = [m.data for m in replayed if m.subject == subject]
         same = same and live == stored
         verdict = "the same" if live == stored else "DIFFERENT"
-        show.say(f"  {subject}: {len(live)} heard, {len(stored)} replayed, {verdict}")
+        printer.note(f"  {subject}: {len(live)} heard, {len(stored)} replayed, {verdict}")
     kinds = Counter(type(m.event).__name__ for m in replayed)
-    show.say(f"  {', '.join(f'{number} {kind}' for kind, number in sorted(kinds.items()))}")
+    printer.note(f"  {', '.join(f'{number} {kind}' for kind, number in sorted(kinds.items()))}")
     if same:
-        show.say("What was replayed is what was heard, byte for byte.", "bold green")
+        printer.note("What was replayed is what was heard, byte for byte.", "bold green")
     else:
-        show.say("What was replayed differs from what was heard.", "bold red")
+        printer.note("What was replayed differs from what was heard.", "bold red")
     return same

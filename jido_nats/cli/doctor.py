@@ -39,11 +39,11 @@ class Level(StrEnum):
 
 
 class Finding(NamedTuple):
-    """One line of the doctor's: what was looked at, what was seen, and what to do."""
+    """One line of the report: what was looked at, what was seen, and what to do."""
 
     level: Level
     check: str
-    says: str
+    message: str
 
 
 Findings = AsyncIterator[Finding]
@@ -69,22 +69,22 @@ async def examine(options: ConnectOptions, settings: Settings, monitoring_url: s
         return
     try:
         leases = Leases(connection, settings.managers_bucket)
-        patient = CheckContext(connection, settings, monitoring_url, {}, leases, set())
+        context = CheckContext(connection, settings, monitoring_url, {}, leases, set())
         for name, check in CHECKS.items():
-            if "no jetstream" in patient.seen and name not in WITHOUT_JETSTREAM:
+            if "no jetstream" in context.seen and name not in WITHOUT_JETSTREAM:
                 continue
-            for finding in await _findings(name, check, patient):
+            for finding in await _findings(name, check, context):
                 yield finding
     finally:
         await connection.close()
 
 
-async def _findings(name: str, check: "Check", patient: CheckContext) -> list[Finding]:
+async def _findings(name: str, check: "Check", context: CheckContext) -> list[Finding]:
     """What one check finds, in a bounded time."""
     found: list[Finding] = []
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
-            found += [finding async for finding in check(patient)]
+            found += [finding async for finding in check(context)]
     except NotAllowed as error:
         found.append(Finding(Level.WARNING, name, f"not checked: {error}; examine it as the manager's user"))
     except TimeoutError:
@@ -101,19 +101,19 @@ def exit_code(levels: set[Level]) -> int:
     return 2 if Level.ERROR in levels else 1 if Level.WARNING in levels else 0
 
 
-async def _server(patient: CheckContext) -> Findings:
-    version = ".".join(map(str, patient.connection.server_version))
-    if patient.connection.server_version < topology.SERVER_VERSION_MIN:
+async def _server(context: CheckContext) -> Findings:
+    version = ".".join(map(str, context.connection.server_version))
+    if context.connection.server_version < topology.SERVER_VERSION_MIN:
         yield Finding(Level.ERROR, "server", f"nats-server {version} is too old; 2.12 or newer is needed")
     else:
-        yield Finding(Level.OK, "server", f"{patient.connection.options.safe_servers()} runs nats-server {version}")
+        yield Finding(Level.OK, "server", f"{context.connection.options.safe_servers()} runs nats-server {version}")
 
 
-async def _jetstream(patient: CheckContext) -> Findings:
+async def _jetstream(context: CheckContext) -> Findings:
     try:
-        info = await api(patient.connection, "INFO")
+        info = await api(context.connection, "INFO")
     except NoResponders:
-        patient.seen.add("no jetstream")
+        context.seen.add("no jetstream")
         yield Finding(Level.ERROR, "jetstream", "JetStream is off for this account; switch it on in the server")
         return
     used, limit = info.get("storage", 0), info.get("limits", {}).get("max_storage", -1)
@@ -123,22 +123,22 @@ async def _jetstream(patient: CheckContext) -> Findings:
         yield Finding(Level.OK, "jetstream", f"{info.get('streams', 0)} streams, {used} bytes stored")
 
 
-async def _user(patient: CheckContext) -> Findings:
+async def _user(context: CheckContext) -> Findings:
     try:
-        reply = await patient.connection.request("$SYS.REQ.USER.INFO", timeout_s=2.0)
+        reply = await context.connection.request("$SYS.REQ.USER.INFO", timeout_s=2.0)
         user = json.loads(reply.data)["data"]
     except (BrokerError, ValueError, KeyError):
         yield Finding(Level.WARNING, "user", "the server does not say who this user is; its permissions are not known")
         return
     allowed = (user.get("permissions") or {}).get("publish", {}).get("allow")
     rights = "may publish everything" if allowed is None else f"may publish on {len(allowed)} subjects"
-    level = Level.WARNING if allowed is None and patient.connection.options.user is not None else Level.OK
+    level = Level.WARNING if allowed is None and context.connection.options.user is not None else Level.OK
     yield Finding(level, "user", f"{user.get('user') or 'no user'} in account {user.get('account')}, {rights}")
 
 
-async def _clock(patient: CheckContext) -> Findings:
+async def _clock(context: CheckContext) -> Findings:
     before = datetime.now(UTC)
-    answer = await api(patient.connection, f"STREAM.INFO.{patient.settings.events_stream}")
+    answer = await api(context.connection, f"STREAM.INFO.{context.settings.events_stream}")
     after = datetime.now(UTC)
     server = timestamp(answer["ts"])
     off_s = max((before - server).total_seconds(), (server - after).total_seconds(), 0.0)
@@ -149,11 +149,11 @@ async def _clock(patient: CheckContext) -> Findings:
         yield Finding(Level.OK, "clock", "this machine's clock and the server's agree")
 
 
-async def _topology(patient: CheckContext) -> Findings:
-    for wanted in topology.stream_configs(patient.settings):
+async def _topology(context: CheckContext) -> Findings:
+    for wanted in topology.stream_configs(context.settings):
         name = wanted["name"]
         try:
-            found = (await api(patient.connection, f"STREAM.INFO.{name}"))["config"]
+            found = (await api(context.connection, f"STREAM.INFO.{name}"))["config"]
         except NotAllowed as error:
             yield Finding(Level.WARNING, "storage", f"{name} was not checked: {error}")
             continue
@@ -171,29 +171,29 @@ async def _topology(patient: CheckContext) -> Findings:
             yield Finding(Level.OK, "storage", f"{name} is as designed")
 
 
-async def _managers(patient: CheckContext) -> Findings:
-    bucket = patient.settings.managers_bucket
-    until = await last_position(patient.connection, subjects.bucket_stream(bucket), subjects.all_keys(bucket))
+async def _managers(context: CheckContext) -> Findings:
+    bucket = context.settings.managers_bucket
+    until = await last_position(context.connection, subjects.bucket_stream(bucket), subjects.all_keys(bucket))
     if until:
-        async with patient.leases.follow() as consumer:
+        async with context.leases.follow() as consumer:
             while consumer.position < until:
-                patient.leases.apply(await consumer.next())
-    patient.seen.add("leases")
-    if not patient.leases.managers:
+                context.leases.apply(await consumer.next())
+    context.seen.add("leases")
+    if not context.leases.managers:
         yield Finding(Level.WARNING, "managers", "no manager is alive; start one with 'jido-nats serve'")
-    for info in patient.leases.managers.values():
+    for info in context.leases.managers.values():
         where = f"{info.manager_id} on {info.host} (pid {info.pid}, version {info.version})"
         text = f"{where} has its lease, and had {info.sessions} sessions"
         yield Finding(
             Level.WARNING if info.full else Level.OK, "managers", text + (", it is full" if info.full else "")
         )
-    versions = {info.version for info in patient.leases.managers.values()}
+    versions = {info.version for info in context.leases.managers.values()}
     if len(versions) > 1:
         yield Finding(Level.WARNING, "managers", f"managers of several versions run: {', '.join(sorted(versions))}")
 
 
-async def _sessions(patient: CheckContext) -> Findings:
-    registry = SessionRecords(patient.connection, patient.settings.sessions_bucket, terminated_ttl_s=0)
+async def _sessions(context: CheckContext) -> Findings:
+    registry = SessionRecords(context.connection, context.settings.sessions_bucket, terminated_ttl_s=0)
     until = await registry.last_position()
     foreign: list[str] = []
     if until:
@@ -204,13 +204,13 @@ async def _sessions(patient: CheckContext) -> Findings:
                 if message.data and entry.record is None:
                     foreign.append(entry.session_id)
                 if entry.record is not None and not entry.record.sealed:
-                    patient.records[entry.session_id] = entry.record
+                    context.records[entry.session_id] = entry.record
     if foreign:
-        text = f"{len(foreign)} entries of {patient.settings.sessions_bucket} are no records ({_some(foreign)}): "
+        text = f"{len(foreign)} entries of {context.settings.sessions_bucket} are no records ({_some(foreign)}): "
         yield Finding(Level.WARNING, "sessions", text + "nobody ends them; delete what is not a session")
-    live = sum(record.status is not Status.TERMINATED for record in patient.records.values())
-    orphans = [r.session_id for r in patient.records.values() if r.owner not in patient.leases.managers]
-    if "leases" not in patient.seen:
+    live = sum(record.status is not Status.TERMINATED for record in context.records.values())
+    orphans = [r.session_id for r in context.records.values() if r.owner not in context.leases.managers]
+    if "leases" not in context.seen:
         yield Finding(Level.WARNING, "sessions", f"{live} live sessions; whether their owners live was not checked")
     elif orphans:
         text = f"{len(orphans)} sessions have no live owner ({_some(orphans)}): a manager that runs ends them"
@@ -219,11 +219,11 @@ async def _sessions(patient: CheckContext) -> Findings:
         yield Finding(Level.OK, "sessions", f"{live} live sessions, each with a live owner")
 
 
-async def _unpublished(patient: CheckContext) -> Findings:
+async def _unpublished(context: CheckContext) -> Findings:
     """A version is all stored when its copy on the session's own subject is; version 1 has none."""
     now = datetime.now(UTC)
-    open_since = [r for r in patient.records.values() if r.version > 1 and _age_s(r, now) > SETTLED_AFTER_S]
-    last = await _last_ids(patient)
+    open_since = [r for r in context.records.values() if r.version > 1 and _age_s(r, now) > SETTLED_AFTER_S]
+    last = await _last_ids(context)
     behind = [r.session_id for r in open_since if last.get(r.session_id) != subjects.last_message_id(r)]
     if behind:
         text = (
@@ -234,11 +234,11 @@ async def _unpublished(patient: CheckContext) -> Findings:
         yield Finding(Level.OK, "events", "every committed event is published")
 
 
-async def _durability(patient: CheckContext) -> Findings:
-    if patient.settings.replicas > 1:
-        yield Finding(Level.OK, "durability", f"{patient.settings.replicas} replicas: one machine may be lost")
+async def _durability(context: CheckContext) -> Findings:
+    if context.settings.replicas > 1:
+        yield Finding(Level.OK, "durability", f"{context.settings.replicas} replicas: one machine may be lost")
         return
-    always = _sync_always(patient.monitoring_url)
+    always = _sync_always(context.monitoring_url)
     if always:
         yield Finding(
             Level.OK, "durability", "one replica, sync_interval always: what was answered survives a power cut"
@@ -269,13 +269,13 @@ CHECKS: Final[dict[str, Check]] = {
 WITHOUT_JETSTREAM: Final = frozenset({"server", "jetstream", "user"})
 
 
-async def _last_ids(patient: CheckContext) -> dict[str, str]:
+async def _last_ids(context: CheckContext) -> dict[str, str]:
     """The `Nats-Msg-Id` of the last message on each session's own subject."""
-    stream = patient.settings.events_stream
-    until = await last_position(patient.connection, stream, subjects.ALL_SESSIONS)
+    stream = context.settings.events_stream
+    until = await last_position(context.connection, stream, subjects.ALL_SESSIONS)
     found: dict[str, str] = {}
     consumer = OrderedConsumer(
-        patient.connection, stream, [subjects.ALL_SESSIONS], Start("last_per_subject"), headers_only=True
+        context.connection, stream, [subjects.ALL_SESSIONS], Start("last_per_subject"), headers_only=True
     )
     if not until:
         return found

@@ -19,13 +19,14 @@ from jido_nats.core.settings import Settings
 from jido_nats.errors import ConfigurationError
 
 DEFAULT_SERVER: Final = "nats://127.0.0.1:4222"
+PORT: Final = click.IntRange(0, 65535)
 
 
 class Common(NamedTuple):
     """The options that every command about a server has."""
 
     connection: ConnectOptions
-    show: Printer
+    printer: Printer
 
 
 def common_options(
@@ -88,6 +89,12 @@ def connect_options(
 
 
 IDENTITY: Final[dict[str, Any]] = dict.fromkeys(("user", "password", "token", "nkey_seed_file", "credentials_file"))
+
+
+def config_option(command: Callable[..., None]) -> Callable[..., None]:
+    """The file of settings, as the argument `config_file`: what `load_settings` reads."""
+    path = click.Path(path_type=Path, dir_okay=False)
+    return click.option("--config", "config_file", type=path, help="Settings, as TOML.")(command)
 
 
 def load_settings(file: Path | None, **overrides: Any) -> Settings:

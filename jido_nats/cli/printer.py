@@ -81,13 +81,13 @@ class Printer:
             data = msgspec.Raw(message.data) if message.data.startswith(b"{") else message.output
             _print_json({"sequence": message.sequence, "subject": message.subject, "output": data})
             return
-        said = message.output
+        output = message.output
         line = Text(f"{message.sequence:>6} ", "dim") if message.sequence else Text()
-        line.append(f"{_clock(said.created_at)}", "dim").append(f" {_brief(said.session_id)} ")
-        if isinstance(said, ConversationAdded):
-            line.append(f"{printable(said.role)}: ", "bold").append(_text(said.content))
+        line.append(f"{_clock(output.created_at)}", "dim").append(f" {_brief(output.session_id)} ")
+        if isinstance(output, ConversationAdded):
+            line.append(f"{printable(output.role)}: ", "bold").append(_text(output.content))
         else:
-            line.append(f"{printable(said.name)} ", "cyan").append(_text(said.data))
+            line.append(f"{printable(output.name)} ", "cyan").append(_text(output.data))
         self.console.print(line)
 
     def sent(self, reply: SendReply) -> None:
@@ -124,13 +124,13 @@ class Printer:
                 else:
                     self.console.print(Text(f"{position:>6} ", "dim") + event_text(event))
 
-    def finding(self, level: str, check: str, says: str) -> None:
+    def finding(self, level: str, check: str, message: str) -> None:
         """One line of the doctor's."""
         if self.as_json:
-            _print_json({"level": level, "check": check, "says": says})
+            _print_json({"level": level, "check": check, "says": message})
         else:
             self.console.print(
-                Text.assemble((f"{level:<8}", LEVEL_STYLES[level]), (f"{check:<11}", "bold"), printable(says))
+                Text.assemble((f"{level:<8}", LEVEL_STYLES[level]), (f"{check:<11}", "bold"), printable(message))
             )
 
     def violation(self, finding: Finding) -> None:
@@ -142,7 +142,7 @@ class Printer:
         else:
             self.console.print(Text(printable(str(finding))))
 
-    def say(self, text: str, style: str = "") -> None:
+    def note(self, text: str, style: str = "") -> None:
         """A sentence for people; not printed among JSON."""
         if not self.as_json:
             self.console.print(text, style=style)

@@ -88,7 +88,7 @@ class AccessControl:
         request, entering = Request(scope), False
         refused = self._refused_host(request)
         if refused is None and self._token is not None and not _is_public(request):
-            entering = self._is_token(_given(request))
+            entering = self._is_token(_token_of_link(request))
             refused = None if entering or self._has_token(request) else _no_token(request)
         if refused is None and request.method not in SAFE_METHODS:
             refused = _refused_change(request)
@@ -123,7 +123,7 @@ class AccessControl:
         return given is not None and hmac.compare_digest(given.encode(), (self._token or "").encode())
 
     def _cookie_value(self) -> str:
-        """Proves the token without telling it."""
+        """Proves the token without revealing it."""
         return hmac.new((self._token or "").encode(), b"jido_nats dashboard", hashlib.sha256).hexdigest()
 
     def _set_cookie(self) -> str:
@@ -142,7 +142,7 @@ def _is_public(request: Request) -> bool:
     return request.url.path in ("/static/style.css", "/static/icon.svg")
 
 
-def _given(request: Request) -> str | None:
+def _token_of_link(request: Request) -> str | None:
     """The token of a link, which opens the page and nothing else."""
     if request.method not in SAFE_METHODS or request.url.path != "/":
         return None

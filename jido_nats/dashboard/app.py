@@ -18,9 +18,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from jido_nats.client.client import Client
 from jido_nats.core import codec, commands, subjects
 from jido_nats.dashboard.access import AccessControl, refusal
-from jido_nats.dashboard.event_feed import Feed
-from jido_nats.dashboard.output_feed import said_in
-from jido_nats.dashboard.session_page import life_of
+from jido_nats.dashboard.event_feed import EventFeed
+from jido_nats.dashboard.output_feed import stream_output
+from jido_nats.dashboard.session_page import describe_session
 from jido_nats.dashboard.state import DashboardState
 from jido_nats.errors import BadRequest, CommandError, JidoError, NotAllowed, NotFound, TooLarge, Unavailable
 
@@ -37,28 +37,28 @@ STATIC_TYPES: Final = {
 
 log = logging.getLogger(__name__)
 
-Answer = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 def build(pages: "Pages", *, host: str, port: int, token: str | None) -> ASGIApp:
     """The ASGI application; `host` and `port` are where it listens."""
-    app = Starlette(routes=[Route(path, _answering(answer), methods=[m]) for m, path, answer in pages.routes()])
+    app = Starlette(routes=[Route(path, _with_errors(handler), methods=[m]) for m, path, handler in pages.routes()])
     return AccessControl(app, host=host, port=port, token=token)
 
 
 class Pages:
     """What is answered to each request; set `closing` to end every stream."""
 
-    def __init__(self, client: Client, board: DashboardState, feed: Feed, *, read_only: bool) -> None:
+    def __init__(self, client: Client, state: DashboardState, feed: EventFeed, *, read_only: bool) -> None:
         self.closing = asyncio.Event()
         self._client = client
-        self._board = board
+        self._state = state
         self._feed = feed
         self._read_only = read_only
         self._static = _static_files()
 
-    def routes(self) -> list[tuple[str, str, Answer]]:
-        """(method, path, what answers)."""
+    def routes(self) -> list[tuple[str, str, Handler]]:
+        """(method, path, handler)."""
         return [
             ("GET", "/", self.page),
             ("GET", "/static/{name}", self.static),
@@ -79,23 +79,23 @@ class Pages:
         return self._file(request.path_params["name"], request)
 
     async def sessions(self, request: Request) -> Response:
-        """All sessions, in short, and the position behind which `/api/stream` goes on."""
+        """All sessions, in short, and the position after which `/api/stream` goes on."""
         if not await self._feed.loaded(LOAD_TIMEOUT_S):
             raise Unavailable(self._feed.problem or "NATS has not yet said which sessions there are")
-        return _json({**self._board.snapshot(), "read_only": self._read_only})
+        return _json({**self._state.snapshot(), "read_only": self._read_only})
 
     async def session(self, request: Request) -> Response:
         """One session in full: its record while there is one, and every event that the stream has of it."""
         session_id = _session_id(request)
         await self._feed.loaded(LOAD_TIMEOUT_S)
-        return _json(await life_of(self._client, self._board, session_id))
+        return _json(await describe_session(self._client, self._state, session_id))
 
     async def output(self, request: Request) -> Response:
         """What a session's worker says, from the first that is kept on, then as it comes."""
-        return EventSource(said_in(self._client, _session_id(request), _position(request)), self.closing)
+        return EventSource(stream_output(self._client, _session_id(request), _position(request)), self.closing)
 
     async def stream(self, request: Request) -> Response:
-        """Every event behind a position, as it comes."""
+        """Every event after a position, as it comes."""
         position = _position(request)
         if position is None:
             raise BadRequest("say where to begin: ?after=<the position of /api/sessions>")
@@ -103,7 +103,7 @@ class Pages:
 
     async def create(self, request: Request) -> Response:
         """Create a session; answers with its record."""
-        asked = await self._asked(request, commands.CreateRequest)
+        asked = await self._body(request, commands.CreateRequest)
         created = await self._client.create_session(**msgspec.structs.asdict(asked))
         return _json(created, 201)
 
@@ -112,22 +112,22 @@ class Pages:
         session_id, verb = _session_id(request), request.path_params["verb"]
         match verb:
             case "idle":
-                await self._asked(request, commands.Empty)
+                await self._body(request, commands.Empty)
                 return _json(await self._client.idle_session(session_id))
             case "activate":
-                await self._asked(request, commands.Empty)
+                await self._body(request, commands.Empty)
                 return _json(await self._client.activate_session(session_id))
             case "terminate":
-                ending = await self._asked(request, commands.TerminateRequest)
+                ending = await self._body(request, commands.TerminateRequest)
                 return _json(await self._client.terminate_session(session_id, detail=ending.detail))
             case "send":
-                sent = await self._asked(request, commands.SendRequest)
+                sent = await self._body(request, commands.SendRequest)
                 return _json(
                     await self._client.send_message(session_id, sent.role, sent.content, message_id=sent.message_id)
                 )
         raise NotFound("there is no such command")
 
-    async def _asked(self, request: Request, kind: "type[codec.T]") -> "codec.T":
+    async def _body(self, request: Request, kind: "type[codec.T]") -> "codec.T":
         if self._read_only:
             raise ReadOnly("this dashboard is read-only")
         body = b""
@@ -169,7 +169,7 @@ class EventSource(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        tasks = [asyncio.create_task(wait) for wait in (self._send(send), _left(receive), self._closed())]
+        tasks = [asyncio.create_task(wait) for wait in (self._send(send), _disconnected(receive), self._closed())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -199,12 +199,12 @@ class EventSource(Response):
         await self._closing.wait()
 
 
-def _answering(answer: Answer) -> Answer:
+def _with_errors(handler: Handler) -> Handler:
     """The same, with errors answered as the API's are."""
 
     async def answered(request: Request) -> Response:
         try:
-            return await answer(request)
+            return await handler(request)
         except CommandError as error:
             return refusal(error.status, error.code, str(error), error.session_id)
         except NotAllowed as error:
@@ -218,7 +218,7 @@ def _answering(answer: Answer) -> Answer:
     return answered
 
 
-async def _left(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 

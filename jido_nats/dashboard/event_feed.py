@@ -1,9 +1,9 @@
-"""NATS into the board, and the board out to browsers: one follower for all of them.
+"""From NATS into the state, and from the state to browsers: one follower for all of them.
 
-A browser's stream is a position, nothing more: it reads the events behind it from the board. What the board no
-longer has is read from the event stream; where that has forgotten it too, or it is too much, the browser is told
-to take a new snapshot. So nothing is kept for a slow browser: one that falls so far behind while it is connected
-is let go, and comes back with the last id that it has seen.
+A browser's stream is a position, nothing more: it reads the events after it from the state. What the state no longer
+has is read from the event stream; if that has dropped it too, or it is too much, the browser is sent a `reset` and
+takes a new snapshot. So nothing is kept for a slow browser: the stream of one that falls so far behind while it is
+connected ends, and it comes back with the last id that it has seen.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ TICKS_PER_MANAGERS: Final = 4
 BEAT_S: Final = 5.0
 # Events that come together go together: at most so many writes a second to each browser.
 PACE_S: Final = 0.05
-# Sequences that a browser may be behind; for more of them a snapshot is quicker.
+# Sequences that a browser may lag; for more of them a snapshot is quicker.
 REPLAY_MAX: Final = 100_000
 REPLAY_CHUNK: Final = 1000
 REPLAY_TIMEOUT_S: Final = 5.0
@@ -37,27 +37,27 @@ RESET: Final = message("reset", {})
 log = logging.getLogger(__name__)
 
 
-class Feed:
-    """Follows NATS with one client into the board; an async context manager, with a `stream` for each browser."""
+class EventFeed:
+    """Follows NATS with one client into the state; an async context manager, with a `stream` for each browser."""
 
-    def __init__(self, client: Client, board: DashboardState, *, beat_s: float = BEAT_S) -> None:
+    def __init__(self, client: Client, state: DashboardState, *, beat_s: float = BEAT_S) -> None:
         self._client = client
-        self._board = board
+        self._state = state
         self._beat_s = beat_s
         self._problems: dict[str, str | None] = {"sessions": None, "managers": None}
-        self._state: dict[str, Any] = {}
+        self._health: dict[str, Any] = {}
         self._managers_changed = False
         self._counted = False
         self._hurried = False
-        self._news: dict[str, bytes] = {}
+        self._announcements: dict[str, bytes] = {}
         self._wakes: set[asyncio.Event] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        self._tell_state()
+        self._announce_health()
         for name, work in {"sessions": self._follow_sessions, "managers": self._follow_managers}.items():
             self._tasks.append(asyncio.create_task(self._keep(name, work), name=f"dashboard: {name}"))
-        self._tasks.append(asyncio.create_task(self._keep_state(), name="dashboard: state"))
+        self._tasks.append(asyncio.create_task(self._announce_changes(), name="dashboard: state"))
         return self
 
     async def __aexit__(
@@ -74,48 +74,56 @@ class Feed:
         """Whether there is a snapshot; waits for it and for the rates before it, or for a problem, so long."""
         with contextlib.suppress(TimeoutError), self._waking() as wake:
             async with asyncio.timeout(within_s):
-                while not (self._board.loaded and self._counted) and self.problem is None:
+                while not (self._state.loaded and self._counted) and self.problem is None:
                     await wake.wait()
                     wake.clear()
-        self._hurried = self._hurried or (self._board.loaded and not self._counted)
-        return self._board.loaded
+        self._hurried = self._hurried or (self._state.loaded and not self._counted)
+        return self._state.loaded
 
     async def stream(self, position: int) -> AsyncGenerator[bytes, None]:
-        """Every event behind `position`, once, in order, as Server-Sent Events; the state and its changes between."""
-        board, told, generation, following = self._board, dict[str, bytes](), 0, False
+        """Every event after `position`, once, in order, as Server-Sent Events; the health and its changes between."""
+        reader = _Reader(position)
         yield RECONNECT
         with self._waking() as wake:
             while True:
-                for name, news in list(self._news.items()):
-                    if told.get(name) is not news:
-                        told[name] = news
-                        yield news
-                if not board.loaded:
+                for announcement in reader.new_of(self._announcements):
+                    yield announcement
+                if not self._state.loaded:
                     yield await self._idle(wake)
                     continue
-                if generation not in (0, board.generation):
+                try:
+                    chunk = await self._next_chunk(reader)
+                except PositionTooOld:
                     yield RESET
                     return
-                generation = board.generation
-                chunk = board.behind(position)
-                if chunk is None and following:
+                if chunk is None:
                     return  # it reads too slowly: it comes back with its last id
-                if chunk is None or (position > board.position and not following):
-                    try:
-                        chunk = await self._replay(position)
-                    except PositionTooOld:
-                        yield RESET
-                        return
-                else:
-                    following = True
-                position = chunk.position
                 yield chunk.data or await self._idle(wake)
                 if chunk.data:
                     await asyncio.sleep(PACE_S)
 
+    async def _next_chunk(self, reader: "_Reader") -> Chunk | None:
+        """Some of the events after the reader's position, which moves; None if it reads too slowly.
+
+        `PositionTooOld`: only a new snapshot helps.
+        """
+        state = self._state
+        if reader.generation not in (0, state.generation):
+            raise PositionTooOld(reader.position, None, None)
+        reader.generation = state.generation
+        chunk = state.after(reader.position)
+        if chunk is None and reader.following:
+            return None
+        if chunk is None or (reader.position > state.position and not reader.following):
+            chunk = await self._replay(reader.position)
+        else:
+            reader.following = True
+        reader.position = chunk.position
+        return chunk
+
     async def _replay(self, position: int) -> Chunk:
-        """Some of the events behind `position`, from the stream; `PositionTooOld` where it cannot give them (soon)."""
-        reached = self._board.position
+        """Some of the events after `position`, from the stream; `PositionTooOld` if it cannot give them (soon)."""
+        reached = self._state.position
         data: list[bytes] = []
         if reached - position > REPLAY_MAX:
             raise PositionTooOld(position, None, None)
@@ -126,7 +134,7 @@ class Feed:
             ):
                 async for stored in events.stored():
                     position = stored.sequence
-                    record = self._board.sessions.get(stored.event.session_id)
+                    record = self._state.sessions.get(stored.event.session_id)
                     data.append(change_message(position, stored.event, record.owner if record is not None else ""))
                     if len(data) == REPLAY_CHUNK:
                         break
@@ -135,7 +143,7 @@ class Feed:
         return Chunk(b"".join(data), position)
 
     async def _idle(self, wake: asyncio.Event) -> bytes:
-        """Wait for something new; a sign of life where nothing came in time."""
+        """Wait for something new; a sign of life if nothing came in time."""
         try:
             async with asyncio.timeout(self._beat_s):
                 await wake.wait()
@@ -170,32 +178,32 @@ class Feed:
             await asyncio.sleep(RETRY_S)
 
     async def _follow_sessions(self) -> None:
-        board = self._board
+        state = self._state
         async with contextlib.AsyncExitStack() as tasks:
-            if not board.loaded:
-                board.restart(*await self._snapshot())
+            if not state.loaded:
+                state.restart(*await self._snapshot())
                 self._problems["sessions"] = None
-                counting = asyncio.create_task(self._count_before(board.position), name="dashboard: rates")
+                counting = asyncio.create_task(self._count_before(state.position), name="dashboard: rates")
                 tasks.push_async_callback(_end, [counting])
                 self._wake()
             try:
-                async with self._client.watch_sessions(cursor=board.position) as watched:
+                async with self._client.watch_sessions(cursor=state.position) as watched:
                     self._problems["sessions"] = None
                     async for change in watched:
                         assert isinstance(change, SessionChanged)
-                        board.apply(change)
+                        state.apply(change)
                         self._wake()
             except PositionTooOld:
-                board.loaded = False
+                state.loaded = False
 
     async def _snapshot(self) -> tuple[list[SessionRecord], int]:
         records: list[SessionRecord] = []
         async with self._client.watch_sessions(include_terminated=True) as watched:
-            async for told in watched:
-                if isinstance(told, WatchedSession):
-                    records.append(told.record)
-                elif isinstance(told, SnapshotComplete):
-                    return records, told.position
+            async for found in watched:
+                if isinstance(found, WatchedSession):
+                    records.append(found.record)
+                elif isinstance(found, SnapshotComplete):
+                    return records, found.position
         raise AssertionError("a watch does not end by itself")
 
     async def _count_before(self, position: int) -> None:
@@ -206,48 +214,65 @@ class Feed:
                 async for event, sequence, _, _ in events.stored():
                     if sequence > position:
                         break
-                    self._board.rates.count(event)
+                    self._state.rates.count(event)
         finally:
             self._counted = True
         if self._hurried:  # somebody has half of it
-            self._board.generation += 1
+            self._state.generation += 1
         self._wake()
 
     async def _follow_managers(self) -> None:
-        self._board.managers.clear()
+        self._state.managers.clear()
         self._managers_changed = True
         async with self._client.watch_managers() as watched:
             self._problems["managers"] = None
             async for manager_id, lease in watched:
                 if lease is None:
-                    self._board.managers.pop(manager_id, None)
+                    self._state.managers.pop(manager_id, None)
                 else:
-                    self._board.managers[manager_id] = lease
+                    self._state.managers[manager_id] = lease
                 self._managers_changed = True
 
-    async def _keep_state(self) -> None:
+    async def _announce_changes(self) -> None:
         for tick in itertools.count():
-            self._tell_state()
+            self._announce_health()
             if self._managers_changed and tick % TICKS_PER_MANAGERS == 0:
                 self._managers_changed = False
-                self._tell("managers", self._board.manager_rows())
+                self._announce("managers", self._state.manager_rows())
             await asyncio.sleep(TICK_S)
 
-    def _tell_state(self) -> None:
-        state = {
+    def _announce_health(self) -> None:
+        health = {
             "connected": self._client.connected,
-            "loaded": self._board.loaded,
+            "loaded": self._state.loaded,
             "problem": self._problems["sessions"],
             "managers_problem": self._problems["managers"],
         }
-        if state != self._state:
-            self._state = state
-            self._tell("state", state)
+        if health != self._health:
+            self._health = health
+            self._announce("state", health)
 
-    def _tell(self, name: str, data: object) -> None:
-        """Tell every stream, those that are opened later too: the last of each name counts."""
-        self._news[name] = message(name, data)
+    def _announce(self, name: str, data: object) -> None:
+        """Send it on every stream, those that are opened later too: the last of each name counts."""
+        self._announcements[name] = message(name, data)
         self._wake()
+
+
+class _Reader:
+    """How far one browser has read, and which announcements it has had."""
+
+    def __init__(self, position: int) -> None:
+        self.position = position
+        self.generation = 0  # of the state; 0 until the first chunk
+        self.following = False
+        self._announced: dict[str, bytes] = {}
+
+    def new_of(self, announcements: dict[str, bytes]) -> Iterator[bytes]:
+        """Those that are not the last of their name that it has had."""
+        for name, announcement in list(announcements.items()):
+            if self._announced.get(name) is not announcement:
+                self._announced[name] = announcement
+                yield announcement
 
 
 async def _end(tasks: "list[asyncio.Task[None]]") -> None:

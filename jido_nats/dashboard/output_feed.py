@@ -14,14 +14,14 @@ from jido_nats.errors import JidoError, PositionTooOld
 WAITING_MAX: Final = 1000
 
 
-async def said_in(client: Client, session_id: str, position: int | None) -> AsyncGenerator[bytes, None]:
-    """Everything kept behind `position` (None: from the first on), then as it comes; ephemeral output live only."""
+async def stream_output(client: Client, session_id: str, position: int | None) -> AsyncGenerator[bytes, None]:
+    """Everything kept after `position` (None: from the first on), then as it comes; ephemeral output live only."""
     waiting: asyncio.Queue[bytes] = asyncio.Queue(WAITING_MAX)
 
-    def on_output(heard: OutputMessage) -> None:
-        if getattr(heard.output, "ephemeral", False):
-            with contextlib.suppress(asyncio.QueueFull):  # it may be missed, by whoever is slow
-                waiting.put_nowait(message("output", heard.output))
+    def on_output(received: OutputMessage) -> None:
+        if getattr(received.output, "ephemeral", False):
+            with contextlib.suppress(asyncio.QueueFull):  # a slow reader may miss it
+                waiting.put_nowait(message("output", received.output))
 
     yield RECONNECT
     async with client.listen_output(session_id, on_output):
@@ -35,7 +35,7 @@ async def said_in(client: Client, session_id: str, position: int | None) -> Asyn
 
 
 async def _read(client: Client, session_id: str, position: int | None, waiting: "asyncio.Queue[bytes]") -> None:
-    """Put in what is kept; what cannot be read is told as a `problem`."""
+    """Put in what is kept; what cannot be read is sent as a `problem`."""
     since: str | int = "all" if position is None else position + 1
     try:
         async with client.output(session_id=session_id, since=since) as outputs:

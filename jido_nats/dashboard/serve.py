@@ -12,7 +12,7 @@ from jido_nats.broker.options import ConnectOptions
 from jido_nats.client.client import Client
 from jido_nats.dashboard.access import check_reach
 from jido_nats.dashboard.app import Pages, build
-from jido_nats.dashboard.event_feed import BEAT_S, Feed
+from jido_nats.dashboard.event_feed import BEAT_S, EventFeed
 from jido_nats.dashboard.state import EVENTS_MAX, DashboardState
 from jido_nats.errors import ConfigurationError
 
@@ -41,9 +41,9 @@ async def dashboard(
     with _listening(host, port) as listener:
         port = listener.getsockname()[1]
         async with Client.connect(connection) as client:
-            board = DashboardState(events_max=events_max)
-            async with Feed(client, board, beat_s=beat_s) as feed:
-                pages = Pages(client, board, feed, read_only=read_only)
+            state = DashboardState(events_max=events_max)
+            async with EventFeed(client, state, beat_s=beat_s) as feed:
+                pages = Pages(client, state, feed, read_only=read_only)
                 app = build(pages, host=host, port=port, token=token)
                 async with _serving(_Server(_config(app)), listener):
                     try:

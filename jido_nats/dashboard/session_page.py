@@ -10,9 +10,9 @@ from jido_nats.dashboard.state import DashboardState
 from jido_nats.errors import NotFound, Unavailable
 
 
-async def life_of(client: Client, board: DashboardState, session_id: str) -> dict[str, Any]:
+async def describe_session(client: Client, state: DashboardState, session_id: str) -> dict[str, Any]:
     """`{"record"?, "history"}`, also without a manager; `NotFound` where there is neither."""
-    record = board.sessions.get(session_id) or await _record(client, session_id)
+    record = state.sessions.get(session_id) or await _record(client, session_id)
     history = await _history(client, session_id)
     if record is None and not history:
         raise NotFound(

@@ -1,6 +1,6 @@
 """What the dashboard knows, in memory: sessions, managers, rates, and the last events as they are sent.
 
-Nothing here awaits. `Feed` writes it from NATS; requests and streams read it.
+Nothing here awaits. `EventFeed` writes it from NATS; requests and streams read it.
 """
 
 from collections import deque
@@ -34,14 +34,14 @@ class Chunk(NamedTuple):
 
 
 class DashboardState:
-    """The sessions as of `position` in the event stream, and the events behind `floor` ready to be sent."""
+    """The sessions as of `position` in the event stream, and the events after `events_after` ready to be sent."""
 
     def __init__(self, *, events_max: int = EVENTS_MAX) -> None:
         self._events_max = events_max
         self.loaded = False
         self.generation = 0
         self.position = 0
-        self.floor = 0
+        self.events_after = 0
         self.sessions: dict[str, SessionRecord] = {}
         self.managers: dict[str, ManagerLease] = {}
         self.rates = Rates()
@@ -49,10 +49,10 @@ class DashboardState:
         self._events: deque[tuple[int, bytes]] = deque()
 
     def restart(self, records: Iterable[SessionRecord], position: int) -> None:
-        """Begin anew with a snapshot; who follows is told to take one too."""
+        """Start again from a snapshot; every stream that is open is sent a `reset`."""
         self.generation += 1
         self.loaded = True
-        self.position = self.floor = position
+        self.position = self.events_after = position
         self.sessions = {record.session_id: record for record in records}
         ended = [record for record in self.sessions.values() if record.status is Status.TERMINATED]
         self._ended = deque(record.session_id for record in sorted(ended, key=lambda record: record.updated_at))
@@ -72,11 +72,11 @@ class DashboardState:
         self.rates.count(event)
         self._events.append((change.position, change_message(change.position, event, record.owner)))
         if len(self._events) > self._events_max:
-            self.floor = self._events.popleft()[0]
+            self.events_after = self._events.popleft()[0]
 
-    def behind(self, position: int) -> Chunk | None:
-        """The events behind `position`, some of them where they are many; None where they are no longer here."""
-        if position < self.floor:
+    def after(self, position: int) -> Chunk | None:
+        """The events after `position`, some of them if they are many; None if they are no longer here."""
+        if position < self.events_after:
             return None
         wanted: list[tuple[int, bytes]] = []
         for sequence, data in reversed(self._events):
@@ -92,7 +92,7 @@ class DashboardState:
         return Chunk(b"".join(taken), position)
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything that the page starts with; following goes on behind `position`."""
+        """Everything that the page starts with; following goes on after `position`."""
         return {
             "generation": self.generation,
             "position": self.position,

@@ -16,7 +16,7 @@ from jido_nats import Client, Settings
 from jido_nats.bench.deployment import SYNC_INTERVALS, Deployment, local
 from jido_nats.bench.plan import CONCURRENCY, SESSIONS, Part, Plan, Result
 from jido_nats.bench.run import run
-from jido_nats.cli import bench_table as ui
+from jido_nats.cli import bench_table
 from jido_nats.cli.progress import progress
 from tests.tools import audit
 
@@ -29,8 +29,8 @@ async def audited(
 ) -> tuple[list[Result], list[audit.Violation]]:
     """What a bench on a server of its own found, and what the auditor did."""
     async with local(Settings(lease_s=lease_s), None, managers=managers, sync=sync) as deployment:
-        with progress() as tell:
-            results = [result async for result in run(deployment, plan, tell)]
+        with progress() as report_progress:
+            results = [result async for result in run(deployment, plan, report_progress)]
         return results, await violations(deployment)
 
 
@@ -73,9 +73,9 @@ def main() -> int:
     )
     if arguments.json:
         for result in results:
-            ui.line(result)
+            bench_table.line(result)
     else:
-        Console().print(ui.table(results))
+        Console().print(bench_table.table(results))
     return report(found)
 
 

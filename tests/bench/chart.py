@@ -22,7 +22,7 @@ from tests.bench.svg import Line, Panel, chart
 FOLDER = Path(__file__).parent.parent.parent / "deploy" / "bench"
 SESSIONS_MIN, SESSIONS_MAX, SESSIONS_EACH = 400, 4000, 40
 LOOKS = {"default": "a", "always": "b"}
-LEGEND = [("a", "sync default"), ("a floor", "its floor"), ("b", "sync always"), ("b floor", "its floor")]
+LEGEND = [("a", "sync default"), ("a baseline", "its baseline"), ("b", "sync always"), ("b baseline", "its baseline")]
 
 
 async def collect(concurrencies: list[int], sessions_each: int) -> list[dict[str, Any]]:
@@ -50,7 +50,7 @@ def draw(rows: list[dict[str, Any]]) -> str:
     machine = rows[0]["machine"]
     note = (
         f"jido-nats {rows[0]['jido_nats']}, nats-server {rows[0]['server_version']}, one manager and the server on "
-        f"{machine['cores']} cores of {machine['cpu']}. The floor: the same writes in bare nats-py."
+        f"{machine['cores']} cores of {machine['cpu']}. The baseline: the same writes in bare nats-py."
     )
     return chart("Sessions created, against the creates that wait at once", note, "creates at once", LEGEND, panels)
 
@@ -59,14 +59,14 @@ def _lines(rows: list[dict[str, Any]], statistic: str) -> list[Line]:
     lines = []
     for sync, look in LOOKS.items():
         chosen = [row for row in rows if (row["sync_interval"], row["statistic"]) == (sync, statistic)]
-        for which, more in (("ours", ""), ("floor", " floor")):
+        for which, more in (("ours", ""), ("baseline", " baseline")):
             lines.append(Line([(row["concurrency"], row[which]) for row in chosen], look + more))
     return lines
 
 
 def _line(results: list[Result]) -> str:
     rate = next(result for result in results if (result.measure, result.statistic) == ("create", "rate"))
-    return f"{rate.sync_interval} {rate.concurrency}: {rate.ours:,.0f}/s, floor {rate.floor:,.0f}/s"
+    return f"{rate.sync_interval} {rate.concurrency}: {rate.ours:,.0f}/s, baseline {rate.baseline:,.0f}/s"
 
 
 def main() -> None:

@@ -74,7 +74,7 @@ async def compare(sync: str, sessions: int, concurrency: int, faststream: Path |
         raise RuntimeError(f"the auditor found {len(violations)} violations, such as {violations[0]}")
     ours = {result.statistic: result for result in results if result.measure == "create"}
     rate, p50, p99 = (ours[name] for name in ("rate", "p50", "p99"))
-    rows.append(Row("the floor of jido_nats", rate.floor, p50.floor, p99.floor, "no recovery, no checks"))
+    rows.append(Row("the baseline of jido_nats", rate.baseline, p50.baseline, p99.baseline, "no recovery, no checks"))
     rows.append(Row("jido_nats", rate.ours, p50.ours, p99.ours, OURS))
     return rows
 

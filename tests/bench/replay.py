@@ -20,7 +20,7 @@ from rich.table import Table
 
 from jido_nats import Client, ConnectOptions, LocalServer, SessionStatus, Settings, Status
 from jido_nats.bench.baseline.connect import connect
-from jido_nats.bench.baseline.reader import FloorReader
+from jido_nats.bench.baseline.reader import BaselineReader
 from jido_nats.bench.deployment import SYNC_INTERVALS
 from jido_nats.broker.connection import Connection
 from jido_nats.core import codec, subjects
@@ -68,10 +68,10 @@ async def read_ours(url: str, events: int) -> int:
     return seen
 
 
-async def read_floor(url: str, events: int) -> int:
-    """How many messages the floor fetches."""
+async def read_baseline(url: str, events: int) -> int:
+    """How many messages the baseline fetches."""
     client = await connect(ConnectOptions(servers=(url,)))
-    reader = FloorReader(client, subjects.EVENTS_STREAM, subjects.EVENTS)
+    reader = BaselineReader(client, subjects.EVENTS_STREAM, subjects.EVENTS)
     await reader.open(everything=True)
     await reader.expect(events)
     await reader.wait()
@@ -80,7 +80,7 @@ async def read_floor(url: str, events: int) -> int:
     return events
 
 
-READERS = {"ours": read_ours, "floor": read_floor}
+READERS = {"ours": read_ours, "baseline": read_baseline}
 
 
 def peak_bytes() -> int:

@@ -151,12 +151,12 @@ async def _next(lines: asyncio.StreamReader, timeout_s: float) -> dict[str, Any]
         line = await lines.readline()
     if not line:
         raise JidoError("the manager ended; what it said stands above")
-    told: dict[str, Any] = json.loads(line)
-    return told
+    message: dict[str, Any] = json.loads(line)
+    return message
 
 
 async def two_against_one(sync: str, sessions: int) -> dict[str, Any]:
-    """Two managers' throughput as a multiple of one's; the floor with two responders says what the machine has."""
+    """Two managers' throughput as a multiple of one's; the baseline with two responders says what the machine has."""
     rates = []
     for managers in (1, 2):
         plan = Plan(sessions, 128, frozenset({Part.COMMANDS}))
@@ -169,9 +169,9 @@ async def two_against_one(sync: str, sessions: int) -> dict[str, Any]:
         "one_per_s": one.ours,
         "two_per_s": two.ours,
         "times": two.ours / one.ours,
-        "floor_one_per_s": one.floor,
-        "floor_two_per_s": two.floor,
-        "floor_times": two.floor / one.floor,
+        "baseline_one_per_s": one.baseline,
+        "baseline_two_per_s": two.baseline,
+        "baseline_times": two.baseline / one.baseline,
         "cores": one.machine["cores"],
     }
 
@@ -182,8 +182,8 @@ def show(rows: list[dict[str, Any]], sync: str) -> None:
     table.add_column("live sessions")
     for row in rows:
         table.add_column(f"{row['sessions']:,}", justify="right")
-    for name, (says, form) in SHOWN.items():
-        table.add_row(says, *(form.format(row[name]) for row in rows))
+    for name, (label, form) in SHOWN.items():
+        table.add_row(label, *(form.format(row[name]) for row in rows))
     Console(width=120).print(table)
 
 

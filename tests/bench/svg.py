@@ -15,7 +15,7 @@ STYLE = """
   .note { fill: #59636e; font-size: 11px; }
   .grid { stroke: #d1d9e0; stroke-width: 1; }
   .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
-  .floor { stroke-dasharray: 5 4; }
+  .baseline { stroke-dasharray: 5 4; }
   .a { stroke: #0969da; } .dot.a { fill: #0969da; }
   .b { stroke: #bc4c00; } .dot.b { fill: #bc4c00; }
   @media (prefers-color-scheme: dark) {
@@ -28,7 +28,7 @@ STYLE = """
 
 @dataclass(frozen=True)
 class Line:
-    """One line: its points, and its look: `a` or `b`, and `floor` for a broken one."""
+    """One line: its points, and its look: `a` or `b`, and `baseline` for a broken one."""
 
     points: Sequence[tuple[float, float]]
     look: str
@@ -85,7 +85,7 @@ def _panel(panel: Panel, left: float, x_label: str) -> list[str]:
     for line in panel.lines:
         places = [at(x, y) for x, y in line.points]
         parts.append(f'<path class="line {line.look}" d="M{" L".join(f"{x} {y}" for x, y in places)}"/>')
-        if "floor" not in line.look:
+        if "baseline" not in line.look:
             parts += [f'<circle class="dot {line.look}" cx="{x}" cy="{y}" r="2.5"/>' for x, y in places]
     return parts
 

@@ -1,4 +1,4 @@
-"""`jido-nats bench`: that it measures all it says, that the floor does what we do, and that nothing stays behind.
+"""`jido-nats bench`: that it measures all it says, that the baseline does what we do, and that nothing stays behind.
 
 How fast anything is, is not asked here.
 """
@@ -77,7 +77,7 @@ def names(lines: list[dict[str, Any]]) -> set[tuple[str, str]]:
     return {(line["measure"], line["statistic"]) for line in lines}
 
 
-async def test_json_has_every_measure_beside_the_floor(tmp_path: Path) -> None:
+async def test_json_has_every_measure_beside_the_baseline(tmp_path: Path) -> None:
     mark = f"bench-test-{tmp_path.name}-{id(tmp_path)}"
 
     finished = await run(
@@ -90,7 +90,7 @@ async def test_json_has_every_measure_beside_the_floor(tmp_path: Path) -> None:
     assert names(finished.lines) == WITHOUT_RECOVERY | {("recover", "time"), ("manager", "CPU")}
     for line in finished.lines:
         assert line["ours"] > 0
-        assert line["ratio"] == pytest.approx(line["ours"] / line["floor"])
+        assert line["ratio"] == pytest.approx(line["ours"] / line["baseline"])
         assert (line["sessions"], line["concurrency"], line["managers"]) == (20, 4, 1)
         assert line["sync_interval"] == "default"
         assert line["unit"] in ("sessions/s", "events/s", "ms", "s")
@@ -103,17 +103,17 @@ async def test_the_floor_stores_what_we_store() -> None:
     parts = frozenset({Part.COMMANDS, Part.RECOVER})
     async with local(Settings(lease_s=1), None, managers=1, sync="default") as deployment:
         async with stranger_at(deployment.options.servers[0]) as stranger:
-            ear = await stranger.hear(">")
+            listener = await stranger.hear(">")
             async for _ in benchmark(deployment, Plan(1, 1, parts), lambda *_: None):
                 pass
             await stranger.flush()
 
-    heard = [message for message in ear.messages if message.data]
+    heard = [message for message in listener.messages if message.data]
     (bucket,) = {bucket for m in heard if (bucket := m.subject.split(".")[1]).startswith("JIDO_BENCH_")}
     ours = stored_by_session(heard, "jido", "JIDO_SESSIONS")
-    floor = stored_by_session(heard, "b" + bucket.removeprefix("JIDO_BENCH_"), bucket)
+    baseline = stored_by_session(heard, "b" + bucket.removeprefix("JIDO_BENCH_"), bucket)
     assert [len(sent) for sent in ours] == [12, 12, 10]  # the warm-up's, the measured one, the recovered one
-    for mine, theirs in zip(ours, floor, strict=True):
+    for mine, theirs in zip(ours, baseline, strict=True):
         assert [sent[:2] for sent in mine] == [sent[:2] for sent in theirs]
         assert max(abs(a.size - b.size) for a, b in zip(mine, theirs, strict=True)) <= SIZE_DIFFERENCE_MAX
 
@@ -133,7 +133,13 @@ async def test_people_get_a_table(server: LocalServer, manager: SessionManager) 
     finished = await run("bench", "--server", server.url, *SMALL, *LEASE, within_s=WITHIN_S)
 
     assert (finished.code, finished.err) == (0, "")
-    for text in ("create to active, rate", "heard by a subscriber, p50", "floor", "≥ 0.85", "20 sessions, 4 at a time"):
+    for text in (
+        "create to active, rate",
+        "heard by a subscriber, p50",
+        "baseline",
+        "≥ 0.85",
+        "20 sessions, 4 at a time",
+    ):
         assert text in finished.out
     assert max(map(len, finished.out.splitlines())) <= 80
 

@@ -28,7 +28,7 @@ def rows() -> list[dict[str, Any]]:
             "statistic": statistic,
             "concurrency": at,
             "ours": 100 * at,
-            "floor": 200 * at,
+            "baseline": 200 * at,
         }
         for sync in ("always", "default")
         for statistic in ("rate", "p99")
@@ -50,7 +50,7 @@ async def test_a_replay_is_measured() -> None:
     code, out = await script("tests.bench.replay", "--sizes", "2000")
 
     assert code == 0
-    assert out.count("2,000") == 4  # the size, and what was read, of ours and of the floor
+    assert out.count("2,000") == 4  # the size, and what was read, of ours and of the baseline
 
 
 def test_the_chart_is_drawn_from_data_alone() -> None:
@@ -58,7 +58,8 @@ def test_the_chart_is_drawn_from_data_alone() -> None:
 
     lines = [path.get("class") for path in drawn.findall("svg:path", NAMESPACE)]
     assert sorted(c for c in lines if c and c != "grid") == sorted(
-        2 * ["line a", "line a floor", "line b", "line b floor"] + ["line a", "line a floor", "line b", "line b floor"]
+        2 * ["line a", "line a baseline", "line b", "line b baseline"]
+        + ["line a", "line a baseline", "line b", "line b baseline"]
     )  # two panels and the legend
     assert len(drawn.findall("svg:circle", NAMESPACE)) == 2 * 2 * 3
     width, height = (float(number) for number in (drawn.get("viewBox") or "").split()[2:])
@@ -103,7 +104,7 @@ async def test_a_listener_is_started_for_each_kind() -> None:
 
 @pytest.mark.parametrize("kind", ["memory", "durable", "side_by_side"])
 async def test_a_contender_tells_of_what_it_creates(server: LocalServer, stranger: Stranger, kind: str) -> None:
-    ear = await stranger.hear("contender.events", "contender.session.*")
+    listener = await stranger.hear("contender.events", "contender.session.*")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.bench.contenders", kind, server.url), cwd=ROOT, stdout=asyncio.subprocess.PIPE
     )
@@ -111,7 +112,7 @@ async def test_a_contender_tells_of_what_it_creates(server: LocalServer, strange
     try:
         assert (await process.stdout.readline()).decode().strip() == READY
         record = await eventually(lambda: _created(stranger))
-        await eventually(lambda: len(ear.messages) == 3)
+        await eventually(lambda: len(listener.messages) == 3)
     finally:
         process.kill()
         await process.wait()

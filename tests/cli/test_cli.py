@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -74,6 +75,16 @@ async def test_each_command_does_what_it_says(server: LocalServer, stranger: Str
     for command, status in (("idle", "idle"), ("activate", "active"), ("get", "active"), ("terminate", "terminated")):
         (record,) = (await run(command, "s1", "--server", server.url, "--json")).lines
         assert record["status"] == status
+
+
+async def test_the_package_runs_as_the_command() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "jido_nats", "--help"), stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+
+    assert process.returncode == 0
+    assert out.decode() == (await run("--help")).out.replace("Usage: jido-nats", "Usage: python -m jido_nats")
 
 
 async def test_terminate_takes_a_detail(server: LocalServer, stranger: Stranger, manager: SessionManager) -> None:

@@ -23,7 +23,7 @@ async def findings(server: LocalServer, **settings: int) -> list[Finding]:
 
 
 async def troubles(server: LocalServer, **settings: int) -> dict[str, str]:
-    return {f.check: f.says for f in await findings(server, **settings) if f.level is not Level.OK}
+    return {f.check: f.message for f in await findings(server, **settings) if f.level is not Level.OK}
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ async def test_a_server_that_is_not_there_is_one_error() -> None:
 
 
 async def test_missing_streams_are_named(server: LocalServer) -> None:
-    missing = [f.says for f in await findings(server) if f.check == "storage" and f.level is Level.ERROR]
-    assert [says.partition(" ")[0] for says in missing] == [
+    missing = [f.message for f in await findings(server) if f.check == "storage" and f.level is Level.ERROR]
+    assert [message.partition(" ")[0] for message in missing] == [
         "JIDO_CLIENT",
         "JIDO_OUTPUT",
         "KV_JIDO_SESSIONS",
@@ -114,7 +114,7 @@ async def test_who_may_not_look_is_told_so_and_blames_nobody() -> None:
             client = as_user(server, "client")
             found = [finding async for finding in examine(client, Settings(), server.monitoring_url)]
     assert {finding.level for finding in found} == {Level.OK, Level.WARNING}
-    assert "whether their owners live was not checked" in next(f.says for f in found if f.check == "sessions")
+    assert "whether their owners live was not checked" in next(f.message for f in found if f.check == "sessions")
 
 
 async def test_without_jetstream_nothing_that_needs_it_is_waited_for() -> None:

@@ -30,9 +30,10 @@ class Gate:
 
 
 async def being_created(stranger: Stranger, gate: Gate) -> "asyncio.Task[dict[str, Any]]":
-    """The create of `s1`, whose worker has started and is not ready."""
+    """The create of `s1`, whose worker has started and is not ready, and whose creation is stored."""
     creating = asyncio.create_task(stranger.create("s1"))
-    await eventually(gate.started.is_set)
+    await eventually(gate.started.is_set)  # which is so before the event is stored
+    await eventually(stranger.stored_brief)
     return creating
 
 

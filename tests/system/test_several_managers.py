@@ -131,6 +131,7 @@ async def test_an_outage_longer_than_the_duplicate_window_repeats_nothing(
         await eventually(lambda: not manager._connections[0].connected)
         await server.start()
         await asyncio.gather(*steps)
+    await eventually(lambda: all_sealed(manager))  # a terminate is answered before the seal
     assert await violations(server) == []
 
 

@@ -14,7 +14,7 @@ from jido_nats.worker.program import Program, isolated
 from tests.conftest import StartManager
 from tests.tools.children.kin import guards, kin_of, new_id
 from tests.tools.support import Stranger, eventually, nothing, wait_for_ever
-from tests.worker.test_programs import READY, has_said, said, terminated
+from tests.worker.test_programs import READY, has_said, said
 
 OUTPUT = "jido.client.session.s1.output"
 
@@ -50,7 +50,7 @@ async def test_how_it_ended_is_told(
 
     await send(stranger, "s1", content)
 
-    record = await terminated(stranger, "s1")
+    record = await stranger.ends("s1")
     assert (record["reason"], record.get("error")) == (reason, error)
 
 
@@ -65,7 +65,7 @@ async def test_an_endless_loop_harms_nobody(stranger: Stranger, start_manager: S
     assert (await stranger.ask(f"jido.session.idle.{other}"))["status"] == "idle"
     assert (await stranger.ask(f"jido.session.terminate.{looping}"))["error"]["code"] == "stop_timeout"
 
-    record = await terminated(stranger, looping)
+    record = await stranger.ends(looping)
     assert (record["reason"], record["forced"]) == ("requested", True)
     assert not kin_of(looping)
 
@@ -176,7 +176,7 @@ async def test_one_that_does_not_stop_is_killed(stranger: Stranger, start_manage
 
     await stranger.ask(f"jido.session.terminate.{session_id}")
 
-    assert (await terminated(stranger, session_id))["forced"]
+    assert (await stranger.ends(session_id))["forced"]
     assert not kin_of(session_id)
 
 

@@ -31,16 +31,6 @@ async def said(stranger: Stranger, session_id: str) -> list[Any]:
     return [output.get("data") for output in stored]
 
 
-async def terminated(stranger: Stranger, session_id: str) -> dict[str, Any]:
-    """The record, when the session has ended."""
-    await eventually(lambda: is_terminated(stranger, session_id))
-    return await stranger.ask(f"jido.session.get.{session_id}")
-
-
-async def is_terminated(stranger: Stranger, session_id: str) -> bool:
-    return (await stranger.ask(f"jido.session.get.{session_id}")).get("status") == "terminated"
-
-
 # How they end
 
 
@@ -51,7 +41,7 @@ async def test_a_child_that_is_killed_is_told_of_at_once(stranger: Stranger, sta
         await stranger.create(session_id)
         killed_at = datetime.now(UTC)
         os.kill(leaders(session_id)[0], signal.SIGKILL)
-        record = await terminated(stranger, session_id)
+        record = await stranger.ends(session_id)
         assert (record["reason"], record["error"]) == ("crashed", "killed by SIGKILL")
         delays_s.append((datetime.fromisoformat(record["updated_at"]) - killed_at).total_seconds())
 
@@ -63,7 +53,7 @@ async def test_exit_code_0_completes(stranger: Stranger, start_manager: StartMan
     await start_manager(child("leaves_children.sh"))
     await stranger.create("s1", metadata={"code": "0"})
 
-    record = await terminated(stranger, "s1")
+    record = await stranger.ends("s1")
 
     assert record["reason"] == "completed"
     assert "error" not in record
@@ -75,7 +65,7 @@ async def test_another_exit_code_is_a_crash_with_the_last_words(
     await start_manager(child("leaves_children.sh"))
     await stranger.create("s1")
 
-    record = await terminated(stranger, "s1")
+    record = await stranger.ends("s1")
 
     assert (record["reason"], record["error"]) == ("crashed", "exit code 3: no such model")
 
@@ -86,7 +76,7 @@ async def test_of_long_last_words_the_last_are_kept(stranger: Stranger, start_ma
     )
     await stranger.create("s1")
 
-    record = await terminated(stranger, "s1")
+    record = await stranger.ends("s1")
 
     assert record["error"].startswith("exit code 1: ")
     assert record["error"].endswith("\nwhy")
@@ -109,7 +99,7 @@ async def test_one_that_ends_before_it_is_ready_did_not_start(stranger: Stranger
     answer = await stranger.create("s1")
 
     assert answer["error"]["code"] == "start_failed"
-    assert (await terminated(stranger, "s1"))["error"] == "exit code 3: no such model"
+    assert (await stranger.ends("s1"))["error"] == "exit code 3: no such model"
 
 
 async def test_one_that_is_never_ready_is_gone_when_its_start_has_failed(
@@ -158,7 +148,7 @@ async def test_a_program_that_has_gone_meanwhile_is_a_crash(
     program.unlink()
     await stranger.create("s1")
 
-    record = await terminated(stranger, "s1")
+    record = await stranger.ends("s1")
 
     assert record["error"] == f"{program} cannot be started: No such file or directory"
 
@@ -174,7 +164,7 @@ async def test_one_that_ignores_sigterm_is_killed_in_the_end(stranger: Stranger,
     answer = await stranger.ask(f"jido.session.terminate.{session_id}")
 
     assert answer["error"]["code"] == "stop_timeout"
-    record = await terminated(stranger, session_id)
+    record = await stranger.ends(session_id)
     assert (record["reason"], record["forced"]) == ("requested", True)
     assert not kin_of(session_id)
 
@@ -185,7 +175,7 @@ async def test_two_terminates_at_once_end_it_once(stranger: Stranger, start_mana
 
     await asyncio.gather(*(stranger.ask("jido.session.terminate.s1") for _ in range(2)))
 
-    assert (await terminated(stranger, "s1"))["version"] == 4
+    assert (await stranger.ends("s1"))["version"] == 4
     assert (await stranger.stored_brief())[2:] == ["3 terminating", "4 terminated", "4 ended"]
 
 
@@ -209,7 +199,7 @@ async def test_what_outlives_the_program_goes_with_it(
     session_id = new_id()
     await stranger.create(session_id)
 
-    await terminated(stranger, session_id)
+    await stranger.ends(session_id)
 
     assert not kin_of(session_id)
 
@@ -250,7 +240,7 @@ async def test_a_daemon_that_goes_on_to_write_does_not_hold_its_session_up(
 
     await stranger.ask(f"jido.session.terminate.{session_id}")
 
-    record = await terminated(stranger, session_id)
+    record = await stranger.ends(session_id)
     kill(kin_of(session_id))
     assert not record.get("forced")
 
@@ -370,10 +360,10 @@ async def test_serve_ends_them_on_whichever_event_loop_it_runs(server: LocalServ
     async with serving(server.url, "--exec", command("as_told.sh")):
         for name in ("family", "daemon", "deaf_daemon", "flooding_daemon", "last_words", "leaves_children"):
             await stranger.create(f"{prefix}_{name}", metadata={"program": f"{name}.sh", "code": "0"})
-        records = {n: await terminated(stranger, f"{prefix}_{n}") for n in ("last_words", "leaves_children")}
+        records = {n: await stranger.ends(f"{prefix}_{n}") for n in ("last_words", "leaves_children")}
         for name in ("family", "daemon", "deaf_daemon", "flooding_daemon"):
             await stranger.ask(f"jido.session.terminate.{prefix}_{name}")
-            records[name] = await terminated(stranger, f"{prefix}_{name}")
+            records[name] = await stranger.ends(f"{prefix}_{name}")
             kill(kin_of(f"{prefix}_{name}"))
 
         assert {name: (r["reason"], r.get("error"), r.get("forced")) for name, r in records.items()} == {
@@ -401,7 +391,7 @@ async def test_one_that_floods_disturbs_nobody(stranger: Stranger, start_manager
     print(f"a step beside a flood of {what}: {1000 * sorted(delays_s)[5]:.0f} ms")
     assert sorted(delays_s)[5] < 1
     await stranger.ask("jido.session.terminate.flood")
-    await terminated(stranger, "flood")
+    await stranger.ends("flood")
 
 
 async def test_nonsense_is_passed_over(stranger: Stranger, start_manager: StartManager) -> None:
@@ -429,7 +419,7 @@ async def test_standard_error_is_logged_with_the_session(
     caplog.set_level(logging.INFO, "jido_nats.stderr")
     await start_manager(child("dies.sh"))
     await stranger.create("s1")
-    await terminated(stranger, "s1")
+    await stranger.ends("s1")
 
     logged = [(r.name, r.getMessage(), vars(r)["session_id"]) for r in caplog.records if r.name == "jido_nats.stderr"]
     assert logged == [("jido_nats.stderr", "no such model", "s1")]
@@ -438,7 +428,7 @@ async def test_standard_error_is_logged_with_the_session(
 async def test_a_last_line_needs_no_newline(stranger: Stranger, start_manager: StartManager) -> None:
     await start_manager(child("last_words.sh"))
     await stranger.create("s1")
-    await terminated(stranger, "s1")
+    await stranger.ends("s1")
 
     assert await eventually(lambda: has_said(stranger, "s1", 2)) == ["first", "last"]
 
@@ -454,6 +444,10 @@ async def test_last_words_wait_for_no_stream_and_are_not_lost(stranger: Stranger
 
     await stranger.js.add_stream(config)
     assert len(await eventually(lambda: has_said(stranger, "s1", 1000))) == 1000
+
+
+async def is_terminated(stranger: Stranger, session_id: str) -> bool:
+    return (await stranger.ask(f"jido.session.get.{session_id}")).get("status") == "terminated"
 
 
 async def has_said(stranger: Stranger, session_id: str, count: int) -> list[Any]:
@@ -532,7 +526,7 @@ async def test_one_that_says_nothing_more_lives_on(stranger: Stranger, start_man
 
     await stranger.ask("jido.session.send.s1", {"role": "user", "content": "end"})
 
-    assert (await terminated(stranger, "s1"))["error"] == "exit code 7"
+    assert (await stranger.ends("s1"))["error"] == "exit code 7"
 
 
 async def test_one_that_takes_nothing_more_can_be_ended(stranger: Stranger, start_manager: StartManager) -> None:

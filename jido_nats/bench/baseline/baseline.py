@@ -1,4 +1,4 @@
-"""Everything of the floor's that is there during a bench: its storage, its responders, its connections."""
+"""Everything that the baseline has on the server during a bench: its storage, its responders, its connections."""
 
 import contextlib
 import secrets
@@ -8,44 +8,44 @@ from collections.abc import AsyncIterator
 from nats.aio.client import Client
 
 from jido_nats.bench.baseline.connect import connect
-from jido_nats.bench.baseline.reader import FloorReader
+from jido_nats.bench.baseline.reader import BaselineReader
 from jido_nats.bench.baseline.requester import BaselineClient, responders
-from jido_nats.bench.baseline.steps import FloorConsumerEar, FloorEar, FloorSteps
+from jido_nats.bench.baseline.steps import BaselineConsumer, BaselineSteps, BaselineSubscriber
 from jido_nats.bench.baseline.storage import Names, storage
 from jido_nats.broker.options import ConnectOptions
 
 
 class Baseline:
-    """What the measures ask of the floor. `asker` is for commands; the rest writes and reads from this process.
+    """What the measures ask of the baseline. `client` is for commands; the rest writes and reads from this process.
 
     `pids` are the responders'.
     """
 
     def __init__(
-        self, asker: BaselineClient, pids: list[int], writing: Client, hearing: Client, names: Names, note: str
+        self, client: BaselineClient, pids: list[int], writing: Client, hearing: Client, names: Names, note: str
     ) -> None:
-        self.asker = asker
+        self.client = client
         self.pids = pids
         self._writing = writing
         self._hearing = hearing
         self._names = names
         self._note = note
 
-    def steps(self, session_id: str) -> FloorSteps:
+    def steps(self, session_id: str) -> BaselineSteps:
         """Transitions of one session."""
-        return FloorSteps(self._writing, self._names, self._note, session_id)
+        return BaselineSteps(self._writing, self._names, self._note, session_id)
 
-    def subscriber(self) -> FloorEar:
+    def subscriber(self) -> BaselineSubscriber:
         """Hears them as a plain subscriber, on a connection of its own."""
-        return FloorEar(self._hearing, self._names.events)
+        return BaselineSubscriber(self._hearing, self._names.events)
 
-    def consumer(self) -> FloorConsumerEar:
+    def consumer(self) -> BaselineConsumer:
         """Hears them in a consumer."""
-        return FloorConsumerEar(self._hearing, self._names.stream, self._names.events)
+        return BaselineConsumer(self._hearing, self._names.stream, self._names.events)
 
     async def read(self, stream: str, subject: str, count: int) -> float:
         """The seconds in which a bare consumer gets the first `count` messages on a subject of any stream."""
-        reader = FloorReader(self._hearing, stream, subject)
+        reader = BaselineReader(self._hearing, stream, subject)
         started = time.perf_counter()
         await reader.open(everything=True)
         try:
@@ -57,10 +57,10 @@ class Baseline:
 
 
 @contextlib.asynccontextmanager
-async def floor(
+async def open_baseline(
     options: ConnectOptions, *, note: str, managers: int, events_like: str, records_like: str
 ) -> AsyncIterator[Baseline]:
-    """The floor beside a deployment, with as many responders as that has managers; nothing of it is left behind."""
+    """The baseline beside a deployment, with as many responders as that has managers; nothing of it remains."""
     names = Names(secrets.token_hex(2)[:3])
     async with contextlib.AsyncExitStack() as stack:
         clients: list[Client] = []

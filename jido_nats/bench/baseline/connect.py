@@ -1,4 +1,4 @@
-"""A plain nats-py client. The options are ours, so that the floor goes to the same server as the same user."""
+"""A plain nats-py client. The options are ours, so that the baseline goes to the same server as the same user."""
 
 import asyncio
 from typing import Any, Final
@@ -11,7 +11,7 @@ from jido_nats.broker.options import ConnectOptions, tls_context
 from jido_nats.errors import ServerUnusable
 
 CONNECT_TIMEOUT_S: Final = 5
-PENDING_MAX: Final = -1  # a reader of the floor is never called slow: it reads what it has asked for
+PENDING_MAX: Final = -1  # a reader of the baseline is never called slow: it reads what it has asked for
 
 
 async def connect(options: ConnectOptions) -> Client:
@@ -30,14 +30,14 @@ async def connect(options: ConnectOptions) -> Client:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             return await nats.connect(
                 list(options.servers),
-                name="jido-nats bench floor",
+                name="jido-nats bench baseline",
                 inbox_prefix=options.inbox(),
                 allow_reconnect=False,
                 error_cb=_ignore,
                 **chosen,
             )
     except (nats.errors.Error, OSError, TimeoutError) as error:
-        raise ServerUnusable(f"the floor cannot connect to {options.safe_servers()}: {error}") from error
+        raise ServerUnusable(f"the baseline cannot connect to {options.safe_servers()}: {error}") from error
 
 
 async def settle(client: Client) -> None:

@@ -14,7 +14,7 @@ BATCH: Final = 4096
 EXPIRES_S: Final = 60
 
 
-class FloorReader:
+class BaselineReader:
     """Reads one subject of a stream; `heard_at` is when the last message came."""
 
     def __init__(self, client: Client, stream: str, subject: str) -> None:

@@ -1,4 +1,4 @@
-"""The caller's side of the floor: it starts the responders and asks them with nats-py's own `request`."""
+"""The caller's side of the baseline: it starts the responders and asks them with nats-py's own `request`."""
 
 import asyncio
 import contextlib
@@ -49,9 +49,9 @@ class BaselineClient:
         try:
             reply = await self._client.request(self._prefix + verb, payload, timeout=timeout_s)
         except nats.errors.Error as error:
-            raise JidoError(f"the floor's responder does not answer: {error!r}") from error
+            raise JidoError(f"the baseline's responder does not answer: {error!r}") from error
         if reply.headers and ERROR_HEADER in reply.headers:
-            raise JidoError(f"the floor's responder failed: {reply.headers[ERROR_HEADER]}")
+            raise JidoError(f"the baseline's responder failed: {reply.headers[ERROR_HEADER]}")
         return reply
 
 
@@ -77,13 +77,13 @@ async def _start(wanted: bytes) -> asyncio.subprocess.Process:
     )
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(wanted)
-    said = b""
+    first_line = b""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(START_TIMEOUT_S):
-            said = await process.stdout.readline()
-    if said.strip() != READY.encode():
+            first_line = await process.stdout.readline()
+    if first_line.strip() != READY.encode():
         await _stop(process)
-        raise ServerUnusable("a responder of the floor did not start; what it said stands above")
+        raise ServerUnusable("a responder of the baseline did not start; what it said stands above")
     return process
 
 

@@ -1,6 +1,6 @@
 """A process that answers `create`, `terminate` and `recover` on bare nats-py, as a manager does.
 
-It is started by `responders`, is told on stdin where to connect, and ends when stdin does, so that it never
+It is started by `responders`, reads on stdin where to connect, and ends when stdin does, so that it never
 outlives the bench.
 """
 
@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from jido_nats.bench.baseline.connect import PENDING_MAX, connect, settle
-from jido_nats.bench.baseline.session import OWNER, FloorSession, FloorWriter
+from jido_nats.bench.baseline.session import OWNER, BaselineSession, BaselineWriter
 from jido_nats.bench.baseline.storage import Names
 from jido_nats.broker.options import ConnectOptions
 
@@ -31,9 +31,9 @@ class Responder:
 
     def __init__(self, client: Client, names: Names, note: str) -> None:
         self._client = client
-        self._writer = FloorWriter(client.jetstream(), names, note)
+        self._writer = BaselineWriter(client.jetstream(), names, note)
         self._prefix = names.prefix
-        self._sessions: dict[str, FloorSession] = {}
+        self._sessions: dict[str, BaselineSession] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -68,7 +68,7 @@ class Responder:
             await self._client.publish(message.reply, headers={ERROR_HEADER: " ".join(repr(error).split())})
 
     async def _create(self, message: Msg) -> None:
-        session = FloorSession(json.loads(message.data)["session_id"])
+        session = BaselineSession(json.loads(message.data)["session_id"])
         self._sessions[session.session_id] = session
         await self._reply(message, await self._writer.create(session))
 
@@ -83,7 +83,7 @@ class Responder:
     async def _recover(self, message: Msg) -> None:
         """Make sessions, then take them over as a survivor does: claim all, end all; the reply says in which time."""
         wanted = json.loads(message.data)
-        sessions = [FloorSession(session_id) for session_id in wanted["session_ids"]]
+        sessions = [BaselineSession(session_id) for session_id in wanted["session_ids"]]
         at_once, together = wanted["at_once"], wanted["together"]
         await _side_by_side((self._writer.create(session) for session in sessions), at_once)
         started = time.perf_counter()

@@ -24,8 +24,8 @@ EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
 
 
 @dataclass(slots=True)
-class FloorSession:
-    """One session of the floor: what its next write has to know."""
+class BaselineSession:
+    """One session of the baseline: what its next write has to know."""
 
     session_id: str
     status: str = "initializing"
@@ -36,7 +36,7 @@ class FloorSession:
     after: int = 0
 
 
-class FloorWriter:
+class BaselineWriter:
     """Writes sessions on one connection; `note` is in their metadata, as in ours."""
 
     def __init__(self, js: JetStreamContext, names: Names, note: str) -> None:
@@ -49,7 +49,7 @@ class FloorWriter:
         self._fence = f"{names.prefix}.fence."
         self._acknowledged = 0
 
-    async def create(self, session: FloorSession) -> bytes:
+    async def create(self, session: BaselineSession) -> bytes:
         """To `active`: a look whether the id was used, one opening record, three events; the record."""
         with contextlib.suppress(NotFoundError):
             await self._js.get_last_msg(self._stream, self._session + session.session_id)
@@ -59,26 +59,26 @@ class FloorWriter:
             f'"created_at":"{CLOCK}","metadata":{{"bench":"{self._note}"}}}}'
         )
         await self._publish(session, self._events, created, "1.session_created")
-        await self._tell(session, "")
+        await self._publish_events(session, "")
         return record
 
-    async def step(self, session: FloorSession, status: str, why: str = "") -> bytes:
+    async def step(self, session: BaselineSession, status: str, why: str = "") -> bytes:
         """One transition: the record, then its events; the record."""
         record = await self._commit(session, status, why)
-        await self._tell(session, why)
+        await self._publish_events(session, why)
         return record
 
-    async def seal(self, session: FloorSession, why: str) -> None:
+    async def seal(self, session: BaselineSession, why: str) -> None:
         """The record once more, to expire."""
         await self._write(session, self._record(session, why, SEALED), {"Nats-TTL": TERMINATED_TTL})
 
-    async def claim(self, session: FloorSession) -> None:
+    async def claim(self, session: BaselineSession) -> None:
         """Move the fence, as who takes a session over."""
         body = f'{{"manager":"{OWNER}"}}'.encode()
         headers = {EXPECTED: str(session.fence)}
         session.fence = (await self._js.publish(self._fence + session.session_id, body, headers=headers)).seq
 
-    async def _tell(self, session: FloorSession, why: str) -> None:
+    async def _publish_events(self, session: BaselineSession, why: str) -> None:
         version = session.version
         event = (
             f'{{"type":"session_status","session_id":"{session.session_id}","version":{version},'
@@ -93,7 +93,7 @@ class FloorWriter:
             await self._publish(session, self._events, end, f"{version}.session_terminated")
         await self._publish(session, self._session + session.session_id, event, f"{version}.session_status.session")
 
-    async def _commit(self, session: FloorSession, status: str, why: str, kind: str = "") -> bytes:
+    async def _commit(self, session: BaselineSession, status: str, why: str, kind: str = "") -> bytes:
         session.previous, session.status = session.status, status
         session.version += 1
         session.after = self._acknowledged
@@ -101,11 +101,11 @@ class FloorWriter:
         await self._write(session, record, {})
         return record
 
-    async def _write(self, session: FloorSession, record: bytes, more: dict[str, str]) -> None:
+    async def _write(self, session: BaselineSession, record: bytes, more: dict[str, str]) -> None:
         headers = {EXPECTED: str(session.revision), **more}
         session.revision = (await self._js.publish(self._key + session.session_id, record, headers=headers)).seq
 
-    def _record(self, session: FloorSession, why: str, kind: str) -> bytes:
+    def _record(self, session: BaselineSession, why: str, kind: str) -> bytes:
         after = f',"after":{session.after}' if session.after else ""
         return (
             f'{{"session_id":"{session.session_id}","status":"{session.status}","version":{session.version},'
@@ -113,7 +113,7 @@ class FloorWriter:
             f'"metadata":{{"bench":"{self._note}"}},"previous_status":"{session.previous}"{why}{after}{kind}}}'
         ).encode()
 
-    async def _publish(self, session: FloorSession, subject: str, event: str, name: str) -> None:
+    async def _publish(self, session: BaselineSession, subject: str, event: str, name: str) -> None:
         headers = {
             EXPECTED: str(session.fence),
             EXPECTED_SUBJECT: self._fence + session.session_id,

@@ -7,17 +7,17 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from jido_nats.bench.baseline.connect import settle
-from jido_nats.bench.baseline.reader import FloorReader
-from jido_nats.bench.baseline.session import FloorSession, FloorWriter
+from jido_nats.bench.baseline.reader import BaselineReader
+from jido_nats.bench.baseline.session import BaselineSession, BaselineWriter
 from jido_nats.bench.baseline.storage import Names
 
 
-class FloorSteps:
+class BaselineSteps:
     """One session whose `idle` and `active` alternate."""
 
     def __init__(self, client: Client, names: Names, note: str, session_id: str) -> None:
-        self._writer = FloorWriter(client.jetstream(), names, note)
-        self._session = FloorSession(session_id)
+        self._writer = BaselineWriter(client.jetstream(), names, note)
+        self._session = BaselineSession(session_id)
 
     async def begin(self) -> None:
         """Make the session."""
@@ -28,7 +28,7 @@ class FloorSteps:
         await self._writer.step(self._session, "idle" if self._session.status == "active" else "active")
 
 
-class FloorEar:
+class BaselineSubscriber:
     """A plain subscriber; its handler does nothing but note the time."""
 
     def __init__(self, client: Client, subject: str) -> None:
@@ -60,11 +60,11 @@ class FloorEar:
         self._heard.set()
 
 
-class FloorConsumerEar:
+class BaselineConsumer:
     """A pull consumer that asks for one message at a time."""
 
     def __init__(self, client: Client, stream: str, subject: str) -> None:
-        self._reader = FloorReader(client, stream, subject)
+        self._reader = BaselineReader(client, stream, subject)
 
     async def open(self) -> None:
         """Make the consumer."""

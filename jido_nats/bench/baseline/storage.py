@@ -1,4 +1,4 @@
-"""A stream and a bucket of the floor's own, configured as ours are, removed afterwards."""
+"""A stream and a bucket of the baseline's own, configured as ours are, removed afterwards."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ REMOVE_TIMEOUT_S: Final = 30.0  # with its files, which may be many
 
 @dataclass(frozen=True)
 class Names:
-    """What the floor uses on the server; `token` is three letters, so that its subjects are as long as ours."""
+    """What the baseline uses on the server; `token` is three letters, so that its subjects are as long as ours."""
 
     token: str
 

@@ -1,0 +1,149 @@
+"""Commands that run a manager: `serve` on an existing server, `up` and `demo` with a local one."""
+
+import logging
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from jido_nats.broker.local_server import LocalServer
+from jido_nats.broker.options import ConnectOptions
+from jido_nats.cli import demo as story
+from jido_nats.cli import logs, systemd
+from jido_nats.cli.options import (
+    DEFAULT_SERVER,
+    IDENTITY,
+    PORT,
+    Common,
+    common_options,
+    config_option,
+    load_settings,
+)
+from jido_nats.cli.printer import Printer
+from jido_nats.cli.process import end_on_sigterm, monitored, prepare_process, run_program, serve_until_signal
+from jido_nats.cli.worker_options import choose_worker, worker_options
+from jido_nats.core.codec import Encoding
+from jido_nats.core.settings import Settings
+from jido_nats.manager.manager import SessionManager
+from jido_nats.worker.session import Worker
+
+TRY_THESE: Final = """\
+Try, in another terminal:
+  jido-nats create --metadata project=demo{where}
+  jido-nats list{where}
+  jido-nats events --since all{where}
+or with the nats CLI:
+  nats sub 'jido.client.>'{nats_where}
+  nats req jido.session.create ''{nats_where}
+  nats kv ls JIDO_SESSIONS{nats_where}
+  nats sub --stream JIDO_CLIENT --all 'jido.client.>'{nats_where}
+  nats micro info jido-session-manager{nats_where}
+Ctrl-C ends it."""
+
+
+@click.command()
+@click.option("--nats-server", "binary", type=click.Path(path_type=Path), help="A nats-server to use.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
+def demo(binary: Path | None, as_json: bool) -> None:
+    """Show the whole story on a server of its own, in seconds."""
+
+    async def run() -> int:
+        end_on_sigterm()
+        return 0 if await story.run(Printer(as_json=as_json), binary) else 1
+
+    logs.configure(logging.ERROR)
+    run_program(run())
+
+
+@click.command()
+@click.option("--port", type=PORT, default=4222, show_default=True, help="Where the server listens, on loopback.")
+@click.option("--store-dir", type=click.Path(path_type=Path, file_okay=False), help="Keep what is stored here.")
+@click.option("--nats-server", "binary", type=click.Path(path_type=Path), help="A nats-server to use.")
+@config_option
+@worker_options
+def up(
+    port: int,
+    store_dir: Path | None,
+    binary: Path | None,
+    config_file: Path | None,
+    worker: str | None,
+    command: str | None,
+    isolation: str,
+    **overrides: Any,
+) -> None:
+    """Run a local server and a manager until Ctrl-C."""
+
+    async def run() -> None:
+        end_on_sigterm()
+        settings = load_settings(config_file, **overrides)
+        run_worker = choose_worker(worker, command, isolation, settings)
+        server = LocalServer(port=port, store_dir=store_dir, binary=binary)
+        await _run_local(server, run_worker, settings, temporary=store_dir is None)
+
+    run_program(run())
+
+
+async def _run_local(server: LocalServer, worker: Worker, settings: Settings, *, temporary: bool) -> None:
+    async with server, SessionManager.connect(server.url, worker=worker, settings=settings) as manager:
+        await manager.start_serving()
+        click.echo(f"A NATS server with a session manager runs on {server.url}")
+        if temporary:
+            click.echo("What it stores goes when it ends; --store-dir DIR keeps it.")
+        elsewhere = server.url != DEFAULT_SERVER
+        where = {"where": f" --server {server.url}", "nats_where": f" -s {server.url}"}
+        click.echo(TRY_THESE.format(**where if elsewhere else dict.fromkeys(where, "")))
+        await serve_until_signal(manager)
+
+
+@click.command()
+@worker_options
+@click.option("--encoding", type=click.Choice([e.value for e in Encoding]), help="How events are written.")
+@click.option("--replicas", type=int, help="Copies of the stream and the buckets.")
+@click.option("--lease-s", type=int, help="Seconds after which a silent manager counts as dead.")
+@click.option("--stop-timeout-s", type=float, help="Seconds that a session has to stop before it is killed.")
+@click.option(
+    "--drain-timeout", "drain_timeout_s", type=float, help="Seconds that sessions may still run when it is stopped."
+)
+@click.option("--metrics-port", type=PORT, help="Serve /metrics, /livez and /readyz there.")
+@click.option("--metrics-host", default="127.0.0.1", show_default=True, help="The address for them.")
+@click.option("--log-format", type=click.Choice(["line", "json"]), default="line", show_default=True)
+@config_option
+@click.option("--api-user", envvar="NATS_API_USER", help="The user that answers commands.  [default: the same]")
+@click.option("--api-password", envvar="NATS_API_PASSWORD", help="Its password; better in NATS_API_PASSWORD.")
+@partial(common_options, fast=True)
+async def serve(
+    common: Common,
+    worker: str | None,
+    command: str | None,
+    isolation: str,
+    config_file: Path | None,
+    api_user: str | None,
+    api_password: str | None,
+    metrics_port: int | None,
+    metrics_host: str,
+    log_format: str,
+    **overrides: Any,
+) -> None:
+    """Run a manager against an existing server until SIGTERM or Ctrl-C."""
+    prepare_process()
+    logs.use_format(log_format)
+    settings, api = load_settings(config_file, **overrides), _api_options(common.connection, api_user, api_password)
+    run_worker = choose_worker(worker, command, isolation, settings)
+    async with (
+        systemd.served(),
+        SessionManager.connect(common.connection, worker=run_worker, settings=settings, api=api) as manager,
+        monitored(manager, metrics_host, metrics_port),
+    ):
+        await manager.start_serving()
+        systemd.notify("READY=1")
+        logs.announce(f"{manager.manager_id} serves on {common.connection.safe_servers()}; Ctrl-C ends it")
+        await serve_until_signal(manager)
+
+
+def _api_options(options: ConnectOptions, user: str | None, password: str | None) -> ConnectOptions:
+    """How the manager connects to answer commands: as the same user, unless another is named."""
+    if user is None:
+        return options
+    return replace(options, **IDENTITY | {"user": user, "password": password}, inbox_prefix=None)

@@ -1,0 +1,103 @@
+"""Commands that follow what happens: events, output, and the table of sessions."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import click
+
+from jido_nats.cli.options import Common, common_options, pairs_of
+from jido_nats.cli.process import end_on_sigterm
+from jido_nats.cli.progress import prints_to_file, progress
+from jido_nats.cli.table.screen import WatchScreen
+from jido_nats.cli.table.terminal import is_screen
+from jido_nats.client.client import Client
+from jido_nats.client.streams import EventStream, OutputStream
+from jido_nats.core.session import Status
+
+
+@click.command()
+@click.argument("session_id", metavar="[ID]", required=False)
+@click.option("--since", default="new", show_default=True, help="As of 'events'.")
+@click.option("--no-follow", is_flag=True, help="End when everything stored was shown.")
+@partial(common_options, follows=True)
+async def output(common: Common, session_id: str | None, since: str, no_follow: bool) -> None:
+    """Show what a session's worker says and is told (or all sessions'), live or replayed."""
+    async with (
+        Client.connect(common.connection) as client,
+        client.output(session_id=session_id, since=since) as stream,
+    ):
+        with _replay_progress(stream, no_follow) as report:
+            async for message in stream.stored() if no_follow else stream:
+                common.printer.output(message)
+                report(message.sequence)
+
+
+@click.command()
+@click.option("--session", "session_id", metavar="ID", help="Only the status events of this session.")
+@click.option(
+    "--since", default="new", show_default=True, help="new, all, an age (1h), a time (RFC 3339) or a sequence."
+)
+@click.option("--durable", metavar="NAME", help="A consumer that the server keeps: carries on where it stopped.")
+@click.option("--no-follow", is_flag=True, help="End when everything stored was shown.")
+@partial(common_options, follows=True)
+async def events(common: Common, session_id: str | None, since: str, durable: str | None, no_follow: bool) -> None:
+    """Show events, live or replayed."""
+    async with (
+        Client.connect(common.connection) as client,
+        client.events(session_id=session_id, since=since, durable=durable) as stream,
+    ):
+        with _replay_progress(stream, no_follow) as report:
+            async for message in stream.stored() if no_follow else stream:
+                common.printer.event(message)
+                report(message.sequence)
+        await stream.acknowledge()
+
+
+@contextlib.contextmanager
+def _replay_progress(stream: EventStream | OutputStream, no_follow: bool) -> Iterator[Callable[[int], None]]:
+    """A bar by position, if the replay has an end and goes to a file; elsewhere the replay itself is seen."""
+    if not no_follow or not prints_to_file():
+        yield lambda position: None
+        return
+    first = 0
+    with progress() as bar:
+
+        def report(position: int) -> None:
+            nonlocal first
+            first = first or position
+            bar("replaying", position - first + 1, max(stream.until, position) - first + 1)
+
+        yield report
+
+
+@click.command()
+@click.option("--session", "session_id", metavar="ID", help="Only this session.")
+@click.option("--status", type=click.Choice([s.value for s in Status]), help="Only those in this status.")
+@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Only those that have this.")
+@click.option("--cursor", type=click.IntRange(0), help="Resume behind this position, with no snapshot.")
+@click.option("--plain", is_flag=True, help="A line for each session and change, also in a terminal.")
+@partial(common_options, fast=True, follows=True)
+async def watch(
+    common: Common,
+    session_id: str | None,
+    status: str | None,
+    metadata: tuple[str, ...],
+    cursor: int | None,
+    plain: bool,
+) -> None:
+    """Show the sessions there are, then every change: a live table in a terminal (? tells its keys), else lines."""
+    filters: dict[str, Any] = {
+        "session_id": session_id,
+        "status": Status(status) if status else None,
+        "metadata": pairs_of(metadata),
+    }
+    async with Client.connect(common.connection) as client:
+        if is_screen() and not (plain or common.printer.as_json):
+            end_on_sigterm()
+            await WatchScreen(client, common.connection.safe_servers(), **filters).run(cursor)
+            return
+        async with client.watch_sessions(cursor=cursor, **filters) as watched:
+            async for message in watched:
+                common.printer.watched(message)

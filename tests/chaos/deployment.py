@@ -1,0 +1,195 @@
+"""What faults happen to: one server or a cluster, a proxy before it, and managers as real processes."""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from jido_nats import LocalServer
+from tests.tools.cluster import Cluster
+from tests.tools.proxy import Proxy
+
+MANAGERS: Final = 3
+RESTARTED_WITHIN_S: Final = 1.0
+DISK_MB: Final = 96
+
+
+class Options(NamedTuple):
+    """What was asked for on the command line."""
+
+    seed: int
+    faults: int
+    sessions: int
+    lease_s: int
+    cluster: bool
+    keep: bool
+
+
+class Has(StrEnum):
+    """What a deployment may have, and some faults need."""
+
+    MANAGERS = "managers"
+    ONE_SERVER = "one server"
+    CLUSTER = "a cluster"
+    SMALL_DISK = "a disk that can be filled"
+
+
+class ManagerProcess:
+    """One manager, as `jido-nats serve`, started again whenever it is gone (a new incarnation each time)."""
+
+    def __init__(self, name: str, url: str, lease_s: int, *, failpoints: str, extra: list[str], log: Path) -> None:
+        self.name = name
+        self.url = url
+        self._lease_s = lease_s
+        self._failpoints = failpoints
+        self._extra = extra
+        self._log = log
+        self._starts = itertools.count()
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopped = False
+        self.deaths: list[float] = []
+
+    async def keep(self) -> None:
+        """Run it until `stop`."""
+        while not self._stopped:
+            number = next(self._starts)
+            environment = os.environ | {"JIDO_FAILPOINTS": self._failpoints, "JIDO_FAILPOINTS_SEED": str(number)}
+            with self._log.open("ab") as log:
+                self._process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    *("-m", "tests.tools.failpoints", "serve", "--worker", "tests.tools.agents:chaotic"),
+                    *("--server", self.url),
+                    *("--lease-s", str(self._lease_s), *self._extra),
+                    stdout=subprocess.DEVNULL,
+                    stderr=log,
+                    env=environment,
+                )
+            await self._process.wait()
+            self.deaths.append(time.time())
+            await asyncio.sleep(RESTARTED_WITHIN_S * random.random())
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal it, if it runs."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.send_signal(number)
+
+    async def stop(self) -> None:
+        """End it in an orderly way, and for good."""
+        self._stopped = True
+        self.send(signal.SIGCONT)
+        self.send(signal.SIGTERM)
+        if self._process is not None:
+            await self._process.wait()
+
+
+class Deployment:
+    """One server or a cluster, and managers on it; `running` starts all of it, and ends it with the block."""
+
+    def __init__(self, options: Options, folder: Path) -> None:
+        self.lease_s = options.lease_s
+        self.folder = folder
+        self.dice = random.Random(options.seed)
+        self.managers: list[ManagerProcess] = []
+        self._on_cluster = options.cluster
+        self._server: LocalServer | None = None
+        self._cluster: Cluster | None = None
+        self._proxy: Proxy | None = None
+        self._disk: Path | None = None
+
+    @property
+    def has(self) -> frozenset[Has]:
+        """What it offers to faults."""
+        if self._on_cluster:
+            return frozenset({Has.MANAGERS, Has.CLUSTER})
+        return frozenset({Has.MANAGERS, Has.ONE_SERVER} | ({Has.SMALL_DISK} if self._disk is not None else set()))
+
+    @property
+    def url(self) -> str:
+        """Of the server, or of every server."""
+        return self.cluster.urls if self._on_cluster else self.server.url
+
+    @property
+    def server(self) -> LocalServer:
+        """The one server."""
+        assert self._server is not None
+        return self._server
+
+    @property
+    def cluster(self) -> Cluster:
+        """The three servers."""
+        assert self._cluster is not None
+        return self._cluster
+
+    @property
+    def proxy(self) -> Proxy:
+        """Before the server that one of the managers is connected to."""
+        assert self._proxy is not None
+        return self._proxy
+
+    @property
+    def disk(self) -> Path:
+        """Where the one server stores: a file system of its own, and small."""
+        assert self._disk is not None
+        return self._disk
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """All of it runs inside the block."""
+        async with contextlib.AsyncExitStack() as stack:
+            port = await (self._start_cluster(stack) if self._on_cluster else self._start_server(stack))
+            self._proxy = await stack.enter_async_context(Proxy(port))
+            await self._start_managers(stack, self._proxy.url)
+            yield
+
+    async def _start_cluster(self, stack: contextlib.AsyncExitStack) -> int:
+        """The port of one of its servers."""
+        self._cluster = await stack.enter_async_context(Cluster(3))
+        await self._cluster.ready()
+        port: int = self._cluster.ports[0]
+        return port
+
+    async def _start_server(self, stack: contextlib.AsyncExitStack) -> int:
+        """Its port."""
+        self._disk = _small_disk(self.folder, stack)
+        # A killed process, not a power cut, is what happens here.
+        self._server = await stack.enter_async_context(LocalServer(store_dir=self._disk, sync_interval="2m"))
+        return self._server.port
+
+    async def _start_managers(self, stack: contextlib.AsyncExitStack, proxied: str) -> None:
+        extra = ["--replicas", "3"] if self._on_cluster else []
+        plans = [(self.url, ""), (proxied, ""), (self.url, "*:die:0.0004")]
+        for number, (url, failpoints) in enumerate(plans[:MANAGERS]):
+            log = self.folder / f"manager{number}.log"
+            manager = ManagerProcess(
+                f"manager {number}", url, self.lease_s, failpoints=failpoints, extra=extra, log=log
+            )
+            self.managers.append(manager)
+            stack.push_async_callback(_end, manager, asyncio.create_task(manager.keep()))
+
+
+def _small_disk(folder: Path, stack: contextlib.AsyncExitStack) -> Path | None:
+    """A file system that can be filled, where mounting is allowed."""
+    disk = folder / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(disk)], check=False, capture_output=True
+    )
+    if mounted.returncode != 0:
+        print("mounting is not allowed here: no full disk among the faults")
+        return None
+    stack.callback(subprocess.run, ["umount", "-l", str(disk)], check=False)
+    return disk
+
+
+async def _end(manager: ManagerProcess, task: "asyncio.Task[None]") -> None:
+    await manager.stop()
+    await task

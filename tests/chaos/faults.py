@@ -1,0 +1,128 @@
+"""The faults: each a function that leaves things as they should be in the end, and a row of one table."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
+
+from tests.chaos.deployment import Deployment, Has
+
+
+async def kill_manager(deployment: Deployment) -> None:
+    """As `kill -9`; it is started again."""
+    deployment.dice.choice(deployment.managers).send(signal.SIGKILL)
+
+
+async def freeze_manager(deployment: Deployment) -> None:
+    """SIGSTOP, for half a lease time or more: sometimes its lease expires."""
+    manager = deployment.dice.choice(deployment.managers)
+    manager.send(signal.SIGSTOP)
+    await asyncio.sleep(deployment.lease_s * (0.5 + deployment.dice.random()))
+    manager.send(signal.SIGCONT)
+
+
+async def kill_server(deployment: Deployment) -> None:
+    """It comes back within 2 s, with what it had stored."""
+    await deployment.server.kill()
+    await asyncio.sleep(2 * deployment.dice.random())
+    await deployment.server.start()
+
+
+async def freeze_server(deployment: Deployment) -> None:
+    """SIGSTOP, for up to one and a half lease times."""
+    os.kill(deployment.server.pid, signal.SIGSTOP)
+    await asyncio.sleep(deployment.lease_s * 1.5 * deployment.dice.random())
+    os.kill(deployment.server.pid, signal.SIGCONT)
+
+
+async def cut_connection(deployment: Deployment) -> None:
+    """Reset the connections of one manager."""
+    deployment.proxy.cut()
+
+
+async def black_hole(deployment: Deployment) -> None:
+    """Nothing passes between one manager and the server, and neither side notices at once."""
+    deployment.proxy.black_hole()
+    await asyncio.sleep(deployment.lease_s * (0.5 + deployment.dice.random()))
+    deployment.proxy.heal()
+
+
+async def delay_connection(deployment: Deployment) -> None:
+    """A slow network before one manager."""
+    deployment.proxy.delay(0.2)
+    await asyncio.sleep(1 + deployment.dice.random())
+    deployment.proxy.delay(0)
+
+
+async def fill_disk(deployment: Deployment) -> None:
+    """The server cannot store; then there is room again."""
+    filler = deployment.disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb") as file:
+        while True:
+            file.write(b"x" * 65536)
+    await asyncio.sleep(2)
+    filler.unlink()
+    await kill_server(deployment)  # the stream stays frozen until then
+
+
+async def kill_leader(deployment: Deployment) -> None:
+    """The server that leads the stream of events, twice."""
+    for _ in range(2):
+        leader = await deployment.cluster.stream_leader(deployment.url, "JIDO_CLIENT")
+        await deployment.cluster.kill(leader)
+        await asyncio.sleep(1 + deployment.dice.random())
+        await deployment.cluster.start(leader)
+        await asyncio.sleep(5)
+
+
+async def restart_rolling(deployment: Deployment) -> None:
+    """Every server in turn, in an orderly way."""
+    for number in range(3):
+        await deployment.cluster.stop(number)
+        await asyncio.sleep(0.5)
+        await deployment.cluster.start(number)
+        await asyncio.sleep(5)
+
+
+async def kill_any_server(deployment: Deployment) -> None:
+    """One of the three, for up to 3 s."""
+    number = deployment.dice.randrange(3)
+    await deployment.cluster.kill(number)
+    await asyncio.sleep(3 * deployment.dice.random())
+    await deployment.cluster.start(number)
+
+
+class Fault(NamedTuple):
+    """One kind of fault: how often it is drawn beside the others, and what it needs."""
+
+    cause: Callable[[Deployment], Awaitable[None]]
+    weight: int
+    needs: Has
+
+    @property
+    def name(self) -> str:
+        """As it is counted."""
+        return self.cause.__name__
+
+
+# The order matters: the same seed draws the same faults.
+FAULTS: Final = (
+    Fault(kill_manager, 2, Has.MANAGERS),
+    Fault(freeze_manager, 1, Has.MANAGERS),
+    Fault(cut_connection, 2, Has.MANAGERS),
+    Fault(black_hole, 1, Has.MANAGERS),
+    Fault(delay_connection, 1, Has.MANAGERS),
+    Fault(kill_leader, 1, Has.CLUSTER),
+    Fault(restart_rolling, 1, Has.CLUSTER),
+    Fault(kill_any_server, 1, Has.CLUSTER),
+    Fault(kill_server, 2, Has.ONE_SERVER),
+    Fault(freeze_server, 1, Has.ONE_SERVER),
+    Fault(fill_disk, 1, Has.SMALL_DISK),
+)
+
+
+def possible_on(deployment: Deployment) -> list[Fault]:
+    """Every kind that can happen to it, the frequent ones more than once."""
+    return [fault for fault in FAULTS if fault.needs in deployment.has for _ in range(fault.weight)]
