@@ -274,7 +274,7 @@ async def test_a_reader_that_cannot_begin_leaves_nothing_behind(connection: Conn
         async with OrderedConsumer(connection, stream, ["t.*", "t.*"], ALL):  # subjects that overlap
             pass
 
-    assert (connection._on_up, connection._subscriptions) == before
+    assert (connection._on_up, list(connection._subscriptions)) == before
 
 
 @pytest.mark.parametrize(
