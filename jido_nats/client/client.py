@@ -13,9 +13,10 @@ import msgspec
 from jido_nats import trace
 from jido_nats.api import SessionApi
 from jido_nats.broker.connection import Connection, Message
-from jido_nats.broker.consumer import OrderedConsumer, StreamMessage
+from jido_nats.broker.consumer import StreamMessage
 from jido_nats.broker.durable import DurableConsumer
 from jido_nats.broker.options import ConnectOptions
+from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.client.streams import EventMessage, EventStream, OutputMessage, OutputStream, parse_since
 from jido_nats.client.watch import ManagerWatch, SessionWatch
 from jido_nats.core import codec, commands, subjects
