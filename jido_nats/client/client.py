@@ -15,6 +15,7 @@ from jido_nats.api import SessionApi
 from jido_nats.broker.connection import Connection, Message
 from jido_nats.broker.consumer import StreamMessage
 from jido_nats.broker.durable import DurableConsumer
+from jido_nats.broker.micro import reply_error
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.client.streams import EventMessage, EventStream, OutputMessage, OutputStream, parse_since
@@ -37,7 +38,6 @@ from jido_nats.errors import (
     Unavailable,
 )
 from jido_nats.ids import new_message_id, new_session_id
-from jido_nats.manager.forwarding import reply_error
 from jido_nats.store.event_log import event_in
 from jido_nats.store.output_log import output_in
 
