@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
-from nats.aio.msg import Msg
-
 from jido_nats.broker.clock import boottime
-from jido_nats.broker.connection import Connection, Subscription
+from jido_nats.broker.connection import Connection, Message, Subscription
 from jido_nats.broker.consumer import (
     BATCH,
+    NS_PER_S,
     RECREATE_WAIT_S,
     SILENCE_MAX_S,
     Consumer,
@@ -31,7 +30,6 @@ from jido_nats.broker.jetstream import CONSUMER_NOT_FOUND, JetStreamError, api, 
 from jido_nats.errors import ConfigurationError, NotFound, NotSent, OutcomeUnknown
 
 ACK_WAIT_S: Final = 6
-_NS: Final = 1_000_000_000
 
 
 class DurableConsumer(Consumer):
@@ -41,13 +39,13 @@ class DurableConsumer(Consumer):
         super().__init__(connection, stream, filters, start)
         self._durable = durable
         self._inbox: Subscription | None = None
-        self._queue: deque[Msg] = deque()
+        self._queue: deque[Message] = deque()
         self._arrived = asyncio.Event()
-        self._unacknowledged: Msg | None = None
+        self._unacknowledged: Message | None = None
         self._outstanding = 0
         # When the server last showed a sign of life, or was asked for one.
         self._alive_at = boottime()
-        self._keeper: asyncio.Task[None] | None = None
+        self._keep_alive_task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         info = await settled(self._connection, self._open)
@@ -55,16 +53,16 @@ class DurableConsumer(Consumer):
         self.caught_up = info["num_pending"] == 0 and info["num_ack_pending"] == 0
         self._inbox = await self._connection.subscribe(self._connection.new_inbox(), self._on_message)
         self._connection.on_up(self._on_up)
-        self._keeper = asyncio.create_task(self._keep_alive(), name=f"durable {self._durable}: in progress")
+        self._keep_alive_task = asyncio.create_task(self._keep_alive(), name=f"durable {self._durable}: in progress")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._connection.off_up(self._on_up)
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+        if self._keep_alive_task is not None:
+            self._keep_alive_task.cancel()
+            await asyncio.gather(self._keep_alive_task, return_exceptions=True)
         await self._answer(b"-NAK")  # the next reader gets it at once, and what came while this one was leaving
         if self._inbox is not None:
             await self._inbox.unsubscribe()
@@ -100,7 +98,7 @@ class DurableConsumer(Consumer):
             with contextlib.suppress(NotSent, OutcomeUnknown):  # else it is delivered again, and known
                 await self._connection.request(message.reply, b"+ACK")
 
-    async def _next_message(self) -> Msg:
+    async def _next_message(self) -> Message:
         while not self._queue:
             if self._outstanding <= 0:
                 await self._ask()
@@ -134,7 +132,7 @@ class DurableConsumer(Consumer):
             "name": self._durable,
             "durable_name": self._durable,
             "ack_policy": "explicit",
-            "ack_wait": ACK_WAIT_S * _NS,
+            "ack_wait": ACK_WAIT_S * NS_PER_S,
             "max_ack_pending": 1,
             **filter_config(self._filters),
         }
@@ -180,7 +178,7 @@ class DurableConsumer(Consumer):
                 with contextlib.suppress(NotSent):
                     await self._connection.publish(self._unacknowledged.reply, b"+WPI")
 
-    def _on_message(self, message: Msg) -> None:
+    def _on_message(self, message: Message) -> None:
         self._alive_at = boottime()
         self._queue.append(message)
         self._arrived.set()

@@ -4,7 +4,6 @@ A refused condition is 10071 on one replica and 10164 on several; both are `Conf
 Every other refusal of a write is `OutcomeUnknown`: looking is always safe, guessing is not.
 """
 
-import asyncio
 import base64
 import logging
 import time
@@ -15,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 from nats.aio.client import Client
 
+from jido_nats.broker.backoff import Backoff
 from jido_nats.broker.connection import Connection
 from jido_nats.errors import BrokerError, Conflict, NotAllowed, NotSent, OutcomeUnknown
 
@@ -35,7 +35,7 @@ CONSUMER_NOT_FOUND: Final = 10014
 STORE_TIMEOUT_S: Final = 5.0
 RETRY_WAIT_S: Final = 0.05
 RETRY_WAIT_MAX_S: Final = 1.0
-TELL_AFTER_S: Final = 10.0
+REPORT_AFTER_S: Final = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -131,19 +131,18 @@ async def settled(connection: Connection, attempt: Callable[[], Awaitable[T]]) -
 
     Ends by an answer, be it a `Conflict` or another refusal, or by cancellation; what is no answer is tried again.
     """
-    wait_s, started, told_at = RETRY_WAIT_S, time.monotonic(), time.monotonic()
+    backoff, started, reported_at = Backoff(RETRY_WAIT_S, RETRY_WAIT_MAX_S), time.monotonic(), time.monotonic()
     while True:
         try:
             return await attempt()
         except (NotSent, OutcomeUnknown, JetStreamError) as error:
             if isinstance(error, JetStreamError) and not error.transient:
                 raise
-            if time.monotonic() - told_at > TELL_AFTER_S:  # a full disk shows as time-outs, and as nothing else
-                told_at = time.monotonic()
-                degraded = {"for_s": round(told_at - started), "error": str(error)}
+            if time.monotonic() - reported_at > REPORT_AFTER_S:  # a full disk shows as time-outs, and as nothing else
+                reported_at = time.monotonic()
+                degraded = {"for_s": round(reported_at - started), "error": str(error)}
                 log.warning("degraded: NATS does not answer, still trying", extra=degraded)
-            await asyncio.sleep(wait_s)
-            wait_s = min(wait_s * 2, RETRY_WAIT_MAX_S)
+            await backoff.wait()
         await connection.wait_up()
 
 

@@ -1,6 +1,6 @@
 """A NATS micro service (ADR-32): endpoints in one queue group, PING, INFO and STATS, the two error headers.
 
-nats-py's own serves one request at a time, cancels what is in flight when it stops, and tells the caller the
+nats-py's own serves one request at a time, cancels what is in flight when it stops, and sends the caller the
 `repr` of our defects. Here every request is a task, their number is bounded, and stopping waits for them.
 """
 
@@ -13,15 +13,17 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from nats.aio.msg import Msg
 
-from jido_nats.broker.connection import Connection, Subscription
-from jido_nats.core.subjects import is_inbox
-from jido_nats.errors import JidoError
+from jido_nats.broker.connection import Connection, Message, Subscription
+from jido_nats.core import codec, subjects
+from jido_nats.core.codec import DecodeError, Encoding
+from jido_nats.core.commands import ErrorDetail, ErrorReply
+from jido_nats.errors import BadRequest, CommandError, JidoError, Overloaded, TooLarge, command_error
 
 QUEUE_GROUP: Final = "q"
 ERROR_CODE: Final = "Nats-Service-Error-Code"
 ERROR_TEXT: Final = "Nats-Service-Error"
+ERROR_TEXT_MAX: Final = 300
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +35,17 @@ class Request(NamedTuple):
     headers: Mapping[str, str]
     data: bytes
 
+    def encoding(self) -> Encoding:
+        """The encoding that it came in, and is answered in; `BadRequest` for one that is not known."""
+        content_type = next((value for name, value in self.headers.items() if name.lower() == "content-type"), None)
+        try:
+            return codec.encoding_of(content_type)
+        except DecodeError as error:
+            raise BadRequest(str(error)) from error
+
 
 class Reply(NamedTuple):
-    """An answer; `error` is (status, message) where it is one."""
+    """An answer; `error` is (status, one line of ASCII) if it is an error."""
 
     data: bytes
     content_type: str
@@ -47,12 +57,13 @@ Handler = Callable[[Request], Awaitable[Reply]]
 
 @dataclass
 class Endpoint:
-    """One subject of the service, and what was counted on it."""
+    """One subject of the service, and what was counted on it. One that is not `listed` is served all the same."""
 
     name: str
     subject: str
     handler: Handler
     queue: str = QUEUE_GROUP
+    listed: bool = True
     requests: int = 0
     errors: int = 0
     last_error: str = ""
@@ -61,7 +72,11 @@ class Endpoint:
 
 
 class MicroService:
-    """The service; `overloaded` answers what is beyond `in_flight_max`, `too_large` what the server does not take."""
+    """The service: its handlers answer, but for two errors that are its own.
+
+    `Overloaded`: more than `in_flight_max` requests are being handled. `TooLarge`: the reply is more than the server
+    takes.
+    """
 
     def __init__(
         self,
@@ -72,41 +87,36 @@ class MicroService:
         version: str,
         description: str,
         in_flight_max: int,
-        overloaded: Callable[[Request], Reply],
-        too_large: Callable[[Request], Reply],
     ) -> None:
         self._connection = connection
         self._identity = {"name": name, "id": service_id, "version": version, "metadata": {}}
         self._description = description
         self._in_flight_max = in_flight_max
-        self._overloaded = overloaded
-        self._too_large = too_large
         self._started = datetime.now(UTC)
         self._endpoints: list[Endpoint] = []
-        self._hidden: list[Endpoint] = []
         self._stopped = False
         self._monitoring: list[Subscription] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self, endpoints: list[Endpoint], hidden: list[Endpoint]) -> None:
-        """Listen on the endpoints; `hidden` ones are served and not announced (commands between managers)."""
-        self._endpoints, self._hidden = endpoints, hidden
+    async def start(self, endpoints: list[Endpoint]) -> None:
+        """Take requests on all of the endpoints; INFO and STATS name the listed ones."""
+        self._endpoints = endpoints
         name, service_id = self._identity["name"], self._identity["id"]
         for verb, answer in (("PING", self._ping), ("INFO", self._info), ("STATS", self._stats)):
             for suffix in ("", f".{name}", f".{name}.{service_id}"):
                 subscription = await self._connection.subscribe(f"$SRV.{verb}{suffix}", self._monitor(answer))
                 self._monitoring.append(subscription)
-        for endpoint in [*endpoints, *hidden]:
-            await self.open(endpoint)
+        for endpoint in endpoints:
+            await self.subscribe(endpoint)
 
-    async def open(self, endpoint: Endpoint) -> None:
+    async def subscribe(self, endpoint: Endpoint) -> None:
         """Take requests (again) on one endpoint."""
         if endpoint.subscription is None and not self._stopped:
             endpoint.subscription = await self._connection.subscribe(
                 endpoint.subject, lambda message: self._on_request(endpoint, message), queue=endpoint.queue
             )
 
-    async def shut(self, endpoint: Endpoint) -> None:
+    async def unsubscribe(self, endpoint: Endpoint) -> None:
         """Leave the queue group of one endpoint; what is in flight, or on its way here, is answered."""
         await self._leave([endpoint])
 
@@ -119,7 +129,7 @@ class MicroService:
     async def stop(self, timeout_s: float) -> None:
         """Take nothing more, and wait for what is in flight, at most `timeout_s`."""
         self._stopped = True
-        await self._leave([*self._endpoints, *self._hidden])
+        await self._leave(self._endpoints)
         await self._connection.unsubscribe(self._monitoring)
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=timeout_s)
@@ -127,14 +137,14 @@ class MicroService:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _on_request(self, endpoint: Endpoint, message: Msg) -> None:
-        if not is_inbox(message.reply):
+    def _on_request(self, endpoint: Endpoint, message: Message) -> None:
+        if not subjects.is_inbox(message.reply):
             return  # nobody to answer, or a subject that is not an inbox: not executed
         request = Request(message.subject, message.headers or {}, message.data)
         if len(self._tasks) >= 2 * self._in_flight_max:
             return  # not even refusals get out any more
         if len(self._tasks) >= self._in_flight_max:
-            work = self._respond(endpoint, message.reply, request, self._overloaded(request), time.perf_counter_ns())
+            work = self._respond(endpoint, message.reply, request, _overloaded(), time.perf_counter_ns())
         else:
             work = self._handle(endpoint, message.reply, request)
         task = asyncio.create_task(work, name=f"{endpoint.name} {request.subject}")
@@ -153,7 +163,7 @@ class MicroService:
     async def _respond(self, endpoint: Endpoint, reply_to: str, request: Request, reply: Reply, started: int) -> None:
         if len(reply.data) > self._connection.payload_bytes_max:
             log.warning("a reply is larger than max_payload", extra={"subject": request.subject})
-            reply = self._too_large(request)
+            reply = _too_large(request)
         headers = {"Content-Type": reply.content_type}
         endpoint.requests += 1
         if reply.error is not None:
@@ -167,27 +177,30 @@ class MicroService:
             log.warning("a reply could not be sent", extra={"error": str(error)})
         endpoint.processing_ns += time.perf_counter_ns() - started
 
-    def _monitor(self, answer: Callable[[], dict[str, Any]]) -> Callable[[Msg], None]:
-        def on_message(message: Msg) -> None:
-            if is_inbox(message.reply) and len(self._tasks) < self._in_flight_max:
-                task = asyncio.create_task(self._tell(message.reply, answer()))
+    def _monitor(self, answer: Callable[[], dict[str, Any]]) -> Callable[[Message], None]:
+        def on_message(message: Message) -> None:
+            if subjects.is_inbox(message.reply) and len(self._tasks) < self._in_flight_max:
+                task = asyncio.create_task(self._publish_monitoring(message.reply, answer()))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
         return on_message
 
-    async def _tell(self, reply_to: str, answer: dict[str, Any]) -> None:
+    async def _publish_monitoring(self, reply_to: str, answer: dict[str, Any]) -> None:
         try:
             await self._connection.publish(reply_to, msgspec.json.encode(answer))
         except JidoError as error:
             log.debug("a monitoring reply could not be sent", extra={"error": str(error)})
+
+    def _listed(self) -> list[Endpoint]:
+        return [endpoint for endpoint in self._endpoints if endpoint.listed]
 
     def _ping(self) -> dict[str, Any]:
         return {"type": "io.nats.micro.v1.ping_response", **self._identity}
 
     def _info(self) -> dict[str, Any]:
         endpoints = [
-            {"name": e.name, "subject": e.subject, "queue_group": e.queue, "metadata": {}} for e in self._endpoints
+            {"name": e.name, "subject": e.subject, "queue_group": e.queue, "metadata": {}} for e in self._listed()
         ]
         return {
             "type": "io.nats.micro.v1.info_response",
@@ -208,7 +221,7 @@ class MicroService:
                 "processing_time": e.processing_ns,
                 "average_processing_time": e.processing_ns // e.requests if e.requests else 0,
             }
-            for e in self._endpoints
+            for e in self._listed()
         ]
         return {
             "type": "io.nats.micro.v1.stats_response",
@@ -216,3 +229,32 @@ class MicroService:
             "started": self._started,
             "endpoints": endpoints,
         }
+
+
+def error_reply(error: CommandError, encoding: Encoding, session_id: str) -> Reply:
+    """An error as its two headers and its body; `session_id`: what the request names, if that can be an id."""
+    about = error.session_id or (session_id if subjects.is_token(session_id) else None)
+    body = ErrorReply(ErrorDetail(error.code, str(error), about))
+    return Reply(codec.encode(body, encoding), encoding.content_type, (error.status, _one_line(str(error))))
+
+
+def reply_error(reply: Message) -> CommandError | None:
+    """The error that a reply carries, or None for a success."""
+    if not reply.headers or ERROR_CODE not in reply.headers:
+        return None
+    detail = codec.decode(reply.data, ErrorReply).error
+    return command_error(detail.code, detail.message, detail.session_id)
+
+
+def _overloaded() -> Reply:
+    return error_reply(Overloaded("too many commands are in flight; ask again later"), Encoding.JSON, "")
+
+
+def _too_large(request: Request) -> Reply:
+    error = TooLarge("the answer is larger than the server's max_payload: ask for less")
+    return error_reply(error, request.encoding(), subjects.session_of(request.subject))
+
+
+def _one_line(text: str) -> str:
+    """A header's value: ASCII, one line."""
+    return " ".join(text.encode("ascii", "replace").decode().split())[:ERROR_TEXT_MAX]

@@ -1,6 +1,7 @@
 """nats-py's client with four differences, in methods that it calls itself (of 2.16; tests would tell a change)."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ from nats.aio.subscription import Subscription
 
 SEND_BUFFER_BYTES_MAX: Final = 2 * 1024 * 1024
 ROOM_POLL_S: Final = 0.01
+CLOSE_TIMEOUT_S: Final = 2.0
 
 
 class NatsClient(Client):
@@ -29,8 +31,10 @@ class NatsClient(Client):
         super().__init__()
         self._room = asyncio.Lock()
         self._waiting = 0
-        # The servers of the cluster, `host:port`, as the server told last.
+        # The servers of the cluster, `host:port`, as the server reported them last.
         self.cluster: tuple[str, ...] = ()
+        # Set once the connection is lost or closed; a lost client is thrown away.
+        self.lost = asyncio.Event()
 
     async def send(self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
         """Hand a message to the socket, as `publish`; subject and headers have to be well formed.
@@ -73,6 +77,18 @@ class NatsClient(Client):
     async def pause(self, subscription: Subscription) -> None:
         """Tell the server that no more is wanted, and deliver what comes all the same until it is unsubscribed."""
         await self._send_unsubscribe(subscription._id, 0)
+
+    async def discard(self) -> None:
+        """Close, though that may hang: the socket goes in any case."""
+        try:
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self.close()
+        finally:
+            # nats-py waits for the peer to take what is buffered, for ever in a black hole; it has no abort of its own.
+            writer = getattr(self._transport, "_io_writer", None)
+            if writer is not None:
+                writer.transport.abort()
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         server = self._current_server

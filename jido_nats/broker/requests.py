@@ -7,9 +7,9 @@ from typing import Final
 
 from nats.aio.msg import Msg
 
-from jido_nats.errors import BrokerError, OutcomeUnknown
+from jido_nats.errors import BrokerError, NotAllowed, OutcomeUnknown
 
-# How late a request may be told that its time is over.
+# How late a request may learn that its time is over.
 TICK_S: Final = 0.05
 
 
@@ -42,7 +42,7 @@ class Requests:
         return str(next(self._tokens))
 
     def open(self, subject: str | None, timeout_s: float) -> Pending:
-        """A request of `subject` (None: of its own inbox) that is told after `timeout_s` that nobody knows."""
+        """A request of `subject` (None: of its own inbox); after `timeout_s` it fails with `OutcomeUnknown`."""
         token = self.next_token()
         inbox = self.inbox + token
         deadline = self._loop.time() + timeout_s
@@ -53,23 +53,28 @@ class Requests:
         return pending
 
     def close(self, pending: Pending) -> None:
-        """Whoever asked has the answer, or waits no more."""
+        """The caller has the answer, or waits no more."""
         self._pending.pop(pending.token, None)
 
     def answer(self, message: Msg) -> None:
-        """Give an answer to who waits for it."""
+        """Give an answer to the request that waits for it."""
         pending = self._pending.get(message.subject[len(self.inbox) :])
         if pending is not None and not pending.future.done():
             pending.future.set_result(message)
 
     def fail(self, error: Callable[[], BrokerError]) -> None:
-        """Tell all that wait."""
+        """Fail all of them."""
         for pending in self._pending.values():
             _fail(pending, error())
 
-    def asked(self, subject: str) -> list[Pending]:
-        """Those that asked a subject, in whatever case it is written."""
-        return [pending for pending in self._pending.values() if pending.subject.lower() == subject]
+    def refuse(self, subject: str) -> bool:
+        """The server has refused a subject, given in lower case: fail its requests; whether there are any."""
+        refused = [pending for pending in self._pending.values() if pending.subject.lower() == subject]
+        if len({pending.subject for pending in refused}) != 1:
+            return False  # several that differ by case alone: which one was refused is not known, so they time out
+        for pending in refused:
+            _fail(pending, NotAllowed(f"publish to {pending.subject}", pending.subject))
+        return True
 
     def _tick(self) -> None:
         now, expired = self._loop.time(), False

@@ -11,9 +11,11 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumer import OrderedConsumer, Start, last_position
+from jido_nats.broker.consumer import Start
 from jido_nats.broker.jetstream import MESSAGE_ID, STREAM_NOT_FOUND, JetStreamError, api, timestamp
 from jido_nats.broker.options import ConnectOptions
+from jido_nats.broker.ordered import OrderedConsumer
+from jido_nats.broker.stream_info import last_position
 from jido_nats.core import subjects
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.settings import Settings

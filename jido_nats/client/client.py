@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import random
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from types import TracebackType
@@ -13,9 +12,12 @@ import msgspec
 from jido_nats import trace
 from jido_nats.api import SessionApi
 from jido_nats.broker.connection import Connection, Message
-from jido_nats.broker.consumer import OrderedConsumer, StreamMessage
+from jido_nats.broker.consumer import StreamMessage
 from jido_nats.broker.durable import DurableConsumer
+from jido_nats.broker.micro import reply_error
 from jido_nats.broker.options import ConnectOptions
+from jido_nats.broker.ordered import OrderedConsumer
+from jido_nats.client.retries import Tries
 from jido_nats.client.streams import EventMessage, EventStream, OutputMessage, OutputStream, parse_since
 from jido_nats.client.watch import ManagerWatch, SessionWatch
 from jido_nats.core import codec, commands, subjects
@@ -30,22 +32,15 @@ from jido_nats.errors import (
     BadRequest,
     InvalidTransition,
     JidoError,
-    NoResponders,
     NotSent,
     OutcomeUnknown,
     Unavailable,
 )
 from jido_nats.ids import new_message_id, new_session_id
-from jido_nats.manager.forwarding import reply_error
 from jido_nats.store.event_log import event_in
 from jido_nats.store.output_log import output_in
 
 TIMEOUT_S: Final = 10.0
-ATTEMPT_TIMEOUT_S: Final = 5.0
-ATTEMPT_TIMEOUT_MIN_S: Final = 0.05
-RETRY_WAIT_S: Final = 0.1
-RETRY_WAIT_MAX_S: Final = 2.0
-NO_MANAGER_WAIT_S: Final = 3.0
 
 _STEPS: Final = {"idle": Status.IDLE, "activate": Status.ACTIVE}
 
@@ -259,7 +254,7 @@ class Client(SessionApi):
 
     async def _command(self, verb: str, session_id: str, request: msgspec.Struct, kind: type[T]) -> T:
         subject = subjects.command(verb, session_id)
-        tries = _Tries(self._timeout_s)
+        tries = Tries(self._timeout_s)
         try:
             return await self._ask(subject, _with_ids(request), kind, tries)
         except InvalidTransition:
@@ -274,27 +269,17 @@ class Client(SessionApi):
         told = await self.session_history(record.session_id)
         return bool(told) and told[-1].version >= record.version
 
-    async def _ask(self, subject: str, request: msgspec.Struct, kind: type[T], tries: "_Tries") -> T:
+    async def _ask(self, subject: str, request: msgspec.Struct, kind: type[T], tries: Tries) -> T:
         """The reply; asks again, until the time is over, while nobody can say that it is done."""
-        payload = codec.encode(request)
+        payload, headers = codec.encode(request), trace.headers(trace.CURRENT.get()) or None
         while True:
             try:
-                reply = await self._connection.request(
-                    subject, payload, headers=trace.headers(trace.CURRENT.get()) or None, timeout_s=tries.attempt_s()
-                )
-            except NoResponders as error:
-                await tries.wait_for_manager(error)
-                continue
-            except (NotSent, OutcomeUnknown) as error:
-                tries.in_doubt = tries.in_doubt or isinstance(error, OutcomeUnknown)
-                await tries.wait(Unavailable("no answer in time: it may or may not be done; ask again"), error)
-                continue
-            if (answer := reply_error(reply)) is None:
+                reply = await self._connection.request(subject, payload, headers=headers, timeout_s=tries.attempt_s())
+                if (error := reply_error(reply)) is not None:
+                    raise error
                 return codec.decode(reply.data, kind)
-            if not isinstance(answer, Unavailable):
-                raise answer
-            tries.in_doubt = True
-            await tries.wait(answer, answer)
+            except (NotSent, OutcomeUnknown, Unavailable) as error:
+                await tries.after(error)
 
 
 def _with_ids(request: msgspec.Struct) -> msgspec.Struct:
@@ -306,44 +291,3 @@ def _with_ids(request: msgspec.Struct) -> msgspec.Struct:
             return msgspec.structs.replace(request, message_id=new_message_id())
         case _:
             return request
-
-
-class _Tries:
-    """How long a command may still be tried."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self._started = asyncio.get_running_loop().time()
-        self._timeout_s = timeout_s
-        self._wait_s = RETRY_WAIT_S
-        self._nobody_since: float | None = None
-        # Whether a try may have been carried out, though its answer was lost.
-        self.in_doubt = False
-
-    def attempt_s(self) -> float:
-        """How long the next try may take, in seconds."""
-        return max(ATTEMPT_TIMEOUT_MIN_S, min(ATTEMPT_TIMEOUT_S, self._left_s()))
-
-    async def wait(self, final: JidoError, cause: Exception) -> None:
-        """Wait before the next try, longer each time; raise `final` where there is no time for one."""
-        self._nobody_since = None
-        await self._wait(final, cause, self._left_s())
-
-    async def wait_for_manager(self, cause: Exception) -> None:
-        """The same where nobody answered at all: one that restarts is waited for, but not for long."""
-        now = asyncio.get_running_loop().time()
-        self._nobody_since = self._nobody_since or now
-        await self._wait(_no_manager(), cause, min(self._left_s(), self._nobody_since + NO_MANAGER_WAIT_S - now))
-
-    async def _wait(self, final: JidoError, cause: Exception, left_s: float) -> None:
-        wait_s = min(self._wait_s * (0.5 + random.random()), max(left_s, 0.0))  # spread: many callers come back
-        self._wait_s = min(2 * self._wait_s, RETRY_WAIT_MAX_S)
-        if left_s < RETRY_WAIT_S:
-            raise final from (cause if cause is not final else None)
-        await asyncio.sleep(wait_s)
-
-    def _left_s(self) -> float:
-        return self._started + self._timeout_s - asyncio.get_running_loop().time()
-
-
-def _no_manager() -> Unavailable:
-    return Unavailable("no session manager is running on this server: start one with 'jido-nats serve'")

@@ -17,7 +17,9 @@ from typing import NamedTuple, Self
 import msgspec
 
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumer import OrderedConsumer, Start, check_stream, stream_state
+from jido_nats.broker.consumer import Start
+from jido_nats.broker.ordered import OrderedConsumer
+from jido_nats.broker.stream_info import check_stream, stream_state
 from jido_nats.core import subjects
 from jido_nats.core.commands import ListRequest
 from jido_nats.core.events import Event, SessionCreated, SessionTerminated

@@ -12,9 +12,11 @@ from typing import Any, Final
 import msgspec
 
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumer import OrderedConsumer, Start, StreamMessage, stream_state
+from jido_nats.broker.consumer import Start, StreamMessage
 from jido_nats.broker.jetstream import CONTENT_TYPE, MESSAGE_ID
 from jido_nats.broker.options import ConnectOptions
+from jido_nats.broker.ordered import OrderedConsumer
+from jido_nats.broker.stream_info import stream_state
 from jido_nats.contract.rules import Copies, Finding, Life, Place
 from jido_nats.core import codec, subjects
 from jido_nats.core.events import Event, SessionStatus

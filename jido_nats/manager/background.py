@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from jido_nats.broker.backoff import Backoff
-from jido_nats.broker.consumer import OrderedConsumer, StreamMessage
+from jido_nats.broker.consumer import StreamMessage
+from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.core import subjects
 from jido_nats.errors import PositionTooOld
 from jido_nats.manager.sessions import Sessions

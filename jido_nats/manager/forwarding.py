@@ -5,14 +5,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import msgspec
-from nats.aio.msg import Msg
 
 from jido_nats import trace
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.micro import ERROR_CODE
+from jido_nats.broker.micro import reply_error
 from jido_nats.core import codec, subjects
-from jido_nats.core.commands import ErrorReply
-from jido_nats.errors import BrokerError, CommandError, NotSent, Unavailable, command_error
+from jido_nats.errors import BrokerError, NotSent, Unavailable
 
 DEADLINE: Final = "Jido-Deadline"
 
@@ -45,14 +43,6 @@ class Forwarder:
         if (error_answer := reply_error(reply)) is not None:
             raise error_answer
         return reply.data
-
-
-def reply_error(reply: Msg) -> CommandError | None:
-    """The error that a reply carries, or None for a success."""
-    if not reply.headers or ERROR_CODE not in reply.headers:
-        return None
-    detail = codec.decode(reply.data, ErrorReply).error
-    return command_error(detail.code, detail.message, detail.session_id)
 
 
 def is_late(headers: Mapping[str, str]) -> bool:

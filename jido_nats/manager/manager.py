@@ -32,7 +32,7 @@ from jido_nats.manager.loop_monitor import LoopMonitor
 from jido_nats.manager.metrics import Snapshot, Stats
 from jido_nats.manager.outbox import Outbox
 from jido_nats.manager.ownership import Ownership
-from jido_nats.manager.service import SERVICE_NAME, Handler, Service, overloaded, too_large
+from jido_nats.manager.service import SERVICE_NAME, Handler, Service
 from jido_nats.manager.sessions import Sessions
 from jido_nats.manager.takeover import OrphanSweeper
 from jido_nats.manager.writer import WriterContext
@@ -137,8 +137,6 @@ class SessionManager(SessionApi):
             version=VERSION,
             description="creates, runs, tracks and ends sessions; every change is an event on jido.client.events",
             in_flight_max=self._settings.commands_max,
-            overloaded=overloaded,
-            too_large=too_large,
         )
         service = Service(endpoints, self._settings, self.manager_id, handlers, self.stats)
         try:

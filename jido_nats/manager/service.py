@@ -14,26 +14,23 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from jido_nats import trace
-from jido_nats.broker.micro import Endpoint, MicroService, Reply, Request
+from jido_nats.broker.micro import Endpoint, MicroService, Reply, Request, error_reply
 from jido_nats.core import codec, subjects
 from jido_nats.core.codec import DecodeError, Encoding
 from jido_nats.core.commands import (
     CreateRequest,
     Empty,
-    ErrorDetail,
-    ErrorReply,
     HistoryRequest,
     ListRequest,
     SendRequest,
     TerminateRequest,
 )
 from jido_nats.core.settings import Settings
-from jido_nats.errors import BadRequest, CommandError, InternalError, JidoError, Overloaded, TooLarge, Unavailable
+from jido_nats.errors import BadRequest, CommandError, InternalError, JidoError, TooLarge, Unavailable
 from jido_nats.manager.forwarding import is_late
 from jido_nats.manager.metrics import Stats
 
 SERVICE_NAME: Final = "jido-session-manager"
-ERROR_TEXT_MAX: Final = 300
 
 log = logging.getLogger(__name__)
 
@@ -79,15 +76,17 @@ class Service:
         """Take requests."""
         public = [Endpoint(verb, api.subject, partial(self._handle, verb)) for verb, api in API.items()]
         self._create_endpoint = next(endpoint for endpoint in public if endpoint.name == "create")
-        forwarded = Endpoint("forwarded", subjects.all_forwarded(self._manager_id), self._handle_forwarded, queue="")
-        await self._endpoints.start(public, [forwarded])
+        forwarded = Endpoint(
+            "forwarded", subjects.all_forwarded(self._manager_id), self._handle_forwarded, queue="", listed=False
+        )
+        await self._endpoints.start([*public, forwarded])
 
     async def take_creates(self, wanted: bool) -> None:
         """Be in the queue group for `create`, or leave it to the other managers."""
         if wanted:
-            await self._endpoints.open(self._create_endpoint)
+            await self._endpoints.subscribe(self._create_endpoint)
         else:
-            await self._endpoints.shut(self._create_endpoint)
+            await self._endpoints.unsubscribe(self._create_endpoint)
 
     async def stop(self) -> None:
         """Take no more, and answer what is under way."""
@@ -113,7 +112,7 @@ class Service:
         about_one = forwarded or verb not in subjects.ABOUT_NO_SESSION
         session_id = subjects.session_of(request.subject) if about_one else ""
         try:
-            encoding = _encoding(request)
+            encoding = request.encoding()
             if about_one:
                 subjects.check_session_id(session_id)
             command = self._decode(verb, request, encoding)
@@ -139,32 +138,6 @@ class Service:
             raise BadRequest(f"the request is not a valid {verb} command in {encoding}: {error}") from error
 
 
-def overloaded(request: Request) -> Reply:
-    """The answer to a request beyond the commands that may be in flight."""
-    return error_reply(Overloaded("too many commands are in flight; ask again later"), Encoding.JSON, "")
-
-
-def too_large(request: Request) -> Reply:
-    """The answer in the place of one that the server would not take."""
-    error = TooLarge("the answer is larger than the server's max_payload: ask for less")
-    return error_reply(error, _encoding(request), subjects.session_of(request.subject))
-
-
-def error_reply(error: CommandError, encoding: Encoding, session_id: str) -> Reply:
-    """An error as its two headers and its body."""
-    about = error.session_id or (session_id if subjects.is_token(session_id) else None)
-    body = ErrorReply(ErrorDetail(error.code, str(error), about))
-    return Reply(codec.encode(body, encoding), encoding.content_type, (error.status, _one_line(str(error))))
-
-
-def _encoding(request: Request) -> Encoding:
-    content_type = next((value for name, value in request.headers.items() if name.lower() == "content-type"), None)
-    try:
-        return codec.encoding_of(content_type)
-    except DecodeError as error:
-        raise BadRequest(str(error)) from error
-
-
 def _hide(error: Exception, request: Request) -> CommandError:
     """What may be told of an error that is not the caller's: the log has the rest."""
     if isinstance(error, JidoError):
@@ -173,8 +146,3 @@ def _hide(error: Exception, request: Request) -> CommandError:
     number = secrets.token_hex(4)
     log.error("a command failed", exc_info=error, extra={"subject": request.subject, "error_id": number})
     return InternalError(f"a defect of the manager; its log has it under {number}")
-
-
-def _one_line(text: str) -> str:
-    """A header's value: ASCII, one line."""
-    return " ".join(text.encode("ascii", "replace").decode().split())[:ERROR_TEXT_MAX]

@@ -13,15 +13,7 @@ import msgspec
 
 from jido_nats import trace
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumer import (
-    OrderedConsumer,
-    Start,
-    StreamMessage,
-    decoded,
-    last_position,
-    stream_memory,
-    stream_state,
-)
+from jido_nats.broker.consumer import Start, StreamMessage, decoded
 from jido_nats.broker.jetstream import (
     CONTENT_TYPE,
     EXPECTED_SEQUENCE,
@@ -34,6 +26,8 @@ from jido_nats.broker.jetstream import (
     settled,
     store,
 )
+from jido_nats.broker.ordered import OrderedConsumer
+from jido_nats.broker.stream_info import last_position, stream_memory, stream_state
 from jido_nats.core import codec, subjects
 from jido_nats.core.codec import Encoding
 from jido_nats.core.events import Event, SessionCreated, SessionStatus

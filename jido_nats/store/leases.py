@@ -29,9 +29,10 @@ import msgspec
 
 from jido_nats.broker.clock import boottime
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumer import OrderedConsumer, Start, StreamMessage
+from jido_nats.broker.consumer import Start, StreamMessage
 from jido_nats.broker.jetstream import EXPECTED_SEQUENCE, MARKER_REASON, MESSAGE_TTL, last_message, settled, store
 from jido_nats.broker.options import ConnectOptions
+from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.core import codec, subjects
 from jido_nats.errors import Conflict, JidoError, NotSent, OutcomeUnknown
 

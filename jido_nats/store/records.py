@@ -10,8 +10,10 @@ import math
 from typing import Final, NamedTuple
 
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumer import OrderedConsumer, Start, StreamMessage, last_position, stream_state
+from jido_nats.broker.consumer import Start, StreamMessage
 from jido_nats.broker.jetstream import EXPECTED_SEQUENCE, MESSAGE_TTL, last_message, settled, store
+from jido_nats.broker.ordered import OrderedConsumer
+from jido_nats.broker.stream_info import last_position, stream_state
 from jido_nats.core import codec, subjects
 from jido_nats.core.session import SessionRecord
 from jido_nats.store.position import StreamPosition

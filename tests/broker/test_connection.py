@@ -237,7 +237,8 @@ async def test_a_subscription_that_is_made_while_it_reconnects_hears(
             await asyncio.sleep(0)
 
     more = asyncio.create_task(subscribe_more())
-    connection._lost.set()
+    assert connection._client is not None
+    connection._client.lost.set()
     await more
 
     for subject in late:

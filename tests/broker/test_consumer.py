@@ -8,9 +8,10 @@ from nats.js.api import ConsumerConfig
 
 from jido_nats import LocalServer
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.consumer import OrderedConsumer, Start, StreamMessage, parse_ack_subject
+from jido_nats.broker.consumer import Start, StreamMessage, parse_ack_subject
 from jido_nats.broker.durable import DurableConsumer
 from jido_nats.broker.jetstream import JetStreamError
+from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.errors import ConfigurationError, NotFound, PositionTooOld
 from tests.tools.support import DEADLINE_S, Stranger, eventually
 
@@ -274,7 +275,7 @@ async def test_a_reader_that_cannot_begin_leaves_nothing_behind(connection: Conn
         async with OrderedConsumer(connection, stream, ["t.*", "t.*"], ALL):  # subjects that overlap
             pass
 
-    assert (connection._on_up, connection._subscriptions) == before
+    assert (connection._on_up, list(connection._subscriptions)) == before
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_a_module_imports_its_own_folder_and_layers_below(path: Path) -> None:
         name for name in own_imports(path) if folder_of(name) != folder_of(here) and rank_of(name) >= rank_of(here)
     }
 
-    assert not wrong - KNOWN.get(here, set())
+    assert not wrong
 
 
 def test_no_module_imports_itself_through_others() -> None:
@@ -84,7 +84,7 @@ def test_no_module_imports_itself_through_others() -> None:
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_nats_is_imported_by_the_broker_layer_alone(path: Path) -> None:
     if folder_of(name_of(path)) != "broker" and path not in BASELINE:
-        assert not {module for module in imports(path) if module.split(".")[0] == "nats"} or name_of(path) in KNOWN
+        assert not {module for module in imports(path) if module.split(".")[0] == "nats"}
 
 
 @pytest.mark.parametrize("path", BASELINE, ids=name_of)
@@ -111,10 +111,3 @@ def test_the_package_itself_is_names_alone() -> None:
 
 def test_every_public_name_is_there() -> None:
     assert all(hasattr(jido_nats, name) for name in jido_nats.__all__)
-
-
-# To be removed with the duties that are about to move.
-KNOWN: Final[dict[str, set[str]]] = {
-    "client.client": {"manager.forwarding"},
-    "manager.forwarding": set(),
-}

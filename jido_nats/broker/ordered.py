@@ -1,0 +1,249 @@
+"""An ordered consumer: an ephemeral that is made again whenever anything is in doubt.
+
+It goes on after the last message delivered: after a reconnect, a missed heartbeat, a gap in the consumer's own
+sequence, a consumer that was deleted.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import math
+import secrets
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final, Self
+
+from jido_nats.broker.clock import boottime
+from jido_nats.broker.connection import Connection, Message, Subscription
+from jido_nats.broker.consumer import (
+    BATCH,
+    NS_PER_S,
+    RECREATE_WAIT_S,
+    SILENCE_MAX_S,
+    Consumer,
+    Start,
+    StreamMessage,
+    create_consumer,
+    filter_config,
+    parse_ack_subject,
+    pull,
+    status_of,
+)
+from jido_nats.broker.jetstream import settled
+from jido_nats.broker.stream_info import stream_state
+from jido_nats.errors import NotSent, PositionTooOld
+
+INACTIVE_S: Final = 30
+
+
+class OrderedConsumer(Consumer):
+    """Every message of a stream on some subjects, in order, once; an async context manager and iterator.
+
+    `strict`: raise `PositionTooOld` where the stream has lost messages after the last one delivered
+    (a bucket loses superseded entries all the time and is read without). `silence_max_s`: raise it also after
+    hearing nothing for longer, when the marker of an entry that expired may have gone as well. `linger_s`: how long
+    messages are gathered after the first one, so that a reader who is in no hurry wakes once for many.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        stream: str,
+        filters: Sequence[str],
+        start: Start,
+        *,
+        strict: bool = False,
+        headers_only: bool = False,
+        silence_max_s: float = math.inf,
+        linger_s: float = 0.0,
+    ) -> None:
+        super().__init__(connection, stream, filters, start)
+        self._linger_s = linger_s
+        self._strict = strict
+        self._headers_only = headers_only
+        self._silence_max_s = silence_max_s
+        self._heard_at = boottime()
+        # When the consumer last showed a sign of life, or was asked for one.
+        self._alive_at = boottime()
+        self._name = ""
+        self._names = (f"ordered_{secrets.token_hex(6)}_{n}" for n in itertools.count(1))
+        self._inbox: Subscription | None = None
+        self._queue: deque[Message] = deque()
+        self._arrived = asyncio.Event()
+        self._expected = 1
+        self._outstanding = 0
+        self._broken = False
+        self._recreating: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._connection.on_up(self._on_up)
+        try:
+            if self._start.policy == "new":
+                self._start = Start.at((await stream_state(self._connection, self._stream))[1] + 1)
+            await self._create()
+        except BaseException:
+            await self._leave()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._leave()
+
+    async def next(self) -> StreamMessage:
+        """The next message; waits for it as long as it takes. A caller that gives up waiting may ask again."""
+        if self._recreating is not None:
+            await self._recreate()  # which an earlier call began
+        while True:
+            message = await self._next_message()
+            if message is None:
+                await self._recreate()
+            elif (delivered := self._accept(message)) is not None:
+                return delivered
+
+    def take(self) -> StreamMessage | None:
+        """See `Consumer.take`: what is here already."""
+        while self._queue and not self._broken and self._recreating is None and self._outstanding > BATCH // 2:
+            if (delivered := self._accept(self._queue.popleft())) is not None:
+                return delivered
+        return None
+
+    async def _next_message(self) -> Message | None:
+        """A message, or None when the consumer has to be made again."""
+        while not self._queue:
+            if self._broken:
+                return None
+            await self._refill()
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(self._alive_at + SILENCE_MAX_S - boottime()):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return None
+            if self._linger_s:
+                await asyncio.sleep(self._linger_s)
+        if self._broken:
+            return None
+        await self._refill()  # the next come while these are read
+        return self._queue.popleft()
+
+    async def _refill(self) -> None:
+        if self._outstanding > BATCH // 2:
+            return
+        batch = BATCH - self._outstanding
+        self._outstanding += batch
+        self._alive_at = boottime()
+        assert self._inbox is not None
+        try:
+            await pull(self._connection, self._stream, self._name, self._inbox.subject, batch)
+        except NotSent:
+            self._broken = True
+
+    def _accept(self, message: Message) -> StreamMessage | None:
+        if (status := status_of(message)) is not None:
+            self._on_status(status, message.headers or {})
+            return None
+        sequence, consumer_sequence, time_ns, pending = parse_ack_subject(message.reply)
+        if consumer_sequence != self._expected:
+            self._broken = True
+            return None
+        self._expected += 1
+        self._outstanding -= 1
+        self.position = max(self.position, sequence)
+        self.caught_up = self.caught_up or pending == 0
+        return StreamMessage(message.subject, sequence, message.data, message.headers or {}, time_ns, pending)
+
+    def _on_status(self, status: str, headers: dict[str, str]) -> None:
+        if status == "100":
+            return
+        if status in ("404", "408"):  # one request has ended; what it did not get is no longer outstanding
+            self._outstanding = max(0, self._outstanding - int(headers.get("Nats-Pending-Messages", BATCH)))
+            return
+        self._broken = True
+
+    async def _recreate(self) -> None:
+        """Make the consumer again, in a task of its own: a reader who gives up waiting does not begin it anew."""
+        making = self._recreating
+        if making is None:
+            making = self._recreating = asyncio.create_task(
+                self._make_again(), name=f"recreate a consumer of {self._stream}"
+            )
+        await asyncio.wait({making})
+        if self._recreating is making:
+            self._recreating = None
+        making.result()
+
+    async def _make_again(self) -> None:
+        self._broken = True
+        await self._drop()
+        await asyncio.sleep(RECREATE_WAIT_S)
+        await self._connection.wait_up()
+        if boottime() - self._heard_at > self._silence_max_s:
+            raise PositionTooOld(self.position, None, None)
+        if self.position:
+            self._start = Start.at(self.position + 1)
+        await self._create()
+
+    async def _create(self) -> None:
+        await self._check_position()
+        self._name = next(self._names)
+        self._queue.clear()
+        self._expected, self._outstanding, self._broken = 1, 0, False
+        self._inbox = await self._connection.subscribe(self._connection.new_inbox(), self._on_message)
+        config = {
+            "name": self._name,
+            "ack_policy": "none",
+            "mem_storage": True,
+            "num_replicas": 1,
+            "inactive_threshold": INACTIVE_S * NS_PER_S,
+            "headers_only": self._headers_only,
+            **filter_config(self._filters),
+            **self._start.config(),
+        }
+        created = await settled(
+            self._connection, lambda: create_consumer(self._connection, self._stream, config, self._filters)
+        )
+        # The consumer may live on a replica that is behind: this proves nothing about the leader's last message.
+        self.caught_up = self.caught_up or created["num_pending"] == 0
+        self._alive_at = boottime()
+
+    async def _check_position(self) -> None:
+        wanted = self._start.sequence
+        if not self._strict or wanted is None:
+            return
+        first, last = await stream_state(self._connection, self._stream)
+        # One that had caught up lost nothing but what came and expired while it was away, other subjects' mostly.
+        if wanted > last + 1 or (wanted < first and not self.caught_up):
+            raise PositionTooOld(wanted, first, last)
+
+    async def _leave(self) -> None:
+        self._connection.off_up(self._on_up)
+        try:
+            if self._recreating is not None:
+                self._recreating.cancel()
+                await asyncio.gather(self._recreating, return_exceptions=True)
+        finally:
+            await self._drop()
+
+    async def _drop(self) -> None:
+        inbox, self._inbox = self._inbox, None
+        if inbox is not None:
+            await inbox.unsubscribe()
+        name, self._name = self._name, ""
+        if not name:
+            return
+        with contextlib.suppress(NotSent):  # else the server drops it after INACTIVE_S
+            await self._connection.publish(
+                f"$JS.API.CONSUMER.DELETE.{self._stream}.{name}", reply=self._connection.new_inbox()
+            )
+
+    def _on_message(self, message: Message) -> None:
+        self._heard_at = self._alive_at = boottime()
+        self._queue.append(message)
+        self._arrived.set()
+
+    def _on_up(self) -> None:
+        self._broken = True
+        self._arrived.set()
