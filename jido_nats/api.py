@@ -5,8 +5,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from jido_nats.core import commands, subjects
-from jido_nats.core.commands import (
+from jido_nats.core import requests, subjects
+from jido_nats.core.events import Event
+from jido_nats.core.requests import (
     CreateReply,
     CreateRequest,
     Empty,
@@ -14,11 +15,11 @@ from jido_nats.core.commands import (
     HistoryRequest,
     ListReply,
     ListRequest,
+    Request,
     SendReply,
     SendRequest,
     TerminateRequest,
 )
-from jido_nats.core.events import Event
 from jido_nats.core.session import SessionRecord, Status
 
 T = TypeVar("T")
@@ -71,7 +72,7 @@ class SessionApi(ABC):
             status=status,
             metadata={} if metadata is None else metadata,
             include_terminated=include_terminated,
-            limit=commands.LIST_LIMIT_MAX,
+            limit=requests.LIST_LIMIT_MAX,
         )
         while True:
             page = await self._checked("list", "", request, ListReply)
@@ -86,7 +87,7 @@ class SessionApi(ABC):
         Raises `NotFound` when the stream remembers none, `Unavailable`.
         """
         found: list[Event] = []
-        request = HistoryRequest(limit=commands.HISTORY_LIMIT_MAX)
+        request = HistoryRequest(limit=requests.HISTORY_LIMIT_MAX)
         while True:
             page = await self._checked("history", session_id, request, HistoryReply)
             found += page.events
@@ -121,10 +122,10 @@ class SessionApi(ABC):
         request = SendRequest(role=role, content=content, message_id=message_id)
         return await self._checked("send", session_id, request, SendReply)
 
-    async def _checked(self, verb: str, session_id: str, request: msgspec.Struct, kind: type[T]) -> T:
+    async def _checked(self, verb: str, session_id: str, request: Request, kind: type[T]) -> T:
         if verb not in subjects.ABOUT_NO_SESSION:
             subjects.check_session_id(session_id)
-        return await self._command(verb, session_id, commands.checked(request), kind)
+        return await self._command(verb, session_id, requests.checked(request), kind)
 
     @abstractmethod
     async def _command(self, verb: str, session_id: str, request: msgspec.Struct, kind: type[T]) -> T:

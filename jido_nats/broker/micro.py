@@ -17,7 +17,7 @@ import msgspec
 from jido_nats.broker.connection import Connection, Message, Subscription
 from jido_nats.core import codec, subjects
 from jido_nats.core.codec import DecodeError, Encoding
-from jido_nats.core.commands import ErrorDetail, ErrorReply
+from jido_nats.core.requests import ErrorDetail, ErrorReply
 from jido_nats.errors import BadRequest, CommandError, JidoError, Overloaded, TooLarge, command_error
 
 QUEUE_GROUP: Final = "q"

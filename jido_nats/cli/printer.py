@@ -14,9 +14,9 @@ from jido_nats.client.streams import EventMessage, OutputMessage
 from jido_nats.client.watch import SessionChanged, SnapshotComplete, Watched, WatchedSession
 from jido_nats.contract.rules import Finding
 from jido_nats.core import codec
-from jido_nats.core.commands import SendReply
 from jido_nats.core.events import Event, SessionCreated, SessionStatus
 from jido_nats.core.output import ConversationAdded
+from jido_nats.core.requests import SendReply
 from jido_nats.core.session import SessionRecord, Status
 
 STATUS_STYLES: Final = {

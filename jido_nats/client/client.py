@@ -20,13 +20,13 @@ from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.client.retries import Tries
 from jido_nats.client.streams import EventMessage, EventStream, OutputMessage, OutputStream, parse_since
 from jido_nats.client.watch import ManagerWatch, SessionWatch
-from jido_nats.core import codec, commands, subjects
-from jido_nats.core.commands import (
+from jido_nats.core import codec, requests, subjects
+from jido_nats.core.events import SessionStatus
+from jido_nats.core.requests import (
     CreateRequest,
     ListRequest,
     SendRequest,
 )
-from jido_nats.core.events import SessionStatus
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.errors import (
     BadRequest,
@@ -153,7 +153,7 @@ class Client(SessionApi):
         then, only what came behind it.
         Entering raises `PositionTooOld` when the stream no longer has what comes behind the cursor.
         """
-        wanted = commands.checked(
+        wanted = requests.checked(
             ListRequest(
                 status=status,
                 metadata={} if metadata is None else metadata,

@@ -21,9 +21,9 @@ from jido_nats.broker.consumer import Start
 from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.broker.stream_info import check_stream, stream_state
 from jido_nats.core import subjects
-from jido_nats.core.commands import ListRequest
 from jido_nats.core.events import Event, SessionCreated, SessionTerminated
 from jido_nats.core.lifecycle import after_event
+from jido_nats.core.requests import ListRequest
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.store.event_log import event_in
 from jido_nats.store.index import SessionIndex, matches

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from jido_nats import trace
 from jido_nats.broker import jetstream, micro
 from jido_nats.contract import schema
-from jido_nats.core import commands, subjects
+from jido_nats.core import requests, subjects
 from jido_nats.core.codec import Encoding
 from jido_nats.core.events import SessionStatus
 from jido_nats.core.session import SessionRecord
@@ -34,47 +34,47 @@ class Command(NamedTuple):
 COMMANDS: Final = {
     "create": Command(
         subjects.CREATE,
-        commands.CreateRequest,
-        commands.CreateReply,
+        requests.CreateRequest,
+        requests.CreateReply,
         ("already_exists", "start_failed"),
         "Create a session; answered once it is active. Safe to repeat with the same session_id.",
     ),
-    "list": Command(subjects.LIST, commands.ListRequest, commands.ListReply, (), "List sessions, ordered by id."),
+    "list": Command(subjects.LIST, requests.ListRequest, requests.ListReply, (), "List sessions, ordered by id."),
     "get": Command(
-        subjects.all_commands("get"), commands.Empty, SessionRecord, ("not_found",), "The record of a session."
+        subjects.all_commands("get"), requests.Empty, SessionRecord, ("not_found",), "The record of a session."
     ),
     "terminate": Command(
         subjects.all_commands("terminate"),
-        commands.TerminateRequest,
+        requests.TerminateRequest,
         SessionRecord,
         ("not_found", "stop_timeout"),
         "End a session; again on one that has ended: the same record and no new event.",
     ),
     "idle": Command(
         subjects.all_commands("idle"),
-        commands.Empty,
+        requests.Empty,
         SessionRecord,
         ("not_found", "invalid_transition"),
         "Make an active session idle.",
     ),
     "activate": Command(
         subjects.all_commands("activate"),
-        commands.Empty,
+        requests.Empty,
         SessionRecord,
         ("not_found", "invalid_transition"),
         "Make an idle session active.",
     ),
     "send": Command(
         subjects.all_commands("send"),
-        commands.SendRequest,
-        commands.SendReply,
+        requests.SendRequest,
+        requests.SendReply,
         ("not_found", "invalid_transition", "already_exists"),
         "Send a message to the worker of an active or idle session (which wakes it); safe to repeat with a message_id.",
     ),
     "history": Command(
         subjects.all_commands("history"),
-        commands.HistoryRequest,
-        commands.HistoryReply,
+        requests.HistoryRequest,
+        requests.HistoryReply,
         ("not_found",),
         "Every event of a session, by request-reply, also after its record has expired.",
     ),
@@ -217,7 +217,7 @@ def _error_message(code: str) -> Document:
     return {
         "name": code,
         "headers": _object(headers, *headers),
-        "payload": {"allOf": [_schema(commands.ErrorReply), code_is]},
+        "payload": {"allOf": [_schema(requests.ErrorReply), code_is]},
     }
 
 

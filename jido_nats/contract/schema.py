@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import msgspec
 
-from jido_nats.core import commands, subjects
+from jido_nats.core import requests, subjects
 from jido_nats.core.events import Event
 from jido_nats.core.lifecycle import TRANSITIONS
 from jido_nats.core.output import Output
@@ -30,23 +30,23 @@ KINDS: Final = (
     *OUTPUTS,
     SessionRecord,
     ManagerInfo,
-    commands.Empty,
-    commands.CreateRequest,
-    commands.ListRequest,
-    commands.TerminateRequest,
-    commands.HistoryRequest,
-    commands.SendRequest,
-    commands.CreateReply,
-    commands.ListReply,
-    commands.HistoryReply,
-    commands.SendReply,
-    commands.ErrorReply,
+    requests.Empty,
+    requests.CreateRequest,
+    requests.ListRequest,
+    requests.TerminateRequest,
+    requests.HistoryRequest,
+    requests.SendRequest,
+    requests.CreateReply,
+    requests.ListReply,
+    requests.HistoryReply,
+    requests.SendReply,
+    requests.ErrorReply,
 )
 
 _SESSION_ID: Final = {"pattern": "^[A-Za-z0-9_-]{1,64}$"}
 _TIME: Final = {"format": "date-time", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)$"}
 _COUNT: Final = {"minimum": 0}
-_LIMIT: Final = {"minimum": 0, "maximum": commands.LIMIT_MAX_S}
+_LIMIT: Final = {"minimum": 0, "maximum": requests.LIMIT_MAX_S}
 # What the code checks, or promises, beyond the types: by field and type.
 _FIELDS: Final[dict[tuple[str, str], dict[str, Any]]] = {
     ("session_id", "string"): _SESSION_ID,
@@ -57,8 +57,8 @@ _FIELDS: Final[dict[tuple[str, str], dict[str, Any]]] = {
     ("started_at", "string"): _TIME,
     ("version", "integer"): {"minimum": 1},
     ("number", "integer"): {"minimum": 1},
-    ("role", "string"): {"minLength": 1, "maxLength": commands.ROLE_LENGTH_MAX},
-    ("message_id", "string"): {"minLength": 1, "maxLength": commands.MESSAGE_ID_LENGTH_MAX},
+    ("role", "string"): {"minLength": 1, "maxLength": requests.ROLE_LENGTH_MAX},
+    ("message_id", "string"): {"minLength": 1, "maxLength": requests.MESSAGE_ID_LENGTH_MAX},
     ("idle_after_s", "number"): _LIMIT,
     ("idle_timeout_s", "number"): _LIMIT,
     ("max_lifetime_s", "number"): _LIMIT,
@@ -69,9 +69,9 @@ _FIELDS: Final[dict[tuple[str, str], dict[str, Any]]] = {
     ("code", "string"): {"examples": sorted(ERRORS)},
 }
 _FIELDS_OF: Final[dict[str, dict[str, dict[str, Any]]]] = {
-    "ListRequest": {"limit": {"minimum": 1, "maximum": commands.LIST_LIMIT_MAX}},
-    "HistoryRequest": {"limit": {"minimum": 1, "maximum": commands.HISTORY_LIMIT_MAX}},
-    "TerminateRequest": {"detail": {"maxLength": commands.DETAIL_LENGTH_MAX}},
+    "ListRequest": {"limit": {"minimum": 1, "maximum": requests.LIST_LIMIT_MAX}},
+    "HistoryRequest": {"limit": {"minimum": 1, "maximum": requests.HISTORY_LIMIT_MAX}},
+    "TerminateRequest": {"detail": {"maxLength": requests.DETAIL_LENGTH_MAX}},
     "SessionCreated": {"version": {"const": 1}},
 }
 _DESCRIPTIONS: Final = {

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from jido_nats.core.commands import limits_of
+from jido_nats.core.requests import limits_of
 from jido_nats.core.session import SessionRecord, Status
 
 

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jido_nats.client.client import Client
-from jido_nats.core import codec, commands, subjects
+from jido_nats.core import codec, requests, subjects
 from jido_nats.dashboard.access import AccessControl, refusal
 from jido_nats.dashboard.event_feed import EventFeed
 from jido_nats.dashboard.output_feed import stream_output
@@ -103,7 +103,7 @@ class Pages:
 
     async def create(self, request: Request) -> Response:
         """Create a session; answers with its record."""
-        asked = await self._body(request, commands.CreateRequest)
+        asked = await self._body(request, requests.CreateRequest)
         created = await self._client.create_session(**msgspec.structs.asdict(asked))
         return _json(created, 201)
 
@@ -112,16 +112,16 @@ class Pages:
         session_id, verb = _session_id(request), request.path_params["verb"]
         match verb:
             case "idle":
-                await self._body(request, commands.Empty)
+                await self._body(request, requests.Empty)
                 return _json(await self._client.idle_session(session_id))
             case "activate":
-                await self._body(request, commands.Empty)
+                await self._body(request, requests.Empty)
                 return _json(await self._client.activate_session(session_id))
             case "terminate":
-                ending = await self._body(request, commands.TerminateRequest)
+                ending = await self._body(request, requests.TerminateRequest)
                 return _json(await self._client.terminate_session(session_id, detail=ending.detail))
             case "send":
-                sent = await self._body(request, commands.SendRequest)
+                sent = await self._body(request, requests.SendRequest)
                 return _json(
                     await self._client.send_message(session_id, sent.role, sent.content, message_id=sent.message_id)
                 )

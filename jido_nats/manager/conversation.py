@@ -6,8 +6,8 @@ from datetime import datetime
 from typing import Any, Final
 
 from jido_nats import trace
-from jido_nats.core.commands import SendReply, SendRequest, check_emitted, check_said
 from jido_nats.core.output import ConversationAdded, SessionOutput
+from jido_nats.core.requests import SendReply, SendRequest, check_emitted, check_said
 from jido_nats.ids import new_message_id
 from jido_nats.manager.outbox import Outbox
 from jido_nats.worker.inbox import Inbox, Message

@@ -8,8 +8,9 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from jido_nats.broker.connection import Connection
-from jido_nats.core import codec, commands, lifecycle
-from jido_nats.core.commands import (
+from jido_nats.core import codec, lifecycle, requests
+from jido_nats.core.events import SessionCreated
+from jido_nats.core.requests import (
     CreateReply,
     CreateRequest,
     Empty,
@@ -21,7 +22,6 @@ from jido_nats.core.commands import (
     SendRequest,
     TerminateRequest,
 )
-from jido_nats.core.events import SessionCreated
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.errors import AlreadyExists, InvalidTransition, NotFound, NotSent, Overloaded, StartFailed, Unavailable
@@ -68,7 +68,8 @@ class CommandHandlers:
         }
 
     async def _create(self, _: str, request: CreateRequest, *, forwarded: bool = False) -> CreateReply:
-        commands.check_create(request, min(self._settings.metadata_bytes_max, self._connection.max_payload // 2))
+        request.check()
+        request.check_size(min(self._settings.metadata_bytes_max, self._connection.max_payload // 2))
         settings, session_id = self._settings, request.session_id or new_session_id()
         timeout_s = settings.command_timeout_s + (settings.start_timeout_s if settings.wait_ready else 0)
         try:
@@ -82,11 +83,11 @@ class CommandHandlers:
                 raise
             asked = msgspec.structs.replace(request, session_id=session_id)
             return await self._create_elsewhere(session_id, asked, timeout_s)
-        if replayed and not commands.same_content(request, record):
+        if replayed and not requests.same_content(request, record):
             raise AlreadyExists("that session id is taken; choose another", session_id=record.session_id)
         if replayed and record.reason is Reason.START_FAILED:
             raise StartFailed(f"the session did not start: {record.error}", session_id=record.session_id)
-        return commands.reply_of(record, replayed=replayed)
+        return requests.reply_of(record, replayed=replayed)
 
     async def _create_elsewhere(self, session_id: str, request: CreateRequest, timeout_s: float) -> CreateReply:
         """The answer of a manager that has room; `Overloaded` where none has."""
@@ -100,23 +101,23 @@ class CommandHandlers:
         return await self._look_up(self._read(session_id))
 
     async def _list(self, _: str, request: ListRequest, *, forwarded: bool = False) -> ListReply:
-        commands.check_list(request)
+        request.check()
         return await self._look_up(self._page(request))
 
     async def _history(self, session_id: str, request: HistoryRequest, *, forwarded: bool = False) -> HistoryReply:
-        commands.check_history(request)
+        request.check()
         return await self._look_up(self._replay(session_id, request))
 
     async def _terminate(self, session_id: str, request: TerminateRequest, *, forwarded: bool = False) -> SessionRecord:
-        commands.check_terminate(request)
+        request.check()
         timeout_s = max(self._settings.command_timeout_s, self._settings.stop_timeout_s + 1)
         try:
             work = self._sessions.terminate(session_id, Reason.REQUESTED, request.detail)
-            return commands.as_answered(await self._carry_out(session_id, work, timeout_s))
+            return requests.as_answered(await self._carry_out(session_id, work, timeout_s))
         except NotHere:
             record = await self._get(session_id, Empty())
             if record.sealed:
-                return commands.as_answered(record)
+                return requests.as_answered(record)
             return codec.decode(await self._forward("terminate", record, request, forwarded=forwarded), SessionRecord)
 
     async def _change(self, verb: str, status: Status, session_id: str, *, forwarded: bool = False) -> SessionRecord:
@@ -126,7 +127,7 @@ class CommandHandlers:
         )
 
     async def _send(self, session_id: str, request: SendRequest, *, forwarded: bool = False) -> SendReply:
-        commands.check_send(request)
+        request.check()
         work = self._sessions.send(session_id, request)
         return await self._at_owner(
             "send", session_id, request, work, SendReply, "takes no messages", forwarded=forwarded
@@ -190,7 +191,7 @@ class CommandHandlers:
 
     def _page_bytes_max(self) -> int:
         """As JSON: in MessagePack a number may be 2.25 times as long."""
-        return min(commands.LIST_BYTES_MAX, self._connection.max_payload // 3)
+        return min(requests.LIST_BYTES_MAX, self._connection.max_payload // 3)
 
     async def _page(self, request: ListRequest) -> ListReply:
         position = await self._context.event_log.last_sequence()  # first: what is published is committed

@@ -14,8 +14,8 @@ from typing import Any, Final
 from jido_nats import trace
 from jido_nats.broker.clock import boottime
 from jido_nats.core import lifecycle
-from jido_nats.core.commands import SendReply, SendRequest
 from jido_nats.core.limits import Limit, next_limit
+from jido_nats.core.requests import SendReply, SendRequest
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.errors import AlreadyExists, Fenced, InvalidTransition, StartFailed, Unavailable

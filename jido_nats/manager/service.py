@@ -17,7 +17,7 @@ from jido_nats import trace
 from jido_nats.broker.micro import Endpoint, MicroService, Reply, Request, error_reply
 from jido_nats.core import codec, subjects
 from jido_nats.core.codec import DecodeError, Encoding
-from jido_nats.core.commands import (
+from jido_nats.core.requests import (
     CreateRequest,
     Empty,
     HistoryRequest,

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from jido_nats import trace
 from jido_nats.broker.clock import boottime
 from jido_nats.core import lifecycle
-from jido_nats.core.commands import CreateRequest, SendReply, SendRequest, limits_of
+from jido_nats.core.requests import CreateRequest, SendReply, SendRequest, limits_of
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.errors import InvalidTransition, Overloaded, StopTimeout, Unavailable

@@ -9,7 +9,7 @@ from typing import Any, Final
 from sortedcontainers import SortedList
 
 from jido_nats.core import codec
-from jido_nats.core.commands import ListReply, ListRequest, deterministic
+from jido_nats.core.requests import ListReply, ListRequest, deterministic
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.store.position import StreamPosition
 from jido_nats.store.records import Entry

@@ -19,7 +19,7 @@ import msgspec
 
 from jido_nats import trace
 from jido_nats.core import codec
-from jido_nats.core.commands import check_emitted, check_said
+from jido_nats.core.requests import check_emitted, check_said
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.errors import JidoError, command_error
 from jido_nats.worker import protocol

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from jido_nats.core import codec
-from jido_nats.core.commands import SendRequest
+from jido_nats.core.requests import SendRequest
 from jido_nats.errors import AlreadyExists, Overloaded
 
 # How many message ids a session remembers, so that a repeated send is known.

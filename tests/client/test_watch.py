@@ -23,7 +23,7 @@ from jido_nats import (
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.core import codec, lifecycle, subjects
-from jido_nats.core.commands import ListReply, ListRequest
+from jido_nats.core.requests import ListReply, ListRequest
 from jido_nats.core.settings import Settings
 from jido_nats.store import topology
 from jido_nats.store.records import SessionRecords

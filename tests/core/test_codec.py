@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from jido_nats.core import codec
 from jido_nats.core.codec import DecodeError, Encoding, decode, decode_event, encode
-from jido_nats.core.commands import CreateRequest, Empty, ListRequest, TerminateRequest, check_create, same_content
 from jido_nats.core.events import Event
+from jido_nats.core.requests import CreateRequest, Empty, ListRequest, TerminateRequest, same_content
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.errors import BadRequest, TooLarge
 from tests.core.samples import METADATA, record_in, walks
@@ -49,7 +49,7 @@ def test_events_come_back(walk: list[tuple[SessionRecord, tuple[Event, ...]]], e
 @given(METADATA)
 def test_plain_metadata_is_the_same_in_both_encodings(metadata: dict[str, Any]) -> None:
     request = CreateRequest(metadata=metadata)
-    check_create(request, 10**9)
+    request.check()
 
     for encoding in Encoding:
         assert decode(encode(request, encoding), CreateRequest, encoding) == request
@@ -115,13 +115,13 @@ def test_deep_nesting_in_messagepack_is_a_decode_error() -> None:
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_json_has_no_number_that_is_not_finite(number: str) -> None:
     with pytest.raises((DecodeError, BadRequest)):
-        check_create(decode(f'{{"metadata":{{"a":{number}}}}}'.encode(), CreateRequest), 1000)
+        decode(f'{{"metadata":{{"a":{number}}}}}'.encode(), CreateRequest).check()
 
 
 @pytest.mark.parametrize("number", [2**63, 2**64, 10**30, -(2**63) - 1, -(10**30)])
 def test_an_integer_beyond_64_bits_is_not_taken_from_json(number: int) -> None:
     with pytest.raises((DecodeError, BadRequest)):
-        check_create(decode(f'{{"metadata":{{"a":{number}}}}}'.encode(), CreateRequest), 1000)
+        decode(f'{{"metadata":{{"a":{number}}}}}'.encode(), CreateRequest).check()
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_an_integer_beyond_64_bits_is_not_taken_from_json(number: int) -> None:
 )
 def test_metadata_that_is_not_plain_is_refused(value: Any) -> None:
     with pytest.raises(BadRequest):
-        check_create(CreateRequest(metadata={"a": value}), 1000)
+        CreateRequest(metadata={"a": value}).check()
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -154,17 +154,17 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 def test_metadata_may_be_32_deep() -> None:
-    check_create(CreateRequest(metadata=nested(31)), 1000)
+    CreateRequest(metadata=nested(31)).check()
 
 
 def test_metadata_that_is_deeper_is_refused() -> None:
     with pytest.raises(BadRequest):
-        check_create(CreateRequest(metadata=nested(33)), 1000)
+        CreateRequest(metadata=nested(33)).check()
 
 
 def test_metadata_that_is_too_large_is_refused() -> None:
     with pytest.raises(TooLarge):
-        check_create(CreateRequest(metadata={"a": "x" * 1000}), 1000)
+        CreateRequest(metadata={"a": "x" * 1000}).check_size(1000)
 
 
 @BOTH

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from jido_nats.core import codec, commands
+from jido_nats.core import codec, requests
 from jido_nats.core.codec import Encoding
 from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated
 from jido_nats.core.output import ConversationAdded, Output, SessionOutput
@@ -24,19 +24,19 @@ KINDS: Final[dict[str, type[Any]]] = {
     "session_terminated": SessionTerminated,
     "record": SessionRecord,
     "manager": ManagerInfo,
-    "empty": commands.Empty,
-    "create_request": commands.CreateRequest,
-    "list_request": commands.ListRequest,
-    "terminate_request": commands.TerminateRequest,
-    "history_request": commands.HistoryRequest,
-    "send_request": commands.SendRequest,
-    "send_reply": commands.SendReply,
+    "empty": requests.Empty,
+    "create_request": requests.CreateRequest,
+    "list_request": requests.ListRequest,
+    "terminate_request": requests.TerminateRequest,
+    "history_request": requests.HistoryRequest,
+    "send_request": requests.SendRequest,
+    "send_reply": requests.SendReply,
     "session_output": SessionOutput,
     "conversation_added": ConversationAdded,
-    "create_reply": commands.CreateReply,
-    "list_reply": commands.ListReply,
-    "history_reply": commands.HistoryReply,
-    "error_reply": commands.ErrorReply,
+    "create_reply": requests.CreateReply,
+    "list_reply": requests.ListReply,
+    "history_reply": requests.HistoryReply,
+    "error_reply": requests.ErrorReply,
 }
 # Where the seal of a record is nobody's business.
 NEVER: Final = {"create_reply": {"sealed"}}

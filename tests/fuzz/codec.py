@@ -11,16 +11,16 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["jido_nats.core"]):
-    from jido_nats.core import codec, commands
+    from jido_nats.core import codec, requests
     from jido_nats.core.codec import DecodeError, Encoding
     from jido_nats.core.session import SessionRecord
     from jido_nats.errors import BadRequest, TooLarge
 
 KINDS = (
-    commands.CreateRequest,
-    commands.ListRequest,
-    commands.TerminateRequest,
-    commands.HistoryRequest,
+    requests.CreateRequest,
+    requests.ListRequest,
+    requests.TerminateRequest,
+    requests.HistoryRequest,
     SessionRecord,
 )
 
@@ -33,20 +33,21 @@ def one_input(data: bytes) -> None:
                 value = codec.decode(data, kind, encoding)
             except DecodeError:
                 continue
-            if isinstance(value, commands.CreateRequest):
+            if isinstance(value, requests.CreateRequest):
                 _check_create(value)
         with contextlib.suppress(DecodeError):
             codec.decode_event(data, encoding)
 
 
-def _check_create(request: commands.CreateRequest) -> None:
+def _check_create(request: requests.CreateRequest) -> None:
     """What passes the check can be stored, and comes back the same from both encodings."""
     try:
-        commands.check_create(request, 32 * 1024)
+        request.check()
+        request.check_size(32 * 1024)
     except (BadRequest, TooLarge):
         return
     for encoding in Encoding:
-        again = codec.decode(codec.encode(request, encoding), commands.CreateRequest, encoding)
+        again = codec.decode(codec.encode(request, encoding), requests.CreateRequest, encoding)
         assert again == request, (encoding, request, again)
 
 

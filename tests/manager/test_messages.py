@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from jido_nats import Client, ConversationAdded, LocalServer, Session
-from jido_nats.core.commands import MESSAGE_ID_LENGTH_MAX, ROLE_LENGTH_MAX
+from jido_nats.core.requests import MESSAGE_ID_LENGTH_MAX, ROLE_LENGTH_MAX
 from jido_nats.errors import CommandError, Unavailable
 from jido_nats.worker.inbox import Message
 from tests.conftest import StartManager

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jido_nats import Status
 from jido_nats.core import lifecycle
-from jido_nats.core.commands import ListRequest
+from jido_nats.core.requests import ListRequest
 from jido_nats.core.session import SessionRecord
 from jido_nats.store.index import LOOK, SessionIndex, matches
 from jido_nats.store.records import Entry

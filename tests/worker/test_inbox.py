@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jido_nats.core.commands import SendRequest
+from jido_nats.core.requests import SendRequest
 from jido_nats.errors import AlreadyExists, Overloaded
 from jido_nats.worker.inbox import SEEN_MAX, Inbox, Message, Messages
 

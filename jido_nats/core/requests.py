@@ -1,6 +1,8 @@
-"""Requests and replies of the API. Unknown fields of a request are refused: a typing error must not be ignored."""
+"""Requests and replies of the commands, and what a request has to keep beyond its types.
 
-import math
+Unknown fields of a request are refused: a typing error must not be ignored.
+"""
+
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -24,14 +26,21 @@ MESSAGE_ID_LENGTH_MAX: Final = 128
 LIMITS: Final = ("idle_after_s", "idle_timeout_s", "max_lifetime_s")
 LIMIT_MAX_S: Final = 10 * 365 * 24 * 3600
 
-R = TypeVar("R", bound=msgspec.Struct)
+R = TypeVar("R", bound="Request")
 
 
-class Empty(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Request(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a command takes. The base of every request, so that each can be checked without knowing which it is."""
+
+    def check(self) -> None:
+        """`BadRequest` unless the values are such as a manager, whatever its settings, can act on."""
+
+
+class Empty(Request, frozen=True):
     """A request that says all it has to say by its subject."""
 
 
-class CreateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class CreateRequest(Request, frozen=True, kw_only=True):
     """`jido.session.create`: all of it is optional.
 
     Seconds: an `active` session becomes `idle` after `idle_after_s` without a message, output or `touch()`; one that
@@ -46,8 +55,32 @@ class CreateRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     idle_timeout_s: float | None = None
     max_lifetime_s: float | None = None
 
+    def check(self) -> None:
+        """`BadRequest` unless a session can be made of it; `check_size` is the rest."""
+        if self.session_id is not None:
+            check_session_id(self.session_id)
+        for name in ("metadata", "llm_config"):
+            _check_plain(getattr(self, name), name, self.session_id)
+        for name in LIMITS:
+            limit = getattr(self, name)
+            if limit is not None and not (isinstance(limit, int | float) and 0 <= limit <= LIMIT_MAX_S):
+                raise BadRequest(f"{name} is seconds, from 0 (none) to {LIMIT_MAX_S}", session_id=self.session_id)
 
-class ListRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    def check_size(self, bytes_max: int) -> None:
+        """`TooLarge` where `metadata` and `llm_config` have more bytes together, in the encoding that is longer.
+
+        To be called after `check`: only plain values can be encoded.
+        """
+        size = max(len(encode([self.metadata, self.llm_config], encoding)) for encoding in Encoding)
+        if size > bytes_max:
+            raise TooLarge(
+                f"metadata and llm_config are {size} bytes, at most {bytes_max} are taken: "
+                "keep references to large data",
+                session_id=self.session_id,
+            )
+
+
+class ListRequest(Request, frozen=True, kw_only=True):
     """`jido.session.list`: live sessions by default; `metadata` keeps those that have all these pairs."""
 
     status: Status | None = None
@@ -56,14 +89,32 @@ class ListRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     limit: int = LIST_LIMIT
     cursor: str | None = None
 
+    def check(self) -> None:
+        """`BadRequest` unless it can be answered."""
+        if not 1 <= self.limit <= LIST_LIMIT_MAX:
+            raise BadRequest(f"limit is 1 to {LIST_LIMIT_MAX}")
+        if self.cursor is not None:
+            try:
+                check_session_id(self.cursor)
+            except BadRequest as error:
+                raise BadRequest(f"cursor is what next_cursor said: {error}") from error
 
-class TerminateRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+
+class TerminateRequest(Request, frozen=True):
     """`jido.session.terminate.<id>`: `detail` is kept in the record and told in the events."""
 
     detail: str | None = None
 
+    def check(self) -> None:
+        """`BadRequest` unless `detail` fits into an event."""
+        if self.detail is None:
+            return
+        if len(self.detail) > DETAIL_LENGTH_MAX:
+            raise BadRequest(f"detail is at most {DETAIL_LENGTH_MAX} characters")
+        _check_plain(self.detail, "detail")
 
-class SendRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+
+class SendRequest(Request, frozen=True, kw_only=True):
     """`jido.session.send.<id>`: a message for the worker; `content` is any JSON value but null.
 
     With a `message_id` it is safe to repeat: the worker gets it once.
@@ -72,6 +123,12 @@ class SendRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     role: str
     content: Any
     message_id: str | None = None
+
+    def check(self) -> None:
+        """`BadRequest` unless the message can be delivered and published."""
+        check_said(self.role, self.content)
+        if self.message_id is not None:
+            check_text("message_id", self.message_id, MESSAGE_ID_LENGTH_MAX)
 
 
 class SendReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -102,11 +159,18 @@ class ListReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     next_cursor: str | None = None
 
 
-class HistoryRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class HistoryRequest(Request, frozen=True, kw_only=True):
     """`jido.session.history.<id>`: the events of the versions behind `after`, at most `limit` of them."""
 
     after: int = 0
     limit: int = HISTORY_LIMIT
+
+    def check(self) -> None:
+        """`BadRequest` unless it can be answered."""
+        if not 1 <= self.limit <= HISTORY_LIMIT_MAX:
+            raise BadRequest(f"limit is 1 to {HISTORY_LIMIT_MAX}")
+        if self.after < 0:
+            raise BadRequest("after is a version: 0, or what `next` said")
 
 
 class HistoryReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -141,59 +205,14 @@ def checked(request: R) -> R:
         copy = decode(encode(request), type(request))
     except DecodeError as error:
         raise BadRequest(str(error)) from error
-    _check(copy)
+    copy.check()
     return copy
-
-
-def _check(request: msgspec.Struct) -> None:
-    match request:
-        case CreateRequest():
-            check_create(request, math.inf)
-        case ListRequest():
-            check_list(request)
-        case HistoryRequest():
-            check_history(request)
-        case TerminateRequest():
-            check_terminate(request)
-        case SendRequest():
-            check_send(request)
-
-
-def check_create(request: CreateRequest, size_max: float) -> None:
-    """`BadRequest` or `TooLarge` unless a session can be made of the request.
-
-    `size_max`: bytes that `metadata` and `llm_config` may have together, in the encoding that makes them longer.
-    """
-    if request.session_id is not None:
-        check_session_id(request.session_id)
-    try:
-        check_plain(request.metadata, "metadata")
-        check_plain(request.llm_config, "llm_config")
-        size = max(len(encode([request.metadata, request.llm_config], encoding)) for encoding in Encoding)
-    except DecodeError as error:
-        raise BadRequest(str(error), session_id=request.session_id) from error
-    if size > size_max:
-        raise TooLarge(
-            f"metadata and llm_config are {size} bytes, at most {size_max} are taken: keep references to large data",
-            session_id=request.session_id,
-        )
-    for name in LIMITS:
-        limit = getattr(request, name)
-        if limit is not None and not (isinstance(limit, int | float) and 0 <= limit <= LIMIT_MAX_S):
-            raise BadRequest(f"{name} is seconds, from 0 (none) to {LIMIT_MAX_S}", session_id=request.session_id)
 
 
 def limits_of(asked: "CreateRequest | SessionRecord | Settings") -> dict[str, float | None]:
     """The time limits of a request, a record or the settings, by name."""
     limits = {name: getattr(asked, name) for name in LIMITS}
     return {name: None if limit is None else float(limit) for name, limit in limits.items()}
-
-
-def check_send(request: SendRequest) -> None:
-    """`BadRequest` unless the message can be delivered and told."""
-    check_said(request.role, request.content)
-    if request.message_id is not None:
-        check_text("message_id", request.message_id, MESSAGE_ID_LENGTH_MAX)
 
 
 def check_said(role: str, content: Any) -> None:
@@ -214,41 +233,7 @@ def check_text(name: str, text: str, length_max: int) -> None:
     """`BadRequest` unless it is text of that length at most, and not empty."""
     if not isinstance(text, str) or not 1 <= len(text) <= length_max:
         raise BadRequest(f"{name} is 1 to {length_max} characters")
-    try:
-        check_plain(text, name)
-    except DecodeError as error:
-        raise BadRequest(str(error)) from error
-
-
-def check_list(request: ListRequest) -> None:
-    """`BadRequest` unless the request can be answered."""
-    if not 1 <= request.limit <= LIST_LIMIT_MAX:
-        raise BadRequest(f"limit is 1 to {LIST_LIMIT_MAX}")
-    if request.cursor is not None:
-        try:
-            check_session_id(request.cursor)
-        except BadRequest as error:
-            raise BadRequest(f"cursor is what next_cursor said: {error}") from error
-
-
-def check_history(request: HistoryRequest) -> None:
-    """`BadRequest` unless the request can be answered."""
-    if not 1 <= request.limit <= HISTORY_LIMIT_MAX:
-        raise BadRequest(f"limit is 1 to {HISTORY_LIMIT_MAX}")
-    if request.after < 0:
-        raise BadRequest("after is a version: 0, or what `next` said")
-
-
-def check_terminate(request: TerminateRequest) -> None:
-    """`BadRequest` unless `detail` fits into an event."""
-    if request.detail is None:
-        return
-    if len(request.detail) > DETAIL_LENGTH_MAX:
-        raise BadRequest(f"detail is at most {DETAIL_LENGTH_MAX} characters")
-    try:
-        check_plain(request.detail, "detail")
-    except DecodeError as error:
-        raise BadRequest(str(error)) from error
+    _check_plain(text, name)
 
 
 def same_content(request: CreateRequest, record: SessionRecord) -> bool:
@@ -274,8 +259,8 @@ def reply_of(record: SessionRecord, *, replayed: bool) -> CreateReply:
     return CreateReply(**msgspec.structs.asdict(as_answered(record)), replayed=replayed)
 
 
-def _check_plain(value: Any, name: str) -> None:
+def _check_plain(value: Any, name: str, session_id: str | None = None) -> None:
     try:
         check_plain(value, name)
     except DecodeError as error:
-        raise BadRequest(str(error)) from error
+        raise BadRequest(str(error), session_id=session_id) from error
