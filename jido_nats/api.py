@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from jido_nats.core import requests, subjects
+from jido_nats.core.commands import COMMANDS, About
 from jido_nats.core.events import Event
 from jido_nats.core.requests import (
     CreateReply,
@@ -123,7 +124,7 @@ class SessionApi(ABC):
         return await self._checked("send", session_id, request, SendReply)
 
     async def _checked(self, verb: str, session_id: str, request: Request, kind: type[T]) -> T:
-        if verb not in subjects.ABOUT_NO_SESSION:
+        if COMMANDS[verb].about is not About.NOTHING:
             subjects.check_session_id(session_id)
         return await self._command(verb, session_id, requests.checked(request), kind)
 

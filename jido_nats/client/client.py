@@ -21,6 +21,7 @@ from jido_nats.client.retries import Tries
 from jido_nats.client.streams import EventMessage, EventStream, OutputMessage, OutputStream, parse_since
 from jido_nats.client.watch import ManagerWatch, SessionWatch
 from jido_nats.core import codec, requests, subjects
+from jido_nats.core.commands import COMMANDS
 from jido_nats.core.events import SessionStatus
 from jido_nats.core.requests import (
     CreateRequest,
@@ -253,7 +254,7 @@ class Client(SessionApi):
         return self._opened
 
     async def _command(self, verb: str, session_id: str, request: msgspec.Struct, kind: type[T]) -> T:
-        subject = subjects.command(verb, session_id)
+        subject = COMMANDS[verb].subject_for(session_id)
         tries = Tries(self._timeout_s)
         try:
             return await self._ask(subject, _with_ids(request), kind, tries)

@@ -3,82 +3,21 @@
 It describes a session manager: it sends events and receives commands.
 """
 
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from jido_nats import trace
 from jido_nats.broker import jetstream, micro
 from jido_nats.contract import schema
 from jido_nats.core import requests, subjects
 from jido_nats.core.codec import Encoding
+from jido_nats.core.commands import COMMANDS, ERRORS_OF_EVERY_COMMAND, About, Command
 from jido_nats.core.events import SessionStatus
-from jido_nats.core.session import SessionRecord
 from jido_nats.core.settings import Settings
 from jido_nats.store import topology
 
-EVERY_COMMAND: Final = ("bad_request", "too_large", "overloaded", "internal", "unavailable")
 COPY_SUFFIX: Final = r"\.session"
 
 Document = dict[str, Any]
-
-
-class Command(NamedTuple):
-    """One command: where it goes, what it takes, and what comes back, errors of every command apart."""
-
-    subject: str
-    request: type[Any]
-    reply: type[Any]
-    errors: tuple[str, ...]
-    summary: str
-
-
-COMMANDS: Final = {
-    "create": Command(
-        subjects.CREATE,
-        requests.CreateRequest,
-        requests.CreateReply,
-        ("already_exists", "start_failed"),
-        "Create a session; answered once it is active. Safe to repeat with the same session_id.",
-    ),
-    "list": Command(subjects.LIST, requests.ListRequest, requests.ListReply, (), "List sessions, ordered by id."),
-    "get": Command(
-        subjects.all_commands("get"), requests.Empty, SessionRecord, ("not_found",), "The record of a session."
-    ),
-    "terminate": Command(
-        subjects.all_commands("terminate"),
-        requests.TerminateRequest,
-        SessionRecord,
-        ("not_found", "stop_timeout"),
-        "End a session; again on one that has ended: the same record and no new event.",
-    ),
-    "idle": Command(
-        subjects.all_commands("idle"),
-        requests.Empty,
-        SessionRecord,
-        ("not_found", "invalid_transition"),
-        "Make an active session idle.",
-    ),
-    "activate": Command(
-        subjects.all_commands("activate"),
-        requests.Empty,
-        SessionRecord,
-        ("not_found", "invalid_transition"),
-        "Make an idle session active.",
-    ),
-    "send": Command(
-        subjects.all_commands("send"),
-        requests.SendRequest,
-        requests.SendReply,
-        ("not_found", "invalid_transition", "already_exists"),
-        "Send a message to the worker of an active or idle session (which wakes it); safe to repeat with a message_id.",
-    ),
-    "history": Command(
-        subjects.all_commands("history"),
-        requests.HistoryRequest,
-        requests.HistoryReply,
-        ("not_found",),
-        "Every event of a session, by request-reply, also after its record has expired.",
-    ),
-}
 
 
 def document() -> Document:
@@ -133,9 +72,10 @@ def _event_operations() -> Document:
 def _command_channels() -> Document:
     channels: Document = {}
     for verb, command in COMMANDS.items():
-        channel = {"address": _address(command.subject), "messages": _references([_request_name(verb)])}
-        if "*" in command.subject:
-            channel["parameters"] = _SESSION_PARAMETER
+        parameter = f"{command.about}_id"
+        channel = {"address": _address(command.subject, parameter), "messages": _references([_request_name(verb)])}
+        if command.about is not About.NOTHING:
+            channel["parameters"] = {parameter: _ID_PARAMETER}
         channels[verb] = channel
         channels[f"{verb}_reply"] = {
             "address": None,
@@ -236,7 +176,8 @@ def _jetstream() -> Document:
 
 
 def _errors(command: Command) -> list[str]:
-    return [code for code in schema.ERRORS if code in command.errors + EVERY_COMMAND]
+    codes = {kind.code for kind in command.errors + ERRORS_OF_EVERY_COMMAND}
+    return [code for code in schema.ERRORS if code in codes]
 
 
 def _request_name(verb: str) -> str:
@@ -251,8 +192,8 @@ def _error_name(code: str) -> str:
     return f"error_{code}"
 
 
-def _address(subject: str) -> str:
-    return subject.replace("*", "{session_id}")
+def _address(subject: str, parameter: str = "session_id") -> str:
+    return subject.replace("*", f"{{{parameter}}}")
 
 
 def _channel(name: str) -> Document:
@@ -278,4 +219,5 @@ def _text(description: str, **rules: Any) -> Document:
 _INT: Final = "^[0-9]+$"
 _TRACEPARENT: Final = {"type": "string", "description": "W3C Trace Context, of the command that caused it"}
 _CONTENT_TYPE: Final = {"type": "string", "enum": [encoding.content_type for encoding in Encoding]}
-_SESSION_PARAMETER: Final = {"session_id": {"description": "1 to 64 letters, digits, '_' or '-'"}}
+_ID_PARAMETER: Final = {"description": "1 to 64 letters, digits, '_' or '-'"}
+_SESSION_PARAMETER: Final = {"session_id": _ID_PARAMETER}

@@ -6,6 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from jido_nats.core import requests, subjects
+from jido_nats.core.commands import COMMANDS
 from jido_nats.core.events import Event
 from jido_nats.core.lifecycle import TRANSITIONS
 from jido_nats.core.output import Output
@@ -30,16 +31,7 @@ KINDS: Final = (
     *OUTPUTS,
     SessionRecord,
     ManagerInfo,
-    requests.Empty,
-    requests.CreateRequest,
-    requests.ListRequest,
-    requests.TerminateRequest,
-    requests.HistoryRequest,
-    requests.SendRequest,
-    requests.CreateReply,
-    requests.ListReply,
-    requests.HistoryReply,
-    requests.SendReply,
+    *dict.fromkeys(kind for command in COMMANDS.values() for kind in (command.request, command.reply)),
     requests.ErrorReply,
 )
 

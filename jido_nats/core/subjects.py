@@ -16,8 +16,6 @@ ALL_FENCES: Final = "jido.fence.*"
 
 CREATE: Final = "jido.session.create"
 LIST: Final = "jido.session.list"
-# The commands about no one session; the others' subject ends with the session's id.
-ABOUT_NO_SESSION: Final = {"create": CREATE, "list": LIST}
 
 EVENTS_STREAM: Final = "JIDO_CLIENT"
 OUTPUT_STREAM: Final = "JIDO_OUTPUT"
@@ -75,23 +73,18 @@ def session_of(subject: str) -> str:
     return subject.rpartition(".")[2]
 
 
-def command(verb: str, session_id: str) -> str:
-    """The subject of a command, about one session or, with "", about none; all: `all_commands`."""
-    return ABOUT_NO_SESSION.get(verb) or f"jido.session.{verb}.{check_session_id(session_id)}"
-
-
 def all_commands(verb: str) -> str:
-    """The subject that a manager's endpoint for `verb` listens on."""
+    """The subject pattern of a command about one session; the table `commands.COMMANDS` has that of every command."""
     return f"jido.session.{verb}.*"
 
 
 def forwarded(manager_id: str, verb: str, session_id: str) -> str:
-    """The subject of a command passed on to its session's owner; all: `all_forwarded`."""
+    """The subject of a command that is forwarded to another manager; all: `all_forwarded`."""
     return f"jido.manager.{manager_id}.{verb}.{check_session_id(session_id)}"
 
 
 def all_forwarded(manager_id: str) -> str:
-    """The subject on which a manager hears the commands that others pass on to it."""
+    """The subject on which a manager receives the commands that others forward to it."""
     return f"jido.manager.{manager_id}.*.*"
 
 

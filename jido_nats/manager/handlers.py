@@ -1,4 +1,4 @@
-"""What a manager does for each command: carry it out where the session is its own, else read it or pass it on."""
+"""What a manager does for each command: carry it out if the session is its own, else read it or forward it."""
 
 import asyncio
 import contextlib
@@ -9,6 +9,7 @@ import msgspec
 
 from jido_nats.broker.connection import Connection
 from jido_nats.core import codec, lifecycle, requests
+from jido_nats.core.commands import COMMANDS, Admission
 from jido_nats.core.events import SessionCreated
 from jido_nats.core.requests import (
     CreateReply,
@@ -28,7 +29,7 @@ from jido_nats.errors import AlreadyExists, InvalidTransition, NotFound, NotSent
 from jido_nats.ids import new_session_id
 from jido_nats.manager.forwarding import Forwarder
 from jido_nats.manager.running import NotHere, SessionExists
-from jido_nats.manager.service import Handler
+from jido_nats.manager.service import Call, Handler
 from jido_nats.manager.sessions import Sessions
 from jido_nats.manager.writer import WriterContext
 from jido_nats.store.index import SessionIndex
@@ -37,7 +38,7 @@ T = TypeVar("T")
 
 
 class CommandHandlers:
-    """The API's handlers over one manager's sessions; `by_name` has them as the service calls them."""
+    """The commands over one manager's sessions: one handler for each row of the table."""
 
     def __init__(
         self,
@@ -54,40 +55,42 @@ class CommandHandlers:
         self._forwarder = forwarder
         self._settings = settings
         self._connection = connection
-        self.by_name: Final[Mapping[str, Handler]] = {
+        self.by_verb: Final[Mapping[str, Handler]] = {
             "create": self._create,
-            "get": self._get,
             "list": self._list,
-            "history": self._history,
+            "get": self._get,
             "terminate": self._terminate,
+            "idle": self._idle,
+            "activate": self._activate,
             "send": self._send,
-            "idle": lambda session_id, _, **how: self._change("idle", Status.IDLE, session_id, **how),
-            "activate": lambda session_id, _, **forwarded: self._change(
-                "activate", Status.ACTIVE, session_id, **forwarded
-            ),
+            "history": self._history,
         }
 
-    async def _create(self, _: str, request: CreateRequest, *, forwarded: bool = False) -> CreateReply:
-        request.check()
-        request.check_size(min(self._settings.metadata_bytes_max, self._connection.max_payload // 2))
-        settings, session_id = self._settings, request.session_id or new_session_id()
+    async def handle(self, call: Call[Any]) -> msgspec.Struct:
+        """The reply to a command. Raises `CommandError`."""
+        call.request.check()
+        work = self.by_verb[call.verb](call)
+        if COMMANDS[call.verb].admission is Admission.READ:
+            return await self._look_up(work)
+        return await work
+
+    async def _create(self, call: Call[CreateRequest]) -> CreateReply:
+        call.request.check_size(min(self._settings.metadata_bytes_max, self._connection.max_payload // 2))
+        settings, session_id = self._settings, call.request.session_id or new_session_id()
         timeout_s = settings.command_timeout_s + (settings.start_timeout_s if settings.wait_ready else 0)
+        work = self._sessions.create(session_id, call.request)
         try:
-            record, replayed = await self._carry_out(session_id, self._sessions.create(session_id, request), timeout_s)
+            record, replayed = await self._carry_out(session_id, work, timeout_s)
         except SessionExists as exists:
+            if not exists.record.sealed:
+                return await self._forward(call, exists.record, CreateReply)
             record, replayed = exists.record, True
-            if not record.sealed:
-                return codec.decode(await self._forward("create", record, request, forwarded=forwarded), CreateReply)
         except Overloaded:
-            if forwarded or not self._sessions.full:
+            if call.forwarded or not self._sessions.full:
                 raise
-            asked = msgspec.structs.replace(request, session_id=session_id)
+            asked = msgspec.structs.replace(call.request, session_id=session_id)
             return await self._create_elsewhere(session_id, asked, timeout_s)
-        if replayed and not requests.same_content(request, record):
-            raise AlreadyExists("that session id is taken; choose another", session_id=record.session_id)
-        if replayed and record.reason is Reason.START_FAILED:
-            raise StartFailed(f"the session did not start: {record.error}", session_id=record.session_id)
-        return requests.reply_of(record, replayed=replayed)
+        return _created(call.request, record, replayed=replayed)
 
     async def _create_elsewhere(self, session_id: str, request: CreateRequest, timeout_s: float) -> CreateReply:
         """The answer of a manager that has room; `Overloaded` where none has."""
@@ -97,61 +100,65 @@ class CommandHandlers:
                 return codec.decode(data, CreateReply)
         raise Overloaded("every manager runs as many sessions as it may; ask again later", session_id=session_id)
 
-    async def _get(self, session_id: str, _: Empty, *, forwarded: bool = False) -> SessionRecord:
-        return await self._look_up(self._read(session_id))
+    async def _list(self, call: Call[ListRequest]) -> ListReply:
+        position = await self._context.event_log.last_sequence()  # first: what is published is committed
+        await self._context.records.caught_up(self._index.position)
+        page = await self._index.page(call.request, self._page_bytes_max())
+        return msgspec.structs.replace(page, position=position)
 
-    async def _list(self, _: str, request: ListRequest, *, forwarded: bool = False) -> ListReply:
-        request.check()
-        return await self._look_up(self._page(request))
+    async def _get(self, call: Call[Empty]) -> SessionRecord:
+        return await self._read(call.session_id)
 
-    async def _history(self, session_id: str, request: HistoryRequest, *, forwarded: bool = False) -> HistoryReply:
-        request.check()
-        return await self._look_up(self._replay(session_id, request))
-
-    async def _terminate(self, session_id: str, request: TerminateRequest, *, forwarded: bool = False) -> SessionRecord:
-        request.check()
+    async def _terminate(self, call: Call[TerminateRequest]) -> SessionRecord:
         timeout_s = max(self._settings.command_timeout_s, self._settings.stop_timeout_s + 1)
+        work = self._sessions.terminate(call.session_id, Reason.REQUESTED, call.request.detail)
         try:
-            work = self._sessions.terminate(session_id, Reason.REQUESTED, request.detail)
-            return requests.as_answered(await self._carry_out(session_id, work, timeout_s))
+            record = await self._carry_out(call.session_id, work, timeout_s)
         except NotHere:
-            record = await self._get(session_id, Empty())
-            if record.sealed:
-                return requests.as_answered(record)
-            return codec.decode(await self._forward("terminate", record, request, forwarded=forwarded), SessionRecord)
+            record = await self._look_up(self._read(call.session_id))
+            if not record.sealed:
+                return await self._forward(call, record, SessionRecord)
+        return requests.as_answered(record)
 
-    async def _change(self, verb: str, status: Status, session_id: str, *, forwarded: bool = False) -> SessionRecord:
-        work = self._sessions.change(session_id, status)
-        return await self._at_owner(
-            verb, session_id, Empty(), work, SessionRecord, f"cannot become {status}", forwarded=forwarded
-        )
+    async def _idle(self, call: Call[Empty]) -> SessionRecord:
+        work = self._sessions.change(call.session_id, Status.IDLE)
+        return await self._at_owner(call, work, SessionRecord, refusal="cannot become idle")
 
-    async def _send(self, session_id: str, request: SendRequest, *, forwarded: bool = False) -> SendReply:
-        request.check()
-        work = self._sessions.send(session_id, request)
-        return await self._at_owner(
-            "send", session_id, request, work, SendReply, "takes no messages", forwarded=forwarded
-        )
+    async def _activate(self, call: Call[Empty]) -> SessionRecord:
+        work = self._sessions.change(call.session_id, Status.ACTIVE)
+        return await self._at_owner(call, work, SessionRecord, refusal="cannot become active")
 
-    async def _at_owner(
-        self,
-        verb: str,
-        session_id: str,
-        request: msgspec.Struct,
-        work: Coroutine[Any, Any, T],
-        kind: type[T],
-        refusal: str,
-        *,
-        forwarded: bool,
-    ) -> T:
+    async def _send(self, call: Call[SendRequest]) -> SendReply:
+        work = self._sessions.send(call.session_id, call.request)
+        return await self._at_owner(call, work, SendReply, refusal="takes no messages")
+
+    async def _history(self, call: Call[HistoryRequest]) -> HistoryReply:
+        session_id, request = call.session_id, call.request
+        record = (await self._context.records.get(session_id)).record
+        steps = await self._context.event_log.steps(session_id)
+        if record is not None:
+            created: SessionCreated | None = lifecycle.created_event(record)
+            steps += lifecycle.step_of(record) if all(step.version < record.version for step in steps) else []
+        else:
+            created = await self._context.event_log.find_created(session_id)
+        if created is None and not steps:
+            raise NotFound("there is no session of that id, and the stream remembers none", session_id=session_id)
+        limit = request.limit
+        while True:
+            events, following = lifecycle.history(created, steps, after=request.after, limit=limit)
+            if limit == 1 or sum(len(codec.encode(event)) for event in events) <= self._page_bytes_max():
+                return HistoryReply(events=events, next=following)
+            limit //= 2
+
+    async def _at_owner(self, call: Call[Any], work: Coroutine[Any, Any, T], kind: type[T], *, refusal: str) -> T:
         """The result of `work` on a session that is run here, or its owner's answer; `refusal`: of one that ended."""
         try:
-            return await self._carry_out(session_id, work, self._settings.command_timeout_s)
+            return await self._carry_out(call.session_id, work, self._settings.command_timeout_s)
         except NotHere:
-            record = await self._get(session_id, Empty())
-            if record.sealed:
-                raise InvalidTransition(f"a session that is {record.status} {refusal}", session_id=session_id) from None
-            return codec.decode(await self._forward(verb, record, request, forwarded=forwarded), kind)
+            record = await self._look_up(self._read(call.session_id))
+        if record.sealed:
+            raise InvalidTransition(f"a session that is {record.status} {refusal}", session_id=call.session_id)
+        return await self._forward(call, record, kind)
 
     async def _carry_out(self, session_id: str, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
         """The result of a change. `Unavailable`: it takes too long (and goes on), or this manager may not answer."""
@@ -171,17 +178,20 @@ class CommandHandlers:
         except TimeoutError:
             raise Unavailable("NATS does not answer this manager right now; ask again") from None
 
-    async def _forward(self, verb: str, record: SessionRecord, request: msgspec.Struct, *, forwarded: bool) -> bytes:
-        if forwarded or record.owner == self._context.manager_id:
+    async def _forward(self, call: Call[Any], record: SessionRecord, kind: type[T]) -> T:
+        """The answer of the session's owner. `Unavailable`: there is none right now."""
+        if call.forwarded or record.owner == self._context.manager_id:
             raise Unavailable("the session is just changing hands; ask again", session_id=record.session_id)
+        timeout_s = self._settings.command_timeout_s
         try:
-            return await self._forwarder.forward(
-                record.owner, verb, record.session_id, request, timeout_s=self._settings.command_timeout_s
+            data = await self._forwarder.forward(
+                record.owner, call.verb, record.session_id, call.request, timeout_s=timeout_s
             )
         except NotSent as error:
             raise Unavailable(
                 "the manager that runs this session does not answer; ask again", session_id=record.session_id
             ) from error
+        return codec.decode(data, kind)
 
     async def _read(self, session_id: str) -> SessionRecord:
         record = (await self._context.records.get(session_id)).record
@@ -193,25 +203,11 @@ class CommandHandlers:
         """As JSON: in MessagePack a number may be 2.25 times as long."""
         return min(requests.LIST_BYTES_MAX, self._connection.max_payload // 3)
 
-    async def _page(self, request: ListRequest) -> ListReply:
-        position = await self._context.event_log.last_sequence()  # first: what is published is committed
-        await self._context.records.caught_up(self._index.position)
-        page = await self._index.page(request, self._page_bytes_max())
-        return msgspec.structs.replace(page, position=position)
 
-    async def _replay(self, session_id: str, request: HistoryRequest) -> HistoryReply:
-        record = (await self._context.records.get(session_id)).record
-        steps = await self._context.event_log.steps(session_id)
-        if record is not None:
-            created: SessionCreated | None = lifecycle.created_event(record)
-            steps += lifecycle.step_of(record) if all(step.version < record.version for step in steps) else []
-        else:
-            created = await self._context.event_log.find_created(session_id)
-        if created is None and not steps:
-            raise NotFound("there is no session of that id, and the stream remembers none", session_id=session_id)
-        limit = request.limit
-        while True:
-            events, following = lifecycle.history(created, steps, after=request.after, limit=limit)
-            if limit == 1 or sum(len(codec.encode(event)) for event in events) <= self._page_bytes_max():
-                return HistoryReply(events=events, next=following)
-            limit //= 2
+def _created(request: CreateRequest, record: SessionRecord, *, replayed: bool) -> CreateReply:
+    """The answer to a create by the record that there is now; a refusal where another request made it."""
+    if replayed and not requests.same_content(request, record):
+        raise AlreadyExists("that session id is taken; choose another", session_id=record.session_id)
+    if replayed and record.reason is Reason.START_FAILED:
+        raise StartFailed(f"the session did not start: {record.error}", session_id=record.session_id)
+    return requests.reply_of(record, replayed=replayed)

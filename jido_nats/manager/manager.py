@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import importlib.metadata
 import logging
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import ClassVar, Final, Self, TypeVar
@@ -32,7 +31,7 @@ from jido_nats.manager.loop_monitor import LoopMonitor
 from jido_nats.manager.metrics import Snapshot, Stats
 from jido_nats.manager.outbox import Outbox
 from jido_nats.manager.ownership import Ownership
-from jido_nats.manager.service import SERVICE_NAME, Handler, Service
+from jido_nats.manager.service import SERVICE_NAME, Call, Handler, Service
 from jido_nats.manager.sessions import Sessions
 from jido_nats.manager.takeover import OrphanSweeper
 from jido_nats.manager.writer import WriterContext
@@ -123,12 +122,12 @@ class SessionManager(SessionApi):
 
     async def start_serving(self) -> None:
         """Begin to answer the request-reply API, on a connection of its own, and return."""
-        handlers = self._running().by_name
+        handler = self._running().handle
         async with self._start_serving_once:
             if not self._serving:
-                await self._start_service(handlers)
+                await self._start_service(handler)
 
-    async def _start_service(self, handlers: Mapping[str, Handler]) -> None:
+    async def _start_service(self, handler: Handler) -> None:
         connection = await self._connect(self._api, "api ")
         endpoints = MicroService(
             connection,
@@ -138,7 +137,7 @@ class SessionManager(SessionApi):
             description="creates, runs, tracks and ends sessions; every change is an event on jido.client.events",
             in_flight_max=self._settings.commands_max,
         )
-        service = Service(endpoints, self._settings, self.manager_id, handlers, self.stats)
+        service = Service(endpoints, self._settings, self.manager_id, handler, self.stats)
         try:
             await service.start()
             await connection.flush()  # from now on a request finds somebody
@@ -198,7 +197,7 @@ class SessionManager(SessionApi):
         return f"<SessionManager {self.manager_id} {runs}>"
 
     async def _command(self, verb: str, session_id: str, request: msgspec.Struct, kind: type[T]) -> T:
-        reply = await self._running().by_name[verb](session_id, request)
+        reply = await self._running().handle(Call(verb, session_id, request))
         return codec.decode(codec.encode(reply), kind)  # a copy, as over NATS: records are not the caller's to change
 
     def _running(self) -> CommandHandlers:

@@ -1,15 +1,15 @@
 """The request-reply API: requests decoded and checked, handlers called, replies and errors encoded.
 
-It knows no session: the manager gives it one function for each verb. A request is answered in the encoding
-it came in.
+It knows no session: the manager gives it one function that carries a command out. A request is answered in the
+encoding it came in.
 """
 
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -17,14 +17,7 @@ from jido_nats import trace
 from jido_nats.broker.micro import Endpoint, MicroService, Reply, Request, error_reply
 from jido_nats.core import codec, subjects
 from jido_nats.core.codec import DecodeError, Encoding
-from jido_nats.core.requests import (
-    CreateRequest,
-    Empty,
-    HistoryRequest,
-    ListRequest,
-    SendRequest,
-    TerminateRequest,
-)
+from jido_nats.core.commands import COMMANDS, About, Admission
 from jido_nats.core.settings import Settings
 from jido_nats.errors import BadRequest, CommandError, InternalError, JidoError, TooLarge, Unavailable
 from jido_nats.manager.forwarding import is_late
@@ -34,59 +27,56 @@ SERVICE_NAME: Final = "jido-session-manager"
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[..., Awaitable[msgspec.Struct]]
-"""(session id or "", request, forwarded: by another manager) to reply; raises `CommandError`."""
+Q = TypeVar("Q")
 
 
-class _Api(NamedTuple):
-    subject: str
-    request: type[Any]
+class Call(NamedTuple, Generic[Q]):
+    """One command as its handler gets it; `session_id`: "" for a command that is about no session."""
+
+    verb: str
+    session_id: str
+    request: Q
+    forwarded: bool = False  # by another manager, so it is not to be forwarded again
 
 
-API: Final[dict[str, _Api]] = {
-    "create": _Api(subjects.CREATE, CreateRequest),
-    "get": _Api(subjects.all_commands("get"), Empty),
-    "list": _Api(subjects.LIST, ListRequest),
-    "terminate": _Api(subjects.all_commands("terminate"), TerminateRequest),
-    "history": _Api(subjects.all_commands("history"), HistoryRequest),
-    "idle": _Api(subjects.all_commands("idle"), Empty),
-    "activate": _Api(subjects.all_commands("activate"), Empty),
-    "send": _Api(subjects.all_commands("send"), SendRequest),
-}
+Handler = Callable[[Call[Any]], Coroutine[Any, Any, msgspec.Struct]]
+"""A command to its reply; raises `CommandError`."""
 
 
 class Service:
-    """The API over a manager's handlers, as a NATS micro service; commands that other managers pass on as well."""
+    """The API over a manager's handler, as a NATS micro service; also of commands that other managers forward."""
 
     def __init__(
         self,
         endpoints: MicroService,
         settings: Settings,
         manager_id: str,
-        handlers: Mapping[str, Handler],
+        handler: Handler,
         stats: Stats,
     ) -> None:
         self._endpoints = endpoints
         self._settings = settings
         self._manager_id = manager_id
-        self._handlers = handlers
+        self._handler = handler
         self._stats = stats
+        self._creating: list[Endpoint] = []
 
     async def start(self) -> None:
         """Take requests."""
-        public = [Endpoint(verb, api.subject, partial(self._handle, verb)) for verb, api in API.items()]
-        self._create_endpoint = next(endpoint for endpoint in public if endpoint.name == "create")
+        public = [Endpoint(verb, command.subject, partial(self._handle, verb)) for verb, command in COMMANDS.items()]
+        self._creating = [endpoint for endpoint in public if COMMANDS[endpoint.name].admission is Admission.CREATE]
         forwarded = Endpoint(
             "forwarded", subjects.all_forwarded(self._manager_id), self._handle_forwarded, queue="", listed=False
         )
         await self._endpoints.start([*public, forwarded])
 
     async def take_creates(self, wanted: bool) -> None:
-        """Be in the queue group for `create`, or leave it to the other managers."""
-        if wanted:
-            await self._endpoints.subscribe(self._create_endpoint)
-        else:
-            await self._endpoints.unsubscribe(self._create_endpoint)
+        """Be in the queue group of commands that create sessions, or leave it to the other managers."""
+        for endpoint in self._creating:
+            if wanted:
+                await self._endpoints.subscribe(endpoint)
+            else:
+                await self._endpoints.unsubscribe(endpoint)
 
     async def stop(self) -> None:
         """Take no more, and answer what is under way."""
@@ -94,7 +84,7 @@ class Service:
 
     async def _handle_forwarded(self, request: Request) -> Reply:
         verb = request.subject.split(".")[-2]
-        if verb not in self._handlers or is_late(request.headers):
+        if verb not in COMMANDS or is_late(request.headers):
             late = Unavailable("not done: it came too late, or this manager does not know it")
             return error_reply(late, Encoding.JSON, subjects.session_of(request.subject))
         return await self._handle(verb, request, forwarded=True)
@@ -109,14 +99,14 @@ class Service:
     async def _answer(self, verb: str, request: Request, *, forwarded: bool) -> Reply:
         trace.CURRENT.set(trace.traceparent_in(request.headers))  # of this request's task
         encoding = Encoding.JSON
-        about_one = forwarded or verb not in subjects.ABOUT_NO_SESSION
+        about_one = forwarded or COMMANDS[verb].about is not About.NOTHING
         session_id = subjects.session_of(request.subject) if about_one else ""
         try:
             encoding = request.encoding()
             if about_one:
                 subjects.check_session_id(session_id)
-            command = self._decode(verb, request, encoding)
-            answer = await self._handlers[verb](session_id, command, forwarded=forwarded)
+            call = Call(verb, session_id, self._decode(verb, request, encoding), forwarded)
+            answer = await self._handler(call)
             return Reply(codec.encode(answer, encoding), encoding.content_type)
         except CommandError as error:
             answered = error
@@ -129,7 +119,7 @@ class Service:
         size = len(request.data)
         if size > self._settings.request_bytes_max:
             raise TooLarge(f"the request is {size} bytes, at most {self._settings.request_bytes_max} are taken")
-        kind = API[verb].request
+        kind = COMMANDS[verb].request
         try:
             if not request.data:
                 return codec.decode(b"{}", kind)

@@ -13,18 +13,18 @@ from jsonschema import Draft7Validator, Draft202012Validator
 
 from jido_nats.contract import asyncapi, schema
 from jido_nats.core import subjects
+from jido_nats.core.commands import COMMANDS, ERRORS_OF_EVERY_COMMAND
 from jido_nats.core.events import Event
 from jido_nats.core.lifecycle import TRANSITIONS
 from jido_nats.core.session import SessionRecord
 from jido_nats.errors import COMMAND_ERRORS
-from jido_nats.manager.service import API
 from tests.core.samples import walks
 from tests.core.test_golden import KINDS, LINES, Golden
 from tests.interop.tools import asyncapi_schema
 
 CONTRACT: Final = Path(__file__).parent.parent.parent / "deploy" / "contract"
 EXTRA: Final = {"a_field_of_the_future": 1}
-REQUESTS: Final = {api.request.__name__ for api in API.values()}
+REQUESTS: Final = {command.request.__name__ for command in COMMANDS.values()}
 EACH: Final = pytest.mark.parametrize("line", LINES, ids=[f"{n}-{line.kind}" for n, line in enumerate(LINES, start=1)])
 
 
@@ -91,17 +91,38 @@ def test_every_reference_leads_somewhere(document: Any) -> None:
     assert all(isinstance(resolve(document, reference), dict) for reference in found)
 
 
-def test_every_command_is_described() -> None:
-    described = {verb: (command.subject, command.request) for verb, command in asyncapi.COMMANDS.items()}
+def test_every_command_is_an_operation() -> None:
+    operations = asyncapi.document()["operations"]
 
-    assert described == {verb: (api.subject, api.request) for verb, api in API.items()}
+    received = {
+        verb: operation["summary"] for verb, operation in operations.items() if operation["action"] == "receive"
+    }
+    assert received == {verb: command.summary for verb, command in COMMANDS.items()}
 
 
 def test_every_command_has_its_channel() -> None:
     channels = asyncapi.document()["channels"]
 
-    addresses = {verb: channels[verb]["address"].replace("{session_id}", "*") for verb in API}
-    assert addresses == {verb: api.subject for verb, api in API.items()}
+    addresses = {verb: channels[verb]["address"].replace("{session_id}", "*") for verb in COMMANDS}
+    assert addresses == {verb: command.subject for verb, command in COMMANDS.items()}
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_command_has_its_messages(verb: str) -> None:
+    messages, command = asyncapi.document()["components"]["messages"], COMMANDS[verb]
+
+    kinds = {
+        name: messages[name]["payload"]["$ref"].rpartition("/")[2] for name in (f"{verb}_request", f"{verb}_reply")
+    }
+    assert kinds == {f"{verb}_request": command.request.__name__, f"{verb}_reply": command.reply.__name__}
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_command_has_its_errors(verb: str) -> None:
+    described = asyncapi.document()["channels"][f"{verb}_reply"]["messages"]
+
+    errors = {f"error_{kind.code}" for kind in COMMANDS[verb].errors + ERRORS_OF_EVERY_COMMAND}
+    assert described.keys() == {f"{verb}_reply"} | errors
 
 
 def test_every_error_is_described() -> None:

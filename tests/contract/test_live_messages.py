@@ -10,6 +10,7 @@ from jsonschema import Draft202012Validator
 
 from jido_nats import SessionManager
 from jido_nats.contract import asyncapi
+from jido_nats.core.commands import COMMANDS
 from tests.conftest import StartManager
 from tests.tools.programs import run
 from tests.tools.support import Puppet, Stranger, eventually
@@ -80,15 +81,15 @@ async def test_a_lease_keeps_the_contract(stranger: Stranger, manager: SessionMa
     check("ManagerInfo", msgspec.json.decode(message.data or b""))
 
 
-@pytest.mark.parametrize("verb", asyncapi.COMMANDS)
+@pytest.mark.parametrize("verb", COMMANDS)
 async def test_replies_keep_the_contract(stranger: Stranger, manager: SessionManager, verb: str) -> None:
-    command = asyncapi.COMMANDS[verb]
+    command = COMMANDS[verb]
     await stranger.create("s1")
     if verb == "activate":
         await stranger.ask("jido.session.idle.s1")
 
     payload = {"role": "user", "content": "hello"} if verb == "send" else b""
-    reply = await stranger.request(command.subject.replace("*", "s1"), payload)
+    reply = await stranger.request(command.subject_for("s1"), payload)
 
     check(command.reply.__name__, msgspec.json.decode(reply.data))
     check_headers(f"{verb}_reply", dict(reply.headers or {}))

@@ -3,6 +3,7 @@
 import pytest
 
 from jido_nats.core import subjects
+from jido_nats.core.commands import COMMANDS
 from jido_nats.core.session import Status
 from jido_nats.errors import BadRequest
 from jido_nats.ids import new_session_id
@@ -12,7 +13,7 @@ BUILDERS = [
     subjects.session,
     subjects.output,
     subjects.fence,
-    lambda session_id: subjects.command("get", session_id),
+    COMMANDS["get"].subject_for,
     lambda session_id: subjects.forwarded("m1", "get", session_id),
 ]
 # \uff53\uff11 looks like s1, \u0430 like a.
@@ -63,7 +64,7 @@ def test_names_are_the_design_s() -> None:
     assert subjects.EVENTS == "jido.client.events"
     assert subjects.output("s1") == "jido.client.session.s1.output"
     assert subjects.fence("s1") == "jido.fence.s1"
-    assert subjects.command("terminate", "s1") == "jido.session.terminate.s1"
+    assert COMMANDS["terminate"].subject_for("s1") == "jido.session.terminate.s1"
     assert subjects.forwarded("m1", "get", "s1") == "jido.manager.m1.get.s1"
     assert subjects.key(subjects.SESSIONS_BUCKET, "s1") == "$KV.JIDO_SESSIONS.s1"
 
