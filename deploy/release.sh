@@ -4,9 +4,15 @@
 #
 #   deploy/release.sh [DIR]      # dist/ without one
 #
-# The version is pyproject.toml's, and nowhere else (the image's tag in deploy/kubernetes is checked against it).
+# The version is pyproject.toml's, and nowhere else (the image's tag in deploy/kubernetes is checked against it); it has
+# to have a section in deploy/CHANGELOG.md.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
+version=$(sed -n 's/^version = "\(.*\)"$/\1/p' "$root/pyproject.toml")
+grep -qF "## [$version]" "$root/deploy/CHANGELOG.md" || {
+    echo "deploy/CHANGELOG.md has no section [$version]: describe what is new before you release it" >&2
+    exit 1
+}
 dist=${1:-$root/dist}
 mkdir -p "$dist"
 dist=$(cd "$dist" && pwd)

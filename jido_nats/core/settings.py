@@ -10,44 +10,45 @@ from jido_nats.core.codec import Encoding
 from jido_nats.errors import ConfigurationError
 
 
+# The comments beside the fields are the text of deploy/docs/settings.md: `python -m tests.tools.reference` writes it.
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of a manager; those that name or shape storage have to be the same in a whole deployment.
 
-    Times are seconds (`_s`), sizes bytes; `None` and -1 mean no limit.
+    Times are seconds (`_s`), sizes are bytes (`_bytes_max`); `None` and -1 mean no limit.
     """
 
-    # storage, the same for the whole deployment
-    events_stream: str = subjects.EVENTS_STREAM
-    output_stream: str = subjects.OUTPUT_STREAM
-    sessions_bucket: str = subjects.SESSIONS_BUCKET
-    managers_bucket: str = subjects.MANAGERS_BUCKET
-    replicas: int = 1
-    retention_s: int = 7 * 24 * 3600
-    events_bytes_max: int = -1
-    output_retention_s: int = 24 * 3600
-    output_bytes_max: int = -1
-    consumers_max: int = 10_000
-    duplicate_window_s: int = 120
-    terminated_ttl_s: int = 3600
-    marker_ttl_s: int = 3600
-    lease_s: int = 10
+    # Storage: the same for the whole deployment
+    events_stream: str = subjects.EVENTS_STREAM  # the stream of events and claims
+    output_stream: str = subjects.OUTPUT_STREAM  # the stream of output and conversations
+    sessions_bucket: str = subjects.SESSIONS_BUCKET  # the bucket of records
+    managers_bucket: str = subjects.MANAGERS_BUCKET  # the bucket of leases
+    replicas: int = 1  # copies of each stream and bucket, 1 to 5
+    retention_s: int = 7 * 24 * 3600  # how long events are kept
+    events_bytes_max: int = -1  # size of the stream of events; beyond it the oldest events are removed
+    output_retention_s: int = 24 * 3600  # how long output is kept
+    output_bytes_max: int = -1  # size of the stream of output; beyond it the oldest output is removed
+    consumers_max: int = 10_000  # consumers of each of the two streams
+    duplicate_window_s: int = 120  # deduplication window of the stream of events, at most its retention
+    terminated_ttl_s: int = 3600  # how long the record of an ended session is kept
+    marker_ttl_s: int = 3600  # how long the marker of an expired record is kept
+    lease_s: int = 10  # a manager that does not renew its lease for this long counts as dead
 
-    # this manager
-    encoding: Encoding = Encoding.JSON
-    wait_ready: bool = False
-    start_timeout_s: float = 30.0
-    stop_timeout_s: float = 3.0
-    drain_timeout_s: float = 0.0
-    command_timeout_s: float = 4.5
-    sessions_max: int = 100_000
-    commands_max: int = 4096
-    request_bytes_max: int = 64 * 1024
-    metadata_bytes_max: int = 32 * 1024
-    idle_after_s: float | None = None
-    idle_timeout_s: float | None = None
-    max_lifetime_s: float | None = None
-    inbox_messages_max: int = 100
-    output_message_bytes_max: int = 256 * 1024
+    # This manager
+    encoding: Encoding = Encoding.JSON  # of events: "json" or "msgpack"
+    wait_ready: bool = False  # a session becomes active when its worker reports that it is ready
+    start_timeout_s: float = 30.0  # with wait_ready: a worker that is not ready by then has failed to start
+    stop_timeout_s: float = 3.0  # a worker that does not stop by then is killed, or its caller gets stop_timeout
+    drain_timeout_s: float = 0.0  # how long sessions may go on when the manager is stopped
+    command_timeout_s: float = 4.5  # a command that takes longer is answered with unavailable
+    sessions_max: int = 100_000  # live sessions; beyond it create is answered with overloaded
+    commands_max: int = 4096  # commands in flight; beyond it they are answered with overloaded
+    request_bytes_max: int = 64 * 1024  # size of a request; beyond it: too_large
+    metadata_bytes_max: int = 32 * 1024  # size of metadata and llm_config together; beyond it: too_large
+    idle_after_s: float | None = None  # active → idle after this long without message, output or touch()
+    idle_timeout_s: float | None = None  # a session that has been idle for this long ends with timed_out
+    max_lifetime_s: float | None = None  # a session ends with timed_out this long after its creation
+    inbox_messages_max: int = 100  # messages waiting for one session's worker; beyond it: overloaded
+    output_message_bytes_max: int = 256 * 1024  # size of one output or message; beyond it: too_large
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "encoding", Encoding(self.encoding))  # "msgpack" from Python will do

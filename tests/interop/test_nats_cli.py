@@ -15,13 +15,11 @@ import pytest
 from jido_nats import LocalServer, SessionManager
 from tests.interop.nats_command import NatsCommand
 from tests.interop.tools import nats_cli
+from tests.tools.pages import documented, page
 from tests.tools.support import Stranger, brief, eventually
 
 EVENTS: Final = "jido.client.events"
 OWN: Final = "jido.client.session.s1"
-README: Final = Path(__file__).parent.parent.parent / "README.md"
-SECTION: Final = "## With the nats CLI"
-ENDLESS: Final = "^C"
 ON_TERMINAL: Final = "nats stream view"
 
 
@@ -241,55 +239,16 @@ async def test_server_check_misses_events(nats: NatsCommand) -> None:
         await nats("server", "check", "stream", "--stream", "JIDO_CLIENT", "--msgs-critical", "1")
 
 
-class Documented(msgspec.Struct):
-    """A command of the README with the lines that stand below it."""
-
-    line: str
-    shown: list[str]
-
-    @property
-    def endless(self) -> bool:
-        """Whether the reader ends it."""
-        return ENDLESS in self.shown
-
-    def unseen(self, output: str) -> list[str]:
-        """The lines below it that it did not print: numbers may differ, `…` stands for anything."""
-        printed = [" ".join(line.split()) for line in output.splitlines()]
-        return [
-            line
-            for line in self.shown
-            if line not in (ENDLESS, "…") and line.strip() and not any(_pattern(line).search(real) for real in printed)
-        ]
-
-
-def _pattern(line: str) -> re.Pattern[str]:
-    text = re.escape(" ".join(line.split())).replace("…", ".*")
-    return re.compile(re.sub(r"\d+", r"\\d+", text))
-
-
-def documented() -> list[Documented]:
-    """The commands of the README's section, in order."""
-    section = README.read_text().partition(f"{SECTION}\n")[2].partition("\n## ")[0]
-    found: list[Documented] = []
-    for block in re.findall(r"```console\n(.*?)```", section, re.DOTALL):
-        for line in block.splitlines():
-            if line.startswith("$ "):
-                found.append(Documented(line.removeprefix("$ "), []))
-            else:
-                found[-1].shown.append(line)
-    return found
-
-
-def test_the_readme_shows_commands_with_their_output() -> None:
-    commands = documented()
+def test_the_page_shows_commands_with_their_output() -> None:
+    commands = documented(page("nats-cli"))
 
     assert len(commands) >= 20
     assert all(command.line.startswith("nats ") for command in commands)
     assert all(command.shown for command in commands)
 
 
-async def test_every_command_of_the_readme_does_what_it_says(nats: NatsCommand, stranger: Stranger) -> None:
-    commands = documented()
+async def test_every_command_of_the_page_does_what_it_says(nats: NatsCommand, stranger: Stranger) -> None:
+    commands = documented(page("nats-cli"))
     async with contextlib.AsyncExitStack() as stack:
         endless = [(c, await stack.enter_async_context(nats.running(c.line))) for c in commands if c.endless]
 

@@ -1,18 +1,18 @@
-"""The README's recipe for a view that never goes stale, run as it stands there."""
+"""The recipe of `deploy/docs/clients.md` for a view that never goes stale, run as it stands there."""
 
 import asyncio
 import json
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from jido_nats import LocalServer, SessionManager
 from tests.interop.programs import built
+from tests.tools.pages import block, page
 from tests.tools.support import Stranger, eventually
 
-README = Path(__file__).parents[2] / "README.md"
-
-AROUND = """
+AROUND: Final = """
 import {{ connect }} from "@nats-io/transport-node";
 import {{ jetstream }} from "@nats-io/jetstream";
 const nc = await connect({{ servers: process.argv[2] }});
@@ -29,11 +29,6 @@ setInterval(() => {{
 """
 
 
-def recipe() -> str:
-    """The recipe's JavaScript."""
-    return "const list" + README.read_text().partition("```js\nconst list")[2].partition("```")[0]
-
-
 @pytest.mark.timeout(600)
 async def test_the_recipe_s_view_becomes_what_the_list_says(
     server: LocalServer, stranger: Stranger, manager: SessionManager, tmp_path: Path
@@ -41,7 +36,7 @@ async def test_the_recipe_s_view_becomes_what_the_list_says(
     folder = await asyncio.to_thread(built, "node")
     await stranger.create("before")
     program = folder / f"recipe_{tmp_path.name}.mjs"
-    program.write_text(AROUND.format(recipe=recipe()))
+    program.write_text(AROUND.format(recipe=block(page("clients"), "js", "const list")))
     view = await asyncio.create_subprocess_exec(
         "node", str(program), server.url, stdout=asyncio.subprocess.PIPE, cwd=folder
     )
