@@ -5,10 +5,15 @@ from contextlib import AsyncExitStack
 from typing import Any, TypeAlias
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from jido_nats import ConnectOptions, LocalServer, SessionManager, Settings
 from jido_nats.broker.connection import Connection
 from tests.tools.support import LEASE_S, Puppet, Stranger, stranger_at, wait_for_ever
+
+# A busy machine is no defect: hypothesis has time limits of its own for an example and for generating some.
+settings.register_profile("slow machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("slow machine")
 
 StartManager: TypeAlias = Callable[..., Coroutine[Any, Any, SessionManager]]
 
