@@ -9,7 +9,7 @@ class Backoff:
     """A growing wait between tries, in seconds: `first_s`, then twice as long each time, up to `max_s`.
 
     Jitter: each wait is multiplied by a random factor from 0.5 to 1.0, so that callers that failed together do not
-    all come back together, and no wait is longer than `max_s`. `uniform` gives a number from 0.0 to 1.0.
+    all retry together, and no wait is longer than `max_s`. `uniform` returns a number from 0.0 to 1.0.
     """
 
     __slots__ = ("_first_s", "_max_s", "_uniform", "_wait_s")
@@ -22,7 +22,7 @@ class Backoff:
         self._wait_s = first_s
 
     def next_s(self) -> float:
-        """The next wait; the one after it is longer. Does not wait."""
+        """Return the next wait, and double the one after it. Does not sleep."""
         wait_s = self._wait_s
         self._wait_s = min(2 * wait_s, self._max_s)
         return wait_s * (0.5 + self._uniform() / 2)
@@ -32,5 +32,5 @@ class Backoff:
         await asyncio.sleep(self.next_s())
 
     def reset(self) -> None:
-        """Begin at `first_s` again: a try has succeeded."""
+        """Start from `first_s` again, after a success."""
         self._wait_s = self._first_s

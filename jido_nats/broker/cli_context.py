@@ -1,4 +1,4 @@
-"""The contexts of the `nats` CLI: where to connect and as whom, under a name, in files that users have already."""
+"""The contexts of the `nats` CLI: named files, which users already have, with servers and credentials."""
 
 import os
 from pathlib import Path
@@ -10,8 +10,8 @@ from jido_nats.broker.options import ConnectOptions
 from jido_nats.core.subjects import is_token
 from jido_nats.errors import ConfigurationError
 
-# What such a file can also say, and this client cannot do: better told than connected as somebody else.
-_UNKNOWN_HERE: Final = ("nsc", "user_jwt", "user_seed", "socks_proxy", "tls_first", "jetstream_domain")
+# Fields that this client does not support: refuse them rather than connect as another user or to another place.
+_UNSUPPORTED: Final = ("nsc", "user_jwt", "user_seed", "socks_proxy", "tls_first", "jetstream_domain")
 
 
 class _Context(msgspec.Struct):
@@ -28,22 +28,22 @@ class _Context(msgspec.Struct):
 
 
 def read_context(name: str) -> ConnectOptions:
-    """The connection of that context. `ConfigurationError`: there is none, or it asks for what is not supported."""
+    """The options in that context. `ConfigurationError`: it does not exist, or uses an unsupported field."""
     file = _folder() / f"{name}.json"
     if not all(is_token(part) for part in name.split(".")):
         raise ConfigurationError(f"--context takes a name as 'nats context ls' shows them, not {name!r}")
     try:
         content = file.read_bytes()
         context = msgspec.json.decode(content, type=_Context)
-        asked = msgspec.json.decode(content, type=dict[str, object])
+        fields = msgspec.json.decode(content, type=dict[str, object])
     except OSError as error:
         raise ConfigurationError(f"the context {name} cannot be read: {file}: {error.strerror}") from error
     except (msgspec.MsgspecError, UnicodeError):
         raise ConfigurationError(
-            f"the context {name} is not one of the nats CLI's: {file}"
-        ) from None  # may hold secrets
-    if unsupported := [field for field in _UNKNOWN_HERE if asked.get(field)]:
-        raise ConfigurationError(f"the context {name} uses {', '.join(unsupported)}, which jido-nats cannot")
+            f"the context {name} is not a valid nats CLI context: {file}"
+        ) from None  # the cause may quote secrets
+    if unsupported := [field for field in _UNSUPPORTED if fields.get(field)]:
+        raise ConfigurationError(f"the context {name} uses {', '.join(unsupported)}, which jido-nats does not support")
     return _options(context)
 
 

@@ -3,10 +3,10 @@
 import time
 from typing import Final
 
-# CLOCK_MONOTONIC stands still while a Linux VM sleeps; macOS' CLOCK_MONOTONIC does not.
+# Linux's CLOCK_MONOTONIC stops while the machine is suspended; macOS' does not.
 _CLOCK: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def boottime() -> float:
-    """Seconds since some fixed moment, counting sleep (`clock_gettime(2)`, CLOCK_BOOTTIME)."""
+    """Seconds since a fixed moment, including suspended time (`clock_gettime(2)`, CLOCK_BOOTTIME)."""
     return time.clock_gettime(_CLOCK)

@@ -1,8 +1,8 @@
-"""One connection to NATS that is never given up, and requests whose outcome is always said.
+"""One connection to NATS that always reconnects, and requests whose outcome is always reported.
 
-nats-py's own reconnecting is switched off: a client that lost its connection is thrown away and a new one
-is made with the same subscriptions. That is one path for a restarted server, a cut cable, a black hole and
-every `-ERR` after which nats-py closes for good; nothing is sent before its subscriptions are there again,
+nats-py's own reconnecting is switched off: a client that lost its connection is discarded, and a new one
+is made with the same subscriptions. That is one code path for a restarted server, a cut cable, a black hole and
+every `-ERR` after which nats-py closes for good. Nothing is sent before the subscriptions are restored,
 and every request in flight fails at once with `OutcomeUnknown`.
 """
 
@@ -32,13 +32,13 @@ RECONNECT_WAIT_MAX_S: Final = 1.0
 IN_FLIGHT_MAX: Final = 192
 POLL_S: Final = 0.5
 ECHO_TIMEOUT_S: Final = 2.0
-# Message id, content type, traceparent, an error's text, and what NATS adds.
+# Message id, content type, traceparent, an error's text, and the headers that NATS adds.
 HEADER_BYTES_MAX: Final = 1024
 PROBLEMS_REPORTED_MAX: Final = 100
 
 log = logging.getLogger(__name__)
 
-# How nats-py reports what the server refused; it has put the text, and so the subject, in lower case.
+# How nats-py reports a permissions violation; it lowercases the text, and so the subject.
 _REFUSED: Final = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
 
 
@@ -56,7 +56,7 @@ class Connection:
         self._replies: Subscription | None = None
         self._requests = Requests(self._start_echo)
         self._on_up: list[Callable[[], None]] = []
-        # How many JetStream requests are out at once: beyond it they wait here, where waiting is no time-out.
+        # Bounds the JetStream requests in flight: the others wait here, where their timeouts have not started.
         self.gate = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._reconnect_task: asyncio.Task[None] | None = None
         self._discards: set[asyncio.Task[None]] = set()
@@ -66,7 +66,7 @@ class Connection:
 
     @classmethod
     async def open(cls, options: ConnectOptions, name: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> "Connection":
-        """Connect within `timeout_s`, then stay connected for ever. Raises `ServerUnusable`, `ConfigurationError`."""
+        """Connect within `timeout_s`, then reconnect until `close`. Raises `ServerUnusable`, `ConfigurationError`."""
         self = cls(options, name)
         client = await dial(options, name, self._on_error, timeout_s=timeout_s)
         self._requests.inbox = client.new_inbox() + "."
@@ -82,28 +82,28 @@ class Connection:
 
     @property
     def server_version(self) -> tuple[int, int, int]:
-        """The version of the server at the other end."""
+        """The version of the connected server."""
         assert self._client is not None
         version = self._client.connected_server_version
         return version.major, version.minor, version.patch
 
     @property
     def max_payload(self) -> int:
-        """How many bytes a message may have, headers included, as the server said last."""
+        """The server's limit on a message in bytes, headers included, as last reported."""
         assert self._client is not None
         return self._client.max_payload
 
     @property
     def payload_bytes_max(self) -> int:
-        """How many of these a payload may have beside our headers."""
+        """The bytes of `max_payload` that our headers leave for a payload."""
         return self.max_payload - HEADER_BYTES_MAX
 
     def on_up(self, callback: Callable[[], None]) -> None:
-        """Call `callback` after every reconnect, when the subscriptions are there again."""
+        """Call `callback` after every reconnect, once the subscriptions are restored."""
         self._on_up.append(callback)
 
     def off_up(self, callback: Callable[[], None]) -> None:
-        """No longer call `callback`."""
+        """Stop calling `callback`."""
         self._on_up.remove(callback)
 
     async def wait_up(self) -> None:
@@ -118,7 +118,7 @@ class Connection:
         headers: dict[str, str] | None = None,
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Message:
-        """The reply. `NotSent`, `NoResponders`, `NotAllowed`: surely not done. `OutcomeUnknown`: it may be."""
+        """The reply. `NotSent`, `NoResponders`, `NotAllowed`: certainly not done. `OutcomeUnknown`: possibly done."""
         pending = self._open_request(subject, timeout_s)
         try:
             await self.publish(subject, payload, headers=headers, reply=pending.inbox)
@@ -126,33 +126,33 @@ class Connection:
         finally:
             self._requests.close(pending)
         if reply.headers and not reply.data and reply.headers.get("Status") == "503":
-            raise NoResponders(f"nobody answers on {subject}")
+            raise NoResponders(f"no responders on {subject}")
         return reply
 
     async def publish(
         self, subject: str, payload: bytes = b"", *, headers: dict[str, str] | None = None, reply: str = ""
     ) -> None:
-        """Hand a message to the socket; `NotSent` without a connection, `TooLarge` beyond the server's limit."""
+        """Write a message to the socket; `NotSent` without a connection, `TooLarge` above the server's limit."""
         client = self._client
         if client is None or not self.connected:
             raise NotSent("not connected to NATS")
         try:
             await client.send(subject, payload, reply, headers)
         except nats.errors.MaxPayloadError as error:
-            raise TooLarge(f"{len(payload)} bytes are more than the server's max_payload") from error
+            raise TooLarge(f"{len(payload)} bytes exceed the server's max_payload") from error
         except nats.errors.Error as error:
             raise NotSent(f"not connected to NATS: {error}") from error
 
     async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
-        """Receive a subject until `unsubscribe`; `handler` is called in order and must not block."""
+        """Receive a subject until `unsubscribe`; `handler` is called in message order and must not block."""
         subscription = self._subscriptions.add(subject, handler, queue)
         if self._client is not None and self.connected:
-            with contextlib.suppress(nats.errors.Error):  # lost right now: the reconnect attaches it
+            with contextlib.suppress(nats.errors.Error):  # the connection was just lost: the reconnect attaches it
                 await subscription.attach(self._client)
         return subscription
 
     async def unsubscribe(self, subscriptions: Sequence[Subscription]) -> None:
-        """Receive no more on these, once what the server had sent by now was delivered."""
+        """End these subscriptions, after delivering what the server has sent so far."""
         if not subscriptions:
             return
         for subscription in subscriptions:
@@ -163,9 +163,9 @@ class Connection:
             await subscription.unsubscribe()
 
     async def flush(self) -> None:
-        """Return when the server has taken in all that was sent before; raises as `request`.
+        """Return when the server has processed everything sent before; raises as `request` does.
 
-        `NotAllowed` also where a subscription was refused.
+        `NotAllowed` also if a subscription was refused.
         """
         pending = self._open_request(None, REQUEST_TIMEOUT_S)
         try:
@@ -178,15 +178,15 @@ class Connection:
             raise NotAllowed(f"subscribe to {', '.join(refused)}", refused[0])
 
     def new_inbox(self) -> str:
-        """A subject of this connection's own inbox that nobody else uses."""
+        """A unique subject under this connection's own inbox."""
         return f"{self._requests.inbox[:-1]}_{self._requests.next_token()}"
 
     async def close(self) -> None:
-        """Send what is waiting, and close."""
+        """Flush, and close."""
         self._closing = True
         for task in (self._reconnect_task, self._echo):
             if task is not None:
-                await cancel_and_wait(task, every_s=CLOSE_TIMEOUT_S)  # one that is just connecting closes what it has
+                await cancel_and_wait(task, every_s=CLOSE_TIMEOUT_S)  # a dial in progress closes its own client
         self._up.clear()
         if self._client is not None:
             if self._client.is_connected:
@@ -207,7 +207,7 @@ class Connection:
             await self._reconnect()
 
     async def _is_lost(self) -> bool:
-        """Whether the connection is lost; waits a moment for that. Not by nats-py's callbacks alone."""
+        """Whether the connection is lost; waits up to `POLL_S` for that. Does not rely on nats-py's callbacks alone."""
         assert self._client is not None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(POLL_S):
@@ -229,7 +229,7 @@ class Connection:
         while not self._closing:
             try:
                 await self._connect_again()
-            except Exception as error:  # whatever it was: this connection is never given up
+            except Exception as error:  # whatever it was, keep trying
                 level = logging.DEBUG if isinstance(error, JidoError | nats.errors.Error | OSError) else logging.ERROR
                 log.log(level, "still reconnecting", extra={"connection": self.name, "error": repr(error)})
                 await backoff.wait()
@@ -238,7 +238,7 @@ class Connection:
         if self._closing:
             return
         self.reconnects += 1
-        log.info("connected again", extra={"connection": self.name})
+        log.info("reconnected", extra={"connection": self.name})
         for callback in list(self._on_up):
             callback()
 
@@ -258,7 +258,7 @@ class Connection:
 
     def _open_request(self, subject: str | None, timeout_s: float) -> Pending:
         if self._replies is not None and self._replies.refused:
-            raise self._cannot_hear()
+            raise self._replies_not_allowed()
         return self._requests.open(subject, timeout_s)
 
     def _start_echo(self) -> None:
@@ -266,7 +266,7 @@ class Connection:
             self._echo = asyncio.create_task(self._check_echo(), name=f"{self.name}: echo")
 
     async def _check_echo(self) -> None:
-        """After an unanswered request: does a message to itself arrive? nats-py's reader can die silently."""
+        """After an unanswered request, check that a message to itself arrives: nats-py's reader can die silently."""
         assert self._client is not None
         client = self._client
         pending = self._requests.open(None, 2 * ECHO_TIMEOUT_S)
@@ -275,37 +275,37 @@ class Connection:
                 await self.publish(pending.inbox)
                 await pending.future
         except TimeoutError:
-            log.warning("the connection is deaf, making it anew", extra={"connection": self.name})
+            log.warning("no messages arrive on this connection; reconnecting", extra={"connection": self.name})
             client.lost.set()
         except (NotSent, OutcomeUnknown, NotAllowed):
-            pass  # a refusal has arrived too
+            pass  # a refusal has arrived as well
         finally:
             self._requests.close(pending)
 
     def _on_error(self, error: Exception) -> None:
-        """What nats-py reports: a refused subject goes to its requests and subscriptions, the rest into the log."""
+        """Pass a permissions violation to its requests and subscriptions; log every other error of nats-py."""
         refused = _REFUSED.search(str(error))
         if refused is None or not self._on_refused(refused[1], refused[2]):
             self._report(error)
 
     def _on_refused(self, kind: str, subject: str) -> bool:
-        """The server does not allow this user a subject; whether a caller learns of it."""
+        """The server does not allow this user a subject; returns whether a caller gets the error."""
         if kind == "publish":
             return self._requests.refuse(subject)
         self._subscriptions.refuse(subject)
         if self._replies is not None and self._replies.subject.lower() == subject:
-            self._requests.fail(self._cannot_hear)
-        return self.reconnects == 0  # `flush` raises it; after a reconnect nobody calls that
+            self._requests.fail(self._replies_not_allowed)
+        return self.reconnects == 0  # `flush` raises it; after a reconnect no caller flushes
 
-    def _cannot_hear(self) -> NotAllowed:
+    def _replies_not_allowed(self) -> NotAllowed:
         prefix = self.options.inbox()
-        return NotAllowed(f"hear replies under {prefix}: use the inbox prefix that it has", f"{prefix}.>")
+        return NotAllowed(f"receive replies under {prefix}: use the inbox prefix that it is allowed", f"{prefix}.>")
 
     def _report(self, error: Exception) -> None:
-        """One line for each kind of trouble: nats-py reports some of it once a message."""
+        """Log each distinct error once: nats-py reports some of them for every message."""
         text = f"{type(error).__name__}: {error}"
         if "$js.api.consumer.delete." in text:
-            return  # a reader who may not delete leaves its consumer to the server, which drops it soon
+            return  # a reader that may not delete its consumer leaves that to the server, which soon removes it
         if self._up.is_set() and text not in self._reported and len(self._reported) < PROBLEMS_REPORTED_MAX:
             self._reported.add(text)
-            log.warning("nats reported a problem", extra={"connection": self.name, "error": text})
+            log.warning("nats-py reported an error", extra={"connection": self.name, "error": text})

@@ -1,7 +1,7 @@
-"""Reading a stream from a position on, without a gap and without a repeat, through every reconnect.
+"""Read a stream from a position, without gaps or duplicates, across reconnects.
 
-Consumers pull: the server sends only what was asked for, so memory is bounded on this side. Here is what they share;
-an ephemeral one is in `ordered`, one that the server keeps in `durable`.
+Consumers pull: the server sends only what was requested, so memory is bounded on this side. This module holds what
+they share; `ordered` has the ephemeral consumer, `durable` the one that the server keeps.
 """
 
 import logging
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class StreamMessage(NamedTuple):
-    """One message of a stream; `pending` says how many more the stream had for this consumer then."""
+    """One message of a stream; `pending`: how many more the stream had for this consumer at that time."""
 
     subject: str
     sequence: int
@@ -43,14 +43,14 @@ class StreamMessage(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Where to begin: a JetStream deliver policy, and what it needs."""
+    """Where to start: a JetStream deliver policy and its argument."""
 
     policy: str = "all"
     sequence: int | None = None
     time: datetime | None = None
 
     def config(self) -> dict[str, Any]:
-        """The fields of a consumer configuration that say this."""
+        """The corresponding fields of a consumer configuration."""
         config: dict[str, Any] = {"deliver_policy": self.policy}
         if self.sequence is not None:
             config["opt_start_seq"] = self.sequence
@@ -60,12 +60,12 @@ class Start(NamedTuple):
 
     @classmethod
     def at(cls, sequence: int) -> "Start":
-        """From a sequence on, that message included."""
+        """From a sequence, inclusive."""
         return cls("by_start_sequence", max(1, sequence))
 
 
 class Consumer(ABC):
-    """What consumers share: a position in a stream, on some subjects."""
+    """What consumers share: a position in a stream, and filter subjects."""
 
     def __init__(self, connection: Connection, stream: str, filters: Sequence[str], start: Start) -> None:
         self._connection = connection
@@ -89,18 +89,18 @@ class Consumer(ABC):
 
     @abstractmethod
     async def next(self) -> StreamMessage:
-        """The next message; waits for it as long as it takes."""
+        """The next message; waits without a timeout."""
 
     def take(self) -> StreamMessage | None:
-        """The next message where it can be had at once; None where it has to be waited for, with `next`."""
+        """The next message if it is already here; None if the caller has to wait for it with `next`."""
         return None
 
     async def check(self) -> None:
-        """`ServerUnusable` where its stream cannot be read at all."""
+        """Raise `ServerUnusable` if the stream cannot be read at all."""
         await stream_info.check_stream(self._connection, self._stream)
 
     async def last_position(self) -> int:
-        """The sequence of the last message there is for this consumer now, at the leader; 0 for none."""
+        """The sequence of the stream's last message that matches the filters, at the leader; 0 if there is none."""
         positions = [
             await stream_info.last_position(self._connection, self._stream, subject) for subject in self._filters
         ]
@@ -108,7 +108,7 @@ class Consumer(ABC):
 
 
 def decoded(message: StreamMessage, decode: Callable[[bytes, Encoding], T], complaint: str) -> T | None:
-    """What a message says; None for what is not known here, and, logging the complaint, for what is malformed."""
+    """The decoded message; None if its type is unknown or, after logging the complaint, if it is malformed."""
     try:
         return decode(message.data, codec.encoding_of(message.headers.get(CONTENT_TYPE)))
     except codec.DecodeError as error:
@@ -118,7 +118,7 @@ def decoded(message: StreamMessage, decode: Callable[[bytes, Encoding], T], comp
 
 
 def status_of(message: Message) -> str | None:
-    """What the server says about a pull request, such as `408`; None for a message of the stream."""
+    """The status of a pull request, such as `408`; None for a message of the stream."""
     if message.reply or message.data or not message.headers:
         return None
     return message.headers.get("Status")
@@ -137,7 +137,7 @@ def parse_ack_subject(reply: str) -> tuple[int, int, int, int]:
 
 
 async def pull(connection: Connection, stream: str, consumer: str, inbox: str, batch: int) -> None:
-    """Ask for the next `batch` messages, to be sent to `inbox`."""
+    """Request the next `batch` messages, to be sent to `inbox`."""
     request = {"batch": batch, "expires": PULL_EXPIRES_S * NS_PER_S, "idle_heartbeat": HEARTBEAT_S * NS_PER_S}
     await connection.publish(
         f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", msgspec.json.encode(request), reply=inbox
@@ -145,14 +145,14 @@ async def pull(connection: Connection, stream: str, consumer: str, inbox: str, b
 
 
 def filter_config(filters: list[str]) -> dict[str, Any]:
-    """The fields of a consumer configuration that name its subjects."""
+    """The fields of a consumer configuration that hold its filter subjects."""
     return {"filter_subject": filters[0]} if len(filters) == 1 else {"filter_subjects": filters}
 
 
 async def create_consumer(
     connection: Connection, stream: str, config: dict[str, Any], filters: list[str]
 ) -> dict[str, Any]:
-    """Make a consumer, or find it as it is; the API's answer."""
+    """Create a consumer, or find the same one existing; the API's answer."""
     suffix = f".{filters[0]}" if len(filters) == 1 else ""
     return await api(
         connection,

@@ -1,4 +1,4 @@
-"""One attempt to connect: a nats-py client that is connected, or a sentence that says why there is none."""
+"""One attempt to connect: a connected nats-py client, or a sentence that says why it failed."""
 
 import asyncio
 import ssl
@@ -28,9 +28,9 @@ async def dial(
     cluster: Sequence[str] = (),
     timeout_s: float = CONNECT_TIMEOUT_S,
 ) -> NatsClient:
-    """A connected client that never reconnects by itself: its `lost` is set once the connection is.
+    """A connected client that does not reconnect by itself: its `lost` is set when the connection is lost.
 
-    `cluster`: further servers, `host:port`, as an earlier client has learned them. `on_error` gets every error that
+    `cluster`: more servers, `host:port`, that an earlier client discovered. `on_error` gets every error that
     nats-py reports, while connecting and later. Raises `ServerUnusable`, `ConfigurationError`.
     """
     check_files(options)
@@ -52,20 +52,20 @@ async def dial(
 
 
 async def cancel_and_wait(task: "asyncio.Task[None]", *, every_s: float) -> None:
-    """Cancel a task and wait for its end; nats-py may swallow a cancellation, so it is repeated a few times."""
+    """Cancel a task and wait for its end; repeated a few times, since nats-py may swallow a cancellation."""
     for _ in range(CANCELS_MAX):
         task.cancel()
         await asyncio.wait({task}, timeout=every_s)
         if task.done():
             if not task.cancelled():
-                task.exception()  # has been reported already; asyncio would log it as never retrieved
+                task.exception()  # already reported; otherwise asyncio would log it as never retrieved
             return
 
 
 class _Attempt:
-    """A client on its way to a connection.
+    """A client that is connecting.
 
-    `refused` is done once trying again cannot help, though nats-py does (TLS at a `wss://`).
+    `refused` is done once retrying cannot help, though nats-py keeps retrying (TLS at a `wss://`).
     """
 
     def __init__(self, on_error: OnError) -> None:
@@ -75,7 +75,7 @@ class _Attempt:
         self._on_error = on_error
 
     def start(self, nats_options: Mapping[str, Any]) -> "asyncio.Task[None]":
-        """Begin to connect; nats-py may try for ever, so it is the caller who ends it."""
+        """Start connecting; nats-py may retry forever, so the caller has to end it."""
         connecting = self.client.connect(
             error_cb=self._report, disconnected_cb=self._mark_lost, closed_cb=self._mark_lost, **nats_options
         )
@@ -108,7 +108,7 @@ def _nats_options(options: ConnectOptions, name: str, cluster: Sequence[str]) ->
 
 
 def _identity(options: ConnectOptions) -> dict[str, Any]:
-    """As whom to connect, and how TLS is spoken: what the options give, and no more."""
+    """Credentials and TLS: the options that are set, and no others."""
     given: Mapping[str, Any] = {
         "user": options.user,
         "password": "" if options.user and options.password is None else options.password,
@@ -122,7 +122,7 @@ def _identity(options: ConnectOptions) -> dict[str, Any]:
 
 
 def _others_of_the_cluster(servers: Sequence[str], addresses: Sequence[str]) -> list[str]:
-    """URLs of the addresses (`host:port`) that are not among the servers, with the first one's scheme and userinfo."""
+    """URLs of the addresses (`host:port`) that are not in `servers`, with the first one's scheme and userinfo."""
     scheme, _, rest = servers[0].rpartition("://")
     userinfo, at, _ = rest.rpartition("@")
     known = {server.rpartition("://")[2].rpartition("@")[2].rstrip("/") for server in servers}
@@ -130,7 +130,7 @@ def _others_of_the_cluster(servers: Sequence[str], addresses: Sequence[str]) -> 
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether trying again at once cannot help."""
+    """Whether retrying at once cannot help."""
     return _is_about_credentials(error) or isinstance(error, ssl.SSLError | nats.errors.SecureConnWantedError)
 
 
@@ -146,7 +146,7 @@ def _why(error: BaseException | None, options: ConnectOptions) -> str:
     if isinstance(error, ssl.SSLError):
         return f"the TLS handshake with {servers} failed: {error.reason or error}; check the CA and the certificate"
     if isinstance(error, nats.errors.SecureConnWantedError):
-        return f"the server at {servers} offers no TLS, which was asked for; nothing was sent to it"
+        return f"the server at {servers} does not offer TLS, which was requested; nothing was sent to it"
     if _is_about_credentials(error):
         return f"the server at {servers} refused the credentials; check user, password, token or key"
     if isinstance(error, OSError | None) or not str(error):

@@ -1,6 +1,7 @@
-"""A durable consumer: the server keeps it, and it carries on where its last reader stopped.
+"""A durable consumer: the server keeps it, and it resumes where its last reader stopped.
 
-One message at a time is out, so that a reader that was killed gets the same one again, and none out of order.
+One message is outstanding at a time, so that after a reader was killed the next one gets the same message again,
+and none out of order.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ ACK_WAIT_S: Final = 6
 
 
 class DurableConsumer(Consumer):
-    """A durable of the server's, read in order; `next` acknowledges the message before. Async context manager."""
+    """A durable consumer, read in order; `next` acknowledges the previous message. Async context manager."""
 
     def __init__(self, connection: Connection, stream: str, durable: str, filters: Sequence[str], start: Start) -> None:
         super().__init__(connection, stream, filters, start)
@@ -43,7 +44,7 @@ class DurableConsumer(Consumer):
         self._arrived = asyncio.Event()
         self._unacknowledged: Message | None = None
         self._outstanding = 0
-        # When the server last showed a sign of life, or was asked for one.
+        # When the server last sent anything, or was last sent a request.
         self._alive_at = boottime()
         self._keep_alive_task: asyncio.Task[None] | None = None
 
@@ -63,7 +64,7 @@ class DurableConsumer(Consumer):
         if self._keep_alive_task is not None:
             self._keep_alive_task.cancel()
             await asyncio.gather(self._keep_alive_task, return_exceptions=True)
-        await self._answer(b"-NAK")  # the next reader gets it at once, and what came while this one was leaving
+        await self._answer(b"-NAK")  # redelivered at once, to the next reader; what still arrives is NAKed below
         if self._inbox is not None:
             await self._inbox.unsubscribe()
         with contextlib.suppress(NotSent, OutcomeUnknown):
@@ -74,7 +75,7 @@ class DurableConsumer(Consumer):
                 await self._answer(b"-NAK")
 
     async def next(self) -> StreamMessage:
-        """Acknowledge the message before, and wait for the next."""
+        """Acknowledge the previous message, and wait for the next."""
         await self._answer(b"+ACK")
         while True:
             message = await self._next_message()
@@ -92,16 +93,16 @@ class DurableConsumer(Consumer):
             return StreamMessage(message.subject, sequence, message.data, message.headers or {}, time_ns, pending)
 
     async def acknowledge(self) -> None:
-        """Acknowledge the last message, and wait until the server has taken that in."""
+        """Acknowledge the last message, and wait for the server to confirm it."""
         message, self._unacknowledged = self._unacknowledged, None
         if message is not None:
-            with contextlib.suppress(NotSent, OutcomeUnknown):  # else it is delivered again, and known
+            with contextlib.suppress(NotSent, OutcomeUnknown):  # then it is redelivered, and recognized
                 await self._connection.request(message.reply, b"+ACK")
 
     async def _next_message(self) -> Message:
         while not self._queue:
             if self._outstanding <= 0:
-                await self._ask()
+                await self._pull()
             self._arrived.clear()
             try:
                 async with asyncio.timeout(self._alive_at + SILENCE_MAX_S - boottime()):
@@ -111,7 +112,7 @@ class DurableConsumer(Consumer):
                 self._alive_at, self._outstanding = boottime(), 0
         return self._queue.popleft()
 
-    async def _ask(self) -> None:
+    async def _pull(self) -> None:
         assert self._inbox is not None
         try:
             await pull(self._connection, self._stream, self._durable, self._inbox.subject, BATCH)
@@ -141,17 +142,17 @@ class DurableConsumer(Consumer):
         except NotFound:
             config |= self._start.config()
         else:
-            self._refuse_another(config, found["config"])
+            self._check_same_config(config, found["config"])
             return found
         return await create_consumer(self._connection, self._stream, config, self._filters)
 
-    def _refuse_another(self, wanted: dict[str, Any], found: dict[str, Any]) -> None:
-        """`ConfigurationError` where the durable of that name reads something else, or otherwise."""
+    def _check_same_config(self, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+        """Raise `ConfigurationError` if the durable of that name has other filters or another ack policy."""
         fields = ("filter_subject", "filter_subjects", "ack_policy", "max_ack_pending")
         differing = [f"{name} {found.get(name)!r}" for name in fields if found.get(name) != wanted.get(name)]
         if differing:
             raise ConfigurationError(
-                f"the durable consumer {self._durable} is there already, for something else ({', '.join(differing)}); "
+                f"the durable consumer {self._durable} exists with another configuration ({', '.join(differing)}); "
                 f"choose another name, or delete it: nats consumer rm {self._stream} {self._durable}"
             )
 
@@ -160,18 +161,18 @@ class DurableConsumer(Consumer):
             return await api(self._connection, f"CONSUMER.INFO.{self._stream}.{self._durable}")
         except JetStreamError as error:
             if error.code == CONSUMER_NOT_FOUND:
-                raise NotFound(f"the durable consumer {self._durable} does not exist any more") from error
+                raise NotFound(f"the durable consumer {self._durable} no longer exists") from error
             raise
 
     async def _answer(self, answer: bytes) -> None:
         message, self._unacknowledged = self._unacknowledged, None
         if message is None:
             return
-        with contextlib.suppress(NotSent):  # else it is delivered again, and known by its sequence
+        with contextlib.suppress(NotSent):  # then it is redelivered, and recognized by its sequence
             await self._connection.publish(message.reply, answer)
 
     async def _keep_alive(self) -> None:
-        """Tell the server that the message in hand is still being worked on."""
+        """Report to the server that the current message is still in progress."""
         while True:
             await asyncio.sleep(ACK_WAIT_S / 3)
             if self._unacknowledged is not None:

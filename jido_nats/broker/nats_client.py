@@ -1,4 +1,4 @@
-"""nats-py's client with four differences, in methods that it calls itself (of 2.16; tests would tell a change)."""
+"""nats-py's client with four differences, in methods that it calls itself (as of 2.16; tests detect a change)."""
 
 import asyncio
 import contextlib
@@ -16,34 +16,34 @@ CLOSE_TIMEOUT_S: Final = 2.0
 
 
 class NatsClient(Client):
-    """A client whose reader survives what any client of the server can send, and delivers at once.
+    """A client whose reader survives any message that another client can send, and delivers at once.
 
-    A subject, reply subject or header that is not UTF-8 raises in nats-py's read loop, which ends it: the connection
-    would be deaf until its pings time out. Such a message is passed over instead.
-    nats-py puts each message into a queue for a task of the subscription's own; where the callback's object has a
-    method `deliver`, that is called from the read loop instead: a fifth of what a reply costs.
-    `send` writes a message with headers as one piece, where nats-py's `publish` checks and copies each header.
-    nats-py speaks TLS where the server asks for it, and else sends the credentials in clear, also to a `tls://`. Where
-    TLS was asked for on this side, a server that does not offer it is left before anything is sent.
+    A subject, reply subject or header that is not UTF-8 raises in nats-py's read loop and ends it: the connection
+    would receive nothing until its pings time out. Here such a message is skipped.
+    nats-py puts each message into a queue for a task of the subscription's own; if the callback's object has a
+    method `deliver`, that is called from the read loop instead, at a fifth of the cost per reply.
+    `send` writes a message with headers in one piece, while nats-py's `publish` checks and copies each header.
+    nats-py uses TLS only if the server requires it, and otherwise sends the credentials in clear text, even to a
+    `tls://`. Here, if TLS was requested, a server that does not offer it is disconnected before anything is sent.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._room = asyncio.Lock()
         self._waiting = 0
-        # The servers of the cluster, `host:port`, as the server reported them last.
+        # The servers of the cluster, `host:port`, as last reported by the server.
         self.cluster: tuple[str, ...] = ()
-        # Set once the connection is lost or closed; a lost client is thrown away.
+        # Set once the connection is lost or closed; a lost client is discarded.
         self.lost = asyncio.Event()
 
     async def send(self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
-        """Hand a message to the socket, as `publish`; subject and headers have to be well formed.
+        """Write a message to the socket, as `publish` does; subject and headers have to be well formed.
 
         Raises `nats.errors.Error` without a connection, `nats.errors.MaxPayloadError`.
         """
         if not self.is_connected or self._flush_queue is None:
             raise nats.errors.ConnectionClosedError
-        if self._waiting or self._pending_data_size > SEND_BUFFER_BYTES_MAX:  # nobody overtakes those who wait
+        if self._waiting or self._pending_data_size > SEND_BUFFER_BYTES_MAX:  # no send overtakes one that waits
             await self._wait_for_room()
         block = _header_block(headers) if headers else b""
         if len(block) + len(payload) > self._max_payload:
@@ -56,13 +56,13 @@ class NatsClient(Client):
         self._pending.append(data)
         self._pending_data_size += len(data)
         if self._flush_queue.empty():
-            self._flush_queue.put_nowait(_nobody_waits())
+            self._flush_queue.put_nowait(_unawaited())
 
     async def _wait_for_room(self) -> None:
-        """Return when the socket takes more.
+        """Return when the send buffer has room.
 
-        Not by nats-py's flush queue: whoever waits there for a connection that is lost waits for ever, and a thousand
-        who wait keep its pings out, so that the loss is not even noticed.
+        This does not use nats-py's flush queue: a waiter there never returns if the connection is lost, and a thousand
+        waiters keep nats-py's pings out, so that the loss is not even noticed.
         """
         self._waiting += 1
         try:
@@ -75,17 +75,17 @@ class NatsClient(Client):
             raise nats.errors.ConnectionClosedError
 
     async def pause(self, subscription: Subscription) -> None:
-        """Tell the server that no more is wanted, and deliver what comes all the same until it is unsubscribed."""
+        """Send UNSUB, but keep delivering what is still on its way, until `unsubscribe`."""
         await self._send_unsubscribe(subscription._id, 0)
 
     async def discard(self) -> None:
-        """Close, though that may hang: the socket goes in any case."""
+        """Close, with a timeout, since that may hang; the socket is closed in any case."""
         try:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await self.close()
         finally:
-            # nats-py waits for the peer to take what is buffered, for ever in a black hole; it has no abort of its own.
+            # nats-py waits for the peer to read what is buffered, forever in a black hole, and it cannot abort.
             writer = getattr(self._transport, "_io_writer", None)
             if writer is not None:
                 writer.transport.abort()
@@ -131,8 +131,8 @@ def _header_block(headers: Mapping[str, str]) -> bytes:
     return f"NATS/1.0\r\n{text}\r\n".encode()
 
 
-def _nobody_waits() -> "asyncio.Future[None]":
-    """What nats-py's flusher is woken with."""
+def _unawaited() -> "asyncio.Future[None]":
+    """A future to wake nats-py's flusher with; nothing waits for it."""
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     return future
 

@@ -1,4 +1,4 @@
-"""Where to connect and as whom."""
+"""The options of a connection: servers, credentials, TLS."""
 
 import contextlib
 import re
@@ -10,17 +10,17 @@ from urllib.parse import unquote, urlsplit
 
 from jido_nats.errors import ConfigurationError
 
-# What can stand behind `_INBOX.`: tokens without wildcards.
+# What may follow `_INBOX.`: tokens without wildcards.
 _IN_SUBJECT: Final = re.compile(r"\A[^\s.*>]+(?:\.[^\s.*>]+)*\Z")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ConnectOptions:
-    """Where to connect and as whom. Its `repr` shows no secret.
+    """Servers, credentials and TLS of a connection. Its `repr` shows no secrets.
 
     `user` and `password`, or `token`, or `nkey_seed_file` (a file with the seed of an nkey), or `credentials_file`
-    (a `.creds` file); `tls_ca` trusts a CA, `tls_cert` and `tls_key` are this side's certificate. All are paths.
-    `inbox_prefix`: where replies come; None is `_INBOX.<user>` where there is a user, else `_INBOX`.
+    (a `.creds` file); `tls_ca` is a CA to trust, `tls_cert` and `tls_key` are the client's certificate. Files are
+    given as paths. `inbox_prefix`: where replies arrive; None means `_INBOX.<user>` if there is a user, else `_INBOX`.
     """
 
     servers: tuple[str, ...] = ("nats://127.0.0.1:4222",)
@@ -36,11 +36,11 @@ class ConnectOptions:
     inbox_prefix: str | None = None
 
     def safe_servers(self) -> str:
-        """The servers without the secrets that their URLs may carry."""
+        """The servers without the secrets that their URLs may contain."""
         return ", ".join(_without_userinfo(server) for server in self.servers)
 
     def inbox(self) -> str:
-        """The prefix of the inboxes: each user's own, so that nobody else can be allowed to hear its replies."""
+        """The prefix of the inboxes: each user has its own, so that permissions can hide its replies from others."""
         if self.inbox_prefix is not None:
             return self.inbox_prefix
         user = self.user or _user_in(self.servers[0])
@@ -51,7 +51,7 @@ class ConnectOptions:
 
 
 def check_files(options: ConnectOptions) -> None:
-    """`ConfigurationError` where a file that the options name cannot be read, or holds no certificate."""
+    """Raise `ConfigurationError` if a file that the options name cannot be read, or holds no certificate."""
     paths = (options.nkey_seed_file, options.credentials_file, options.tls_ca, options.tls_cert, options.tls_key)
     for path in filter(None, paths):
         try:
@@ -61,16 +61,16 @@ def check_files(options: ConnectOptions) -> None:
     if options.credentials_file is not None:
         content = Path(options.credentials_file).read_bytes()
         if b"BEGIN NATS USER JWT" not in content or b"BEGIN USER NKEY SEED" not in content:  # nats-py would hang
-            raise ConfigurationError(f"{options.credentials_file} is no .creds file")
+            raise ConfigurationError(f"{options.credentials_file} is not a .creds file")
     try:
         tls_context(options)
     except (ssl.SSLError, OSError) as error:
         named = ", ".join(filter(None, (options.tls_ca, options.tls_cert, options.tls_key)))
-        raise ConfigurationError(f"no certificate or key that can be used is in {named}: {error}") from error
+        raise ConfigurationError(f"no usable certificate or key in {named}: {error}") from error
 
 
 def tls_context(options: ConnectOptions) -> ssl.SSLContext | None:
-    """How TLS is spoken; None where nothing asks for it. Raises as `ssl` does."""
+    """The TLS context; None if the options do not ask for TLS. Raises as `ssl` does."""
     if not (options.tls_ca or options.tls_cert or any(s.startswith(("tls://", "wss://")) for s in options.servers)):
         return None
     context = ssl.create_default_context(cafile=options.tls_ca)
@@ -85,7 +85,7 @@ def _without_userinfo(server: str) -> str:
 
 
 def _user_in(server: str) -> str | None:
-    """The user that a URL carries; a name without a password is a token."""
+    """The user in a URL; a name without a password is a token."""
     with contextlib.suppress(ValueError):
         url = urlsplit(server if "://" in server else f"nats://{server}")
         return unquote(url.username) if url.username and url.password is not None else None

@@ -1,7 +1,7 @@
-"""An ordered consumer: an ephemeral that is made again whenever anything is in doubt.
+"""An ordered consumer: an ephemeral consumer that is recreated whenever a message may have been missed.
 
-It goes on after the last message delivered: after a reconnect, a missed heartbeat, a gap in the consumer's own
-sequence, a consumer that was deleted.
+That is after a reconnect, a missed heartbeat, a gap in the consumer sequence, or the deletion of the consumer. It
+resumes after the last message delivered.
 """
 
 import asyncio
@@ -40,10 +40,10 @@ INACTIVE_S: Final = 30
 class OrderedConsumer(Consumer):
     """Every message of a stream on some subjects, in order, once; an async context manager and iterator.
 
-    `strict`: raise `PositionTooOld` where the stream has lost messages after the last one delivered
-    (a bucket loses superseded entries all the time and is read without). `silence_max_s`: raise it also after
-    hearing nothing for longer, when the marker of an entry that expired may have gone as well. `linger_s`: how long
-    messages are gathered after the first one, so that a reader who is in no hurry wakes once for many.
+    `strict`: raise `PositionTooOld` if the stream has removed messages after the last one delivered (a bucket
+    removes superseded entries all the time, so it is read without). `silence_max_s`: raise it also after receiving
+    nothing for longer, since the marker of an expired entry may have expired as well. `linger_s`: how long to gather
+    messages after the first one, so that a reader that is in no hurry wakes once for many.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class OrderedConsumer(Consumer):
         self._strict = strict
         self._headers_only = headers_only
         self._silence_max_s = silence_max_s
-        self._heard_at = boottime()
-        # When the consumer last showed a sign of life, or was asked for one.
+        self._received_at = boottime()
+        # When the consumer last sent anything, or was last sent a request.
         self._alive_at = boottime()
         self._name = ""
         self._names = (f"ordered_{secrets.token_hex(6)}_{n}" for n in itertools.count(1))
@@ -93,9 +93,9 @@ class OrderedConsumer(Consumer):
         await self._leave()
 
     async def next(self) -> StreamMessage:
-        """The next message; waits for it as long as it takes. A caller that gives up waiting may ask again."""
+        """The next message; waits without a timeout. A caller that was cancelled may call it again."""
         if self._recreating is not None:
-            await self._recreate()  # which an earlier call began
+            await self._recreate()  # begun by an earlier call
         while True:
             message = await self._next_message()
             if message is None:
@@ -104,14 +104,14 @@ class OrderedConsumer(Consumer):
                 return delivered
 
     def take(self) -> StreamMessage | None:
-        """See `Consumer.take`: what is here already."""
+        """See `Consumer.take`."""
         while self._queue and not self._broken and self._recreating is None and self._outstanding > BATCH // 2:
             if (delivered := self._accept(self._queue.popleft())) is not None:
                 return delivered
         return None
 
     async def _next_message(self) -> Message | None:
-        """A message, or None when the consumer has to be made again."""
+        """A message, or None if the consumer has to be recreated."""
         while not self._queue:
             if self._broken:
                 return None
@@ -126,7 +126,7 @@ class OrderedConsumer(Consumer):
                 await asyncio.sleep(self._linger_s)
         if self._broken:
             return None
-        await self._refill()  # the next come while these are read
+        await self._refill()  # the next ones arrive while these are read
         return self._queue.popleft()
 
     async def _refill(self) -> None:
@@ -158,29 +158,29 @@ class OrderedConsumer(Consumer):
     def _on_status(self, status: str, headers: dict[str, str]) -> None:
         if status == "100":
             return
-        if status in ("404", "408"):  # one request has ended; what it did not get is no longer outstanding
+        if status in ("404", "408"):  # one pull has ended; what it did not deliver is no longer outstanding
             self._outstanding = max(0, self._outstanding - int(headers.get("Nats-Pending-Messages", BATCH)))
             return
         self._broken = True
 
     async def _recreate(self) -> None:
-        """Make the consumer again, in a task of its own: a reader who gives up waiting does not begin it anew."""
-        making = self._recreating
-        if making is None:
-            making = self._recreating = asyncio.create_task(
-                self._make_again(), name=f"recreate a consumer of {self._stream}"
+        """Recreate the consumer, in a task of its own, so that a reader that is cancelled does not restart it."""
+        task = self._recreating
+        if task is None:
+            task = self._recreating = asyncio.create_task(
+                self._drop_and_create(), name=f"recreate a consumer of {self._stream}"
             )
-        await asyncio.wait({making})
-        if self._recreating is making:
+        await asyncio.wait({task})
+        if self._recreating is task:
             self._recreating = None
-        making.result()
+        task.result()
 
-    async def _make_again(self) -> None:
+    async def _drop_and_create(self) -> None:
         self._broken = True
         await self._drop()
         await asyncio.sleep(RECREATE_WAIT_S)
         await self._connection.wait_up()
-        if boottime() - self._heard_at > self._silence_max_s:
+        if boottime() - self._received_at > self._silence_max_s:
             raise PositionTooOld(self.position, None, None)
         if self.position:
             self._start = Start.at(self.position + 1)
@@ -205,7 +205,7 @@ class OrderedConsumer(Consumer):
         created = await settled(
             self._connection, lambda: create_consumer(self._connection, self._stream, config, self._filters)
         )
-        # The consumer may live on a replica that is behind: this proves nothing about the leader's last message.
+        # The consumer may be on a replica that lags: this proves nothing about the leader's last message.
         self.caught_up = self.caught_up or created["num_pending"] == 0
         self._alive_at = boottime()
 
@@ -214,7 +214,7 @@ class OrderedConsumer(Consumer):
         if not self._strict or wanted is None:
             return
         first, last = await stream_state(self._connection, self._stream)
-        # One that had caught up lost nothing but what came and expired while it was away, other subjects' mostly.
+        # A reader that had caught up missed only what arrived and expired while it was away, mostly on other subjects.
         if wanted > last + 1 or (wanted < first and not self.caught_up):
             raise PositionTooOld(wanted, first, last)
 
@@ -234,13 +234,13 @@ class OrderedConsumer(Consumer):
         name, self._name = self._name, ""
         if not name:
             return
-        with contextlib.suppress(NotSent):  # else the server drops it after INACTIVE_S
+        with contextlib.suppress(NotSent):  # then the server removes it after INACTIVE_S
             await self._connection.publish(
                 f"$JS.API.CONSUMER.DELETE.{self._stream}.{name}", reply=self._connection.new_inbox()
             )
 
     def _on_message(self, message: Message) -> None:
-        self._heard_at = self._alive_at = boottime()
+        self._received_at = self._alive_at = boottime()
         self._queue.append(message)
         self._arrived.set()
 

@@ -1,4 +1,4 @@
-"""What was asked on one connection and is not answered yet: a future for each, and one timer for all."""
+"""The pending requests of one connection: a future for each, and one timer for all."""
 
 import asyncio
 import itertools
@@ -9,12 +9,12 @@ from nats.aio.msg import Msg
 
 from jido_nats.errors import BrokerError, NotAllowed, OutcomeUnknown
 
-# How late a request may learn that its time is over.
+# How late a timeout may be noticed.
 TICK_S: Final = 0.05
 
 
 class Pending:
-    """One request: what was asked, its inbox, until when (of the loop's clock), and its answer to come."""
+    """One request: its subject, its inbox, its deadline (of the loop's clock), and a future for the reply."""
 
     __slots__ = ("deadline", "future", "inbox", "subject", "token")
 
@@ -27,7 +27,7 @@ class Pending:
 
 
 class Requests:
-    """The open requests; `on_expired` is called where one was not answered in time."""
+    """The pending requests; `on_expired` is called when some of them timed out."""
 
     def __init__(self, on_expired: Callable[[], None]) -> None:
         self._on_expired = on_expired
@@ -38,11 +38,11 @@ class Requests:
         self.inbox = ""
 
     def next_token(self) -> str:
-        """A token that no request of this connection has."""
+        """A token that no other request of this connection uses."""
         return str(next(self._tokens))
 
     def open(self, subject: str | None, timeout_s: float) -> Pending:
-        """A request of `subject` (None: of its own inbox); after `timeout_s` it fails with `OutcomeUnknown`."""
+        """A request to `subject` (None: to its own inbox); after `timeout_s` it fails with `OutcomeUnknown`."""
         token = self.next_token()
         inbox = self.inbox + token
         deadline = self._loop.time() + timeout_s
@@ -53,25 +53,25 @@ class Requests:
         return pending
 
     def close(self, pending: Pending) -> None:
-        """The caller has the answer, or waits no more."""
+        """The caller has the reply, or no longer waits for it."""
         self._pending.pop(pending.token, None)
 
     def answer(self, message: Msg) -> None:
-        """Give an answer to the request that waits for it."""
+        """Pass a reply to the request that waits for it."""
         pending = self._pending.get(message.subject[len(self.inbox) :])
         if pending is not None and not pending.future.done():
             pending.future.set_result(message)
 
     def fail(self, error: Callable[[], BrokerError]) -> None:
-        """Fail all of them."""
+        """Fail all pending requests."""
         for pending in self._pending.values():
             _fail(pending, error())
 
     def refuse(self, subject: str) -> bool:
-        """The server has refused a subject, given in lower case: fail its requests; whether there are any."""
+        """The server has refused a subject, given in lower case: fail its requests; returns whether it failed any."""
         refused = [pending for pending in self._pending.values() if pending.subject.lower() == subject]
         if len({pending.subject for pending in refused}) != 1:
-            return False  # several that differ by case alone: which one was refused is not known, so they time out
+            return False  # some differ only in case: which one was refused is unknown, so they time out
         for pending in refused:
             _fail(pending, NotAllowed(f"publish to {pending.subject}", pending.subject))
         return True

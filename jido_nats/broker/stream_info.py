@@ -1,4 +1,4 @@
-"""What a stream's leader says of it: whether it is there, where it begins and ends, what it still has."""
+"""What a stream's leader reports: whether the stream exists, its first and last sequence, what it still has."""
 
 import asyncio
 from datetime import datetime, timedelta
@@ -14,16 +14,16 @@ CHECK_WAIT_S: Final = 0.2
 
 
 async def last_position(connection: Connection, stream: str, subject: str) -> int:
-    """The sequence of the last message there is on a subject (wildcards allowed), at the leader; 0 for none.
+    """The sequence of the last message on a subject (wildcards allowed), at the leader; 0 if there is none.
 
-    A reader gets to this one; the message at the stream's last sequence may have expired.
+    A reader always reaches this one; the message at the stream's last sequence may have expired.
     """
     message = await settled(connection, lambda: last_message(connection, stream, subject))
     return 0 if message is None else message.sequence
 
 
 async def check_stream(connection: Connection, stream: str) -> None:
-    """`ServerUnusable` where there is no JetStream or no such stream; a server that is just starting is waited for."""
+    """Raise `ServerUnusable` if there is no JetStream or no such stream; waits for a server that is just starting."""
     for attempt in range(CHECK_ATTEMPTS_MAX):
         try:
             await api(connection, f"STREAM.INFO.{stream}")
@@ -34,7 +34,7 @@ async def check_stream(connection: Connection, stream: str) -> None:
             await asyncio.sleep(CHECK_WAIT_S)
         except JetStreamError as error:
             if error.code == STREAM_NOT_FOUND:
-                raise ServerUnusable(f"there is no stream {stream}; a manager makes it: 'jido-nats serve'") from error
+                raise ServerUnusable(f"there is no stream {stream}; a manager creates it: 'jido-nats serve'") from error
             raise ServerUnusable(f"the stream {stream} cannot be read: {error.description}") from error
         except (NotSent, OutcomeUnknown):
             await connection.wait_up()
@@ -42,15 +42,15 @@ async def check_stream(connection: Connection, stream: str) -> None:
 
 
 async def stream_state(connection: Connection, stream: str) -> tuple[int, int]:
-    """The first and last sequence of a stream, as its leader knows them."""
+    """The first and last sequence of a stream, at its leader."""
     state = (await _stream_info(connection, stream))["state"]
     return state["first_seq"], state["last_seq"]
 
 
 async def stream_memory(connection: Connection, stream: str) -> tuple[int, datetime]:
-    """What the stream still has: (its first sequence, a moment before which all was removed by age).
+    """What the stream still has: (its first sequence, a moment before which everything was removed by age).
 
-    Where nothing is removed by age, the moment is that of the first message.
+    If nothing was removed by age, the moment is that of the first message.
     """
     info = await _stream_info(connection, stream)
     first, now = (codec.decode(b'"%s"' % at.encode(), datetime) for at in (info["state"]["first_ts"], info["ts"]))

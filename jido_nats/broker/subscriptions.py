@@ -1,4 +1,4 @@
-"""What one connection listens to: subscriptions that outlive the client they are attached to."""
+"""The subscriptions of one connection, which outlive the client that they are attached to."""
 
 import contextlib
 import logging
@@ -17,7 +17,7 @@ Handler = Callable[[Message], None]
 
 
 class Subscription:
-    """Interest in a subject that outlives every reconnect, until `unsubscribe`; `Subscriptions.add` makes one."""
+    """A subscription that survives every reconnect, until `unsubscribe`; made by `Subscriptions.add`."""
 
     def __init__(self, table: "Subscriptions", subject: str, queue: str, handler: Handler) -> None:
         self._table = table
@@ -29,26 +29,26 @@ class Subscription:
         self.refused = False
 
     async def attach(self, client: NatsClient) -> None:
-        """Subscribe on this client (the connection calls it, after every reconnect again)."""
+        """Subscribe on this client (called by the connection, again after every reconnect)."""
         self.refused, self.client = False, client
         self._current = await client.subscribe(self.subject, queue=self.queue, cb=self._deliver)
 
     async def pause(self) -> None:
-        """Ask the server to send no more; what is on its way is still delivered, until `unsubscribe`."""
+        """Send UNSUB; messages on their way are still delivered, until `unsubscribe`."""
         self._table.remove(self)
         if self._current is not None and self.client is not None:
             with contextlib.suppress(nats.errors.Error):
                 await self.client.pause(self._current)
 
     async def unsubscribe(self) -> None:
-        """Receive no more."""
+        """End the subscription."""
         self._table.remove(self)
         if self._current is not None:
             with contextlib.suppress(nats.errors.Error):
                 await self._current.unsubscribe()
 
     def deliver(self, message: Message) -> None:
-        """Hand a message to the handler."""
+        """Pass a message to the handler."""
         try:
             self._handler(message)
         except Exception:
@@ -59,7 +59,7 @@ class Subscription:
 
 
 class Subscriptions:
-    """The subscriptions of one connection, in the order in which they were made."""
+    """The subscriptions of one connection, in the order in which they were added."""
 
     def __init__(self) -> None:
         self._all: list[Subscription] = []
@@ -68,23 +68,23 @@ class Subscriptions:
         return iter(self._all)
 
     def add(self, subject: str, handler: Handler, queue: str = "") -> Subscription:
-        """One more; it is attached with the others, or at once by the caller."""
+        """Add one; it is attached with the others, or at once by the caller."""
         subscription = Subscription(self, subject, queue, handler)
         self._all.append(subscription)
         return subscription
 
     def remove(self, subscription: Subscription) -> None:
-        """No longer attach it after a reconnect."""
+        """Stop attaching it after a reconnect."""
         if subscription in self._all:
             self._all.remove(subscription)
 
     async def attach(self, client: NatsClient) -> None:
-        """Attach all of them to a new client, also those that are added meanwhile."""
+        """Attach all of them to a new client, including those that are added meanwhile."""
         while (missing := next((s for s in self._all if s.client is not client), None)) is not None:
             await missing.attach(client)
 
     def refuse(self, subject: str) -> None:
-        """The server has refused a subject; nats-py reports it in lower case."""
+        """The server has refused a subject, which nats-py reports in lower case."""
         for subscription in self._all:
             if subscription.subject.lower() == subject:
                 subscription.refused = True

@@ -1,6 +1,6 @@
-"""What a manager does all the time: tasks that are started again when they fail, and the followers among them.
+"""The background tasks of a manager, which are restarted when they fail, and the followers among them.
 
-A manager without its index, its leases or its sweep would say what is not true, so readiness reports a task that is
+A manager without its index, its leases or its sweep would give wrong answers, so readiness reports a task that is
 failing, and a follower that has not caught up yet.
 """
 
@@ -22,9 +22,9 @@ from jido_nats.store.records import SessionRecords, entry_of
 
 RESTART_WAIT_S: Final = 1.0
 RESTART_WAIT_MAX_S: Final = 10.0
-# A task that has run for so long without a failure begins with the shortest wait again.
+# After a task has run for this long without a failure, the wait before its restart starts over.
 STEADY_S: Final = 60.0
-# How long the index may wait for more entries before it takes them in: `list` waits for it at most so much longer.
+# How long the index may wait for more entries before it applies them: `list` takes at most this much longer.
 INDEX_LINGER_S: Final = 0.002
 
 log = logging.getLogger(__name__)
@@ -40,11 +40,11 @@ class BackgroundTasks:
 
     @property
     def not_ready(self) -> list[str]:
-        """A sentence for each task that has failed and waits to be started again."""
+        """A sentence for each task that has failed and waits to be restarted."""
         return [f"{name} fails: {error}" for name, error in self._failing.items()]
 
     def start(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Run `work` until `close`; when it fails, again, after a growing wait."""
+        """Run `work` until `close`; if it fails, restart it after a growing wait."""
         task = asyncio.create_task(self._keep_running(name, work), name=f"{self._manager_id}: {name}")
         self._tasks.append(task)
 
@@ -61,10 +61,10 @@ class BackgroundTasks:
             try:
                 await work()
             except PositionTooOld:
-                log.info("a follower was away for too long and takes a new snapshot", extra={"part": name})
+                log.info("a follower was disconnected for too long; taking a new snapshot", extra={"part": name})
                 continue
             except Exception as error:
-                log.exception("a part of the manager failed and is started again", extra={"part": name})
+                log.exception("a background task of the manager failed; restarting it", extra={"part": name})
                 self._failing[name] = f"{type(error).__name__}: {error}"
             if loop.time() - started > STEADY_S:
                 backoff.reset()
@@ -73,7 +73,7 @@ class BackgroundTasks:
 
 
 class Followers:
-    """What a manager reads from its first message to its last and on: records, leases and claims."""
+    """What a manager reads in full and then follows: records, leases and claims."""
 
     def __init__(
         self,
@@ -90,24 +90,24 @@ class Followers:
         self._index = index
         self._claims = claims
         self._sessions = sessions
-        self._behind = {"index", "leases", "claims"}
+        self._catching_up = {"index", "leases", "claims"}
 
     @property
     def not_ready(self) -> list[str]:
-        """A sentence for each follower that has not been at the end of its stream yet."""
-        return [f"{name} has not caught up yet" for name in sorted(self._behind)]
+        """A sentence for each follower that has not reached the end of its stream yet."""
+        return [f"{name} has not caught up yet" for name in sorted(self._catching_up)]
 
     async def follow_index(self) -> None:
-        """Keep the index of all records; what this manager wrote itself is not decoded, and not held twice."""
+        """Maintain the index of all records; a record that this manager wrote is not decoded or held twice."""
         self._index.clear()
         await self._follow("index", self._records.follow(linger_s=INDEX_LINGER_S), self._apply_record)
 
     async def follow_leases(self) -> None:
-        """Keep the table of leases."""
+        """Maintain the table of leases."""
         await self._follow("leases", self._leases.follow(), self._leases.apply)
 
     async def follow_claims(self) -> None:
-        """Keep the index of claims."""
+        """Maintain the index of claims."""
         self._claims.clear()
         await self._follow("claims", self._event_log.follow_claims(), self._apply_claim)
 
@@ -115,7 +115,7 @@ class Followers:
         async with consumer:
             while True:
                 if consumer.caught_up:
-                    self._behind.discard(name)
+                    self._catching_up.discard(name)
                 apply(await consumer.next())
 
     def _apply_record(self, message: StreamMessage) -> None:

@@ -1,4 +1,4 @@
-"""What is said to a session and by it: messages into its inbox, output and conversation onto its output subject."""
+"""The conversations of sessions: messages go into the inbox, output and conversation to the output subject."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from jido_nats.worker.inbox import Inbox, Message
 
 
 class Conversations:
-    """What the conversations of one manager's sessions share."""
+    """What the conversations of one manager share."""
 
     def __init__(self, outbox: Outbox, *, inbox_messages_max: int, now: Callable[[], datetime]) -> None:
         self.outbox: Final = outbox
@@ -43,14 +43,14 @@ class Conversation:
 
     @property
     def kept(self) -> int:
-        """The number of the last output that is kept."""
+        """The number of the last kept output."""
         return self._queue.kept
 
     async def emit(self, name: str, data: Any, *, ephemeral: bool) -> int:
-        """Publish a worker's output; its number. Raises `BadRequest`, `TooLarge`."""
+        """Publish a worker's output; returns its number. Raises `BadRequest`, `TooLarge`."""
         check_emitted(name, data)
         if not ephemeral:
-            await self._room()
+            await self._wait_for_room()
         queue = self._queue
         output = SessionOutput(
             session_id=self._session_id,
@@ -67,25 +67,25 @@ class Conversation:
         queue.ephemeral += 1
         await self._shared.outbox.publish(item)
         if self._waits_for_room:
-            await asyncio.sleep(0)  # one that streams as fast as it can gives the others a turn after each
+            await asyncio.sleep(0)  # a worker that streams at full speed yields after each message
         return output.number
 
     async def say(self, role: str, content: Any) -> int:
-        """Add what a worker says to the conversation; its number. Raises `BadRequest`, `TooLarge`."""
+        """Add a worker's message to the conversation; returns its number. Raises `BadRequest`, `TooLarge`."""
         check_said(role, content)
-        await self._room()
+        await self._wait_for_room()
         return self._add(role, content, new_message_id()).number
 
     async def flush(self) -> None:
-        """Return when all that was pushed before is stored."""
+        """Return when everything pushed so far is stored."""
         await self._queue.flushed()
 
     def stop_waiting_for_room(self) -> None:
-        """Take in the last of a program's output at once: its pipe holds little."""
+        """Accept the rest of a program's output at once: its pipe holds little."""
         self._waits_for_room = False
 
     def check_room(self, request: SendRequest) -> bool:
-        """Whether the same message was delivered before. Raises `AlreadyExists`, `TooLarge`; `Overloaded`: too many."""
+        """Whether the same message was delivered before. Raises `AlreadyExists`, `TooLarge`, `Overloaded`."""
         if self.inbox.number_of(request) is not None:
             return True
         self.inbox.check_room(self._shared.inbox_messages_max)
@@ -93,7 +93,7 @@ class Conversation:
         return False
 
     def deliver(self, request: SendRequest) -> SendReply:
-        """Put a message into the inbox and publish it, in one step; or know that both were done before."""
+        """Put a message into the inbox and queue it for publication, in one step; do neither for a repeated send."""
         number = self.inbox.number_of(request)
         if number is not None:
             return SendReply(
@@ -130,7 +130,7 @@ class Conversation:
             message_id=message_id,
         )
 
-    async def _room(self) -> None:
+    async def _wait_for_room(self) -> None:
         """Return when one more output may be pushed."""
         while self._waits_for_room and not self._queue.has_room:
             await self._queue.wait_moved()

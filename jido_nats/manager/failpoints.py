@@ -1,6 +1,6 @@
-"""The places of the write path where a test can make the process die or freeze; in production nothing happens there.
+"""The places in the write path where a test can kill or freeze the process; in production nothing happens there.
 
-Tests hand in their own (`SessionManager.failpoints`); `reach` is the only thing that is called.
+Tests set their own `SessionManager.failpoints`; only `reach` is called.
 """
 
 from typing import Final
@@ -24,4 +24,4 @@ class Failpoints:
     """Failpoints that do nothing."""
 
     def reach(self, place: str) -> None:
-        """One of `PLACES` is reached."""
+        """Called at each of `PLACES`."""

@@ -1,4 +1,4 @@
-"""Commands passed on to another manager: to the session's owner, or one that has room; and what an answer means."""
+"""Forward commands to another manager: the session's owner, or a manager that has room."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ DEADLINE: Final = "Jido-Deadline"
 
 
 class Forwarder:
-    """The other managers, as those who can carry out what this one cannot."""
+    """Sends commands that this manager cannot carry out to one that can."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -24,9 +24,9 @@ class Forwarder:
     async def forward(
         self, manager_id: str, verb: str, session_id: str, request: msgspec.Struct, *, timeout_s: float
     ) -> bytes:
-        """That manager's answer, as JSON. Raises the error that it answered with.
+        """That manager's reply, as JSON. Raises the error that it replied with.
 
-        `NotSent`: it was not heard there, so nothing was done. `Unavailable`: no answer came.
+        `NotSent`: the request did not reach it, so nothing was done. `Unavailable`: there was no reply.
         """
         deadline = datetime.now(UTC) + timedelta(seconds=timeout_s)
         try:
@@ -39,14 +39,16 @@ class Forwarder:
         except NotSent:
             raise
         except BrokerError as error:
-            raise Unavailable("the manager that does this does not answer; ask again", session_id=session_id) from error
+            raise Unavailable(
+                "the manager that has to do this does not answer; ask again", session_id=session_id
+            ) from error
         if (error_answer := reply_error(reply)) is not None:
             raise error_answer
         return reply.data
 
 
 def is_late(headers: Mapping[str, str]) -> bool:
-    """Whether whoever passed a command on has given it up."""
+    """Whether the manager that forwarded a command no longer waits for it."""
     try:
         return datetime.fromisoformat(headers[DEADLINE]) < datetime.now(UTC)
     except (KeyError, ValueError, TypeError):

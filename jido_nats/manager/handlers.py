@@ -1,4 +1,4 @@
-"""What a manager does for each command: carry it out if the session is its own, else read it or forward it."""
+"""The handlers of commands: carry a command out if the session runs here, else read the record or forward it."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 class CommandHandlers:
-    """The commands over one manager's sessions: one handler for each row of the table."""
+    """One handler for each row of the table of commands."""
 
     def __init__(
         self,
@@ -93,12 +93,12 @@ class CommandHandlers:
         return _created(call.request, record, replayed=replayed)
 
     async def _create_elsewhere(self, session_id: str, request: CreateRequest, timeout_s: float) -> CreateReply:
-        """The answer of a manager that has room; `Overloaded` where none has."""
+        """The reply of a manager that has room; `Overloaded` if none has."""
         for manager_id in self._context.leases.others_with_room(self._context.manager_id):
             with contextlib.suppress(Overloaded, NotSent):
                 data = await self._forwarder.forward(manager_id, "create", session_id, request, timeout_s=timeout_s)
                 return codec.decode(data, CreateReply)
-        raise Overloaded("every manager runs as many sessions as it may; ask again later", session_id=session_id)
+        raise Overloaded("every manager is full; ask again later", session_id=session_id)
 
     async def _list(self, call: Call[ListRequest]) -> ListReply:
         position = await self._context.event_log.last_sequence()  # first: what is published is committed
@@ -130,7 +130,7 @@ class CommandHandlers:
 
     async def _send(self, call: Call[SendRequest]) -> SendReply:
         work = self._sessions.send(call.session_id, call.request)
-        return await self._at_owner(call, work, SendReply, refusal="takes no messages")
+        return await self._at_owner(call, work, SendReply, refusal="accepts no messages")
 
     async def _history(self, call: Call[HistoryRequest]) -> HistoryReply:
         session_id, request = call.session_id, call.request
@@ -142,7 +142,7 @@ class CommandHandlers:
         else:
             created = await self._context.event_log.find_created(session_id)
         if created is None and not steps:
-            raise NotFound("there is no session of that id, and the stream remembers none", session_id=session_id)
+            raise NotFound("there is no session of that id, and the stream has no events of one", session_id=session_id)
         limit = request.limit
         while True:
             events, following = lifecycle.history(created, steps, after=request.after, limit=limit)
@@ -151,7 +151,7 @@ class CommandHandlers:
             limit //= 2
 
     async def _at_owner(self, call: Call[Any], work: Coroutine[Any, Any, T], kind: type[T], *, refusal: str) -> T:
-        """The result of `work` on a session that is run here, or its owner's answer; `refusal`: of one that ended."""
+        """The result of `work` on a session that runs here, else its owner's reply; `refusal`: if it has ended."""
         try:
             return await self._carry_out(call.session_id, work, self._settings.command_timeout_s)
         except NotHere:
@@ -161,27 +161,27 @@ class CommandHandlers:
         return await self._forward(call, record, kind)
 
     async def _carry_out(self, session_id: str, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
-        """The result of a change. `Unavailable`: it takes too long (and goes on), or this manager may not answer."""
+        """The result of a change. `Unavailable`: it takes too long (and continues), or this manager may not answer."""
         if not (self._connection.connected and self._context.ownership.may_write()):
             work.close()
-            raise Unavailable("not done: this manager has no connection to NATS, or no lease, right now; ask again")
+            raise Unavailable("not done: this manager currently has no connection to NATS, or no lease; ask again")
         result = await self._sessions.in_own_task(session_id, work, timeout_s)
         if not self._context.ownership.may_write():
             raise Unavailable("this manager's lease has lapsed; ask again")
         return result
 
     async def _look_up(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of a reading, or `Unavailable` when it takes too long (and ends)."""
+        """The result of a read; `Unavailable` if it takes too long (and is cancelled)."""
         try:
             async with asyncio.timeout(self._settings.command_timeout_s):
                 return await work
         except TimeoutError:
-            raise Unavailable("NATS does not answer this manager right now; ask again") from None
+            raise Unavailable("NATS does not answer this manager; ask again") from None
 
     async def _forward(self, call: Call[Any], record: SessionRecord, kind: type[T]) -> T:
-        """The answer of the session's owner. `Unavailable`: there is none right now."""
+        """The reply of the session's owner. `Unavailable`: it has none at the moment."""
         if call.forwarded or record.owner == self._context.manager_id:
-            raise Unavailable("the session is just changing hands; ask again", session_id=record.session_id)
+            raise Unavailable("the session is moving to another manager; ask again", session_id=record.session_id)
         timeout_s = self._settings.command_timeout_s
         try:
             data = await self._forwarder.forward(
@@ -200,12 +200,12 @@ class CommandHandlers:
         return record
 
     def _page_bytes_max(self) -> int:
-        """As JSON: in MessagePack a number may be 2.25 times as long."""
+        """The limit for a page, as JSON: in MessagePack a number may be 2.25 times as long."""
         return min(requests.LIST_BYTES_MAX, self._connection.max_payload // 3)
 
 
 def _created(request: CreateRequest, record: SessionRecord, *, replayed: bool) -> CreateReply:
-    """The answer to a create by the record that there is now; a refusal where another request made it."""
+    """The reply to a create, from the record; raises `AlreadyExists` if another request created it."""
     if replayed and not requests.same_content(request, record):
         raise AlreadyExists("that session id is taken; choose another", session_id=record.session_id)
     if replayed and record.reason is Reason.START_FAILED:

@@ -1,6 +1,6 @@
-"""`/metrics` for Prometheus, `/livez` and `/readyz`, on a thread of their own.
+"""`/metrics` for Prometheus, `/livez` and `/readyz`, served on their own thread.
 
-Every answer is made in the manager's event loop: a loop that does not answer within seconds is not alive.
+Every answer is computed in the manager's event loop: a loop that does not answer within seconds is not alive.
 """
 
 import asyncio
@@ -22,10 +22,10 @@ T = TypeVar("T")
 
 
 class HealthServer:
-    """An HTTP server over snapshots of a manager; use it as `with`."""
+    """An HTTP server for snapshots of a manager; a context manager."""
 
     def __init__(self, snapshot: Callable[[], Snapshot], *, host: str, port: int) -> None:
-        """`port` 0 takes any; `.port` says which. Raises `ConfigurationError` where it cannot listen there."""
+        """`port` 0 picks a free one, see `.port`. Raises `ConfigurationError` if it cannot listen there."""
         try:
             from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
         except ImportError as error:
@@ -68,7 +68,7 @@ class HealthServer:
         except TimeoutError:
             return "503 Service Unavailable", text, b"the manager's event loop does not answer\n"
         if path == "/readyz" and snapshot.not_ready:
-            return "503 Service Unavailable", text, "".join(f"{trouble}\n" for trouble in snapshot.not_ready).encode()
+            return "503 Service Unavailable", text, "".join(f"{reason}\n" for reason in snapshot.not_ready).encode()
         return "200 OK", text, b"ok\n"
 
     def _in_loop(self, work: Callable[[], T]) -> T:
@@ -88,17 +88,17 @@ class _QuietHandler(WSGIRequestHandler):
     timeout = 5
 
     def log_message(self, format: str, *args: Any) -> None:
-        """A scrape every few seconds is no news."""
+        """Do not log every scrape."""
 
 
 class _Collector:
-    """A snapshot in Prometheus' words; the one registry of a scrape."""
+    """A snapshot as Prometheus metrics; the registry of one scrape."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
 
     def collect(self) -> Iterator[Any]:
-        """Every metric there is."""
+        """Every metric."""
         from prometheus_client.metrics_core import CounterMetricFamily as Counter
         from prometheus_client.metrics_core import GaugeMetricFamily as Gauge
 
@@ -111,7 +111,7 @@ class _Collector:
             sessions.add_metric([status], now.sessions.get(status, 0))
         yield sessions
         transitions = Counter(
-            "jido_transitions", "Changes of a session's status, told and stored.", labels=["from", "to", "reason"]
+            "jido_transitions", "Status changes of sessions, stored and published.", labels=["from", "to", "reason"]
         )
         for labels, number in stats.transitions.items():
             transitions.add_metric(labels, number)
@@ -129,17 +129,17 @@ class _Collector:
         )
         yield Gauge(
             "jido_lease_age_seconds",
-            "Since the last renewal of the manager's lease that was acknowledged.",
+            "Seconds since the last acknowledged renewal of the manager's lease.",
             value=now.lease_age_s,
         )
-        yield Counter("jido_takeovers", "Sessions taken over from managers that were gone.", value=stats.takeovers)
-        yield Counter("jido_reconnects", "Connections to NATS that were made anew.", value=now.reconnects)
+        yield Counter("jido_takeovers", "Sessions taken over from dead managers.", value=stats.takeovers)
+        yield Counter("jido_reconnects", "Reconnects to NATS.", value=now.reconnects)
 
 
 def _durations(commands: dict[str, Durations]) -> Any:
     from prometheus_client.metrics_core import HistogramMetricFamily
 
-    family = HistogramMetricFamily("jido_command_seconds", "From a command to its answer.", labels=["verb"])
+    family = HistogramMetricFamily("jido_command_seconds", "Time from a command to its reply.", labels=["verb"])
     bounds = [*map(str, BOUNDS_S), "+Inf"]
     for verb, durations in commands.items():
         buckets = list(zip(bounds, accumulate(durations.counts), strict=True))

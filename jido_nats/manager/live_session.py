@@ -1,6 +1,6 @@
-"""One session that this manager runs: how it begins, changes and ends; and the host of its worker.
+"""One session that this manager runs: its start, changes and end; and the host of its worker.
 
-Every change is decided by the lifecycle and carried out by the session's writer, in a block of
+Every change is decided by the lifecycle and carried out by the session's writer, inside a block of
 `RunningSessions.changing`.
 """
 
@@ -27,7 +27,7 @@ from jido_nats.worker.run import Outcome, WorkerRun, error_text
 from jido_nats.worker.session import Session, Worker
 
 FIRST_COMMITS_MAX: Final = 3
-# A manager that ends gives a worker that is being killed this long to be gone, before the record says `forced`.
+# How long a manager that stops waits for a worker that is being killed, before the record says `forced`.
 KILL_GRACE_S: Final = 1.0
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SessionDependencies:
-    """What every session of one manager is run with."""
+    """What the sessions of one manager share."""
 
     context: WriterContext
     worker: Worker
@@ -47,13 +47,13 @@ class SessionDependencies:
 
 
 class LiveSession:
-    """From before the first commit until the seal. Methods that change it are called within `running.changing`."""
+    """A session from its first commit to its seal. Methods that change it are called inside `running.changing`."""
 
     __slots__ = (
         "_conversation",
         "_deps",
         "_ended",
-        "_is_made",
+        "_is_created",
         "_ready",
         "_stopping",
         "active_at",
@@ -74,7 +74,7 @@ class LiveSession:
         self.run: WorkerRun | None = None
         self.on_change: Callable[[SessionRecord], None] | None = None
         self.began_at = self.active_at = boottime()
-        self._is_made = False
+        self._is_created = False
         self._stopping = False
         self._ready = asyncio.Event() if deps.settings.wait_ready else None
         self._ended: asyncio.Future[None] | None = None
@@ -82,37 +82,37 @@ class LiveSession:
 
     @property
     def record(self) -> SessionRecord:
-        """Its record, as it was committed last."""
+        """Its record, as last committed."""
         return self.writer.record
 
     @property
     def is_here(self) -> bool:
-        """Whether it was made, and is still this manager's."""
-        return self._is_made and not self.writer.lost
+        """Whether it was created, and has not been relinquished."""
+        return self._is_created and not self.writer.relinquished
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing will be written any more: it was never made, or it is sealed."""
-        return not self._is_made or self.writer.record.sealed
+        """Whether nothing more will be written: it was never created, or it is sealed."""
+        return not self._is_created or self.writer.record.sealed
 
     @property
     def in_doubt(self) -> bool:
-        """Whether a write has begun, and it is not known how much of it is stored."""
+        """Whether a write has begun and it is unknown how much of it is stored."""
         return self.writer.in_doubt
 
     @property
     def conversation(self) -> Conversation:
-        """What is said to the session and by it."""
+        """Its inbox and output."""
         if self._conversation is None:
             self._conversation = Conversation(self._deps.conversations, self.session_id)
         return self._conversation
 
-    # How it begins
+    # The start
 
     async def create(self, *, chosen: bool) -> None:
-        """From its first record to `active`. `chosen`: the id may have been used before.
+        """From its first record to `active`. `chosen`: the caller chose the id, which may have been used before.
 
-        Raises `SessionExists`, `AlreadyExists`: nothing has run, and nothing was written; and `StartFailed`.
+        Raises `SessionExists`, `AlreadyExists`: nothing ran, and nothing was written; and `StartFailed`.
         """
         error = self._call_worker()
         if error is None and self._ready is None:
@@ -123,14 +123,14 @@ class LiveSession:
             await self._start(error)
 
     def give_up_start(self) -> None:
-        """The manager ends: wait no longer for a worker that is not ready."""
+        """The manager is stopping: do not wait any longer for a worker that is not ready."""
         self._stopping = True
-        if not self._is_made or self.record.status is not Status.INITIALIZING:
+        if not self._is_created or self.record.status is not Status.INITIALIZING:
             return
         if self.run is not None and not self._is_ready:
             self.run.cancel()
 
-    # How it changes
+    # Changes
 
     async def advance(self, status: Status, **why: Any) -> None:
         """Decide, commit, publish."""
@@ -149,13 +149,13 @@ class LiveSession:
             self.on_change(changed)
 
     async def deliver(self, request: SendRequest) -> SendReply:
-        """Put a message into the inbox, waking a session that is `idle`; `conversation.stored` waits for the rest.
+        """Put a message into the inbox, activating an `idle` session; `conversation.stored` waits until it is stored.
 
         Raises `InvalidTransition`, `AlreadyExists`, `TooLarge`, `Overloaded`.
         """
         if self.record.status not in (Status.ACTIVE, Status.IDLE):
             raise InvalidTransition(
-                f"a session that is {self.record.status} takes no messages", session_id=self.session_id
+                f"a session that is {self.record.status} accepts no messages", session_id=self.session_id
             )
         known = self.conversation.check_room(request)
         if not known and self.record.status is Status.IDLE:
@@ -163,10 +163,10 @@ class LiveSession:
         self.active_at = boottime()
         return self.conversation.deliver(request)
 
-    # How it ends
+    # The end
 
     async def ask_to_stop(self, reason: Reason, detail: str | None = None) -> None:
-        """To `terminating`, and the worker is cancelled; cancelled once more if it is that already."""
+        """To `terminating`, and cancel the worker; if it is `terminating` already, cancel the worker again."""
         if self.record.status not in (Status.TERMINATING, Status.TERMINATED):
             await self.advance(Status.TERMINATING, reason=reason, detail=detail)
         if self.record.status is not Status.TERMINATED:
@@ -174,14 +174,14 @@ class LiveSession:
             self.run.cancel()
 
     async def end(self, **why: Any) -> None:
-        """To `terminated`; wake those that wait for it; seal."""
+        """To `terminated`; wake the callers that wait for it; seal."""
         await self.advance(Status.TERMINATED, **why)
         self._wake_waiters()
         await self.writer.seal()
 
     async def abandon(self, **why: Any) -> None:
-        """End it beside a worker that does not stop, when the manager itself ends."""
-        log.warning("a worker does not stop and is abandoned", extra={"session_id": self.session_id})
+        """End the session although its worker does not stop, because the manager is stopping."""
+        log.warning("a worker does not stop; abandoning it", extra={"session_id": self.session_id})
         await self.end(forced=True, **why)
 
     async def wait_ended(self, timeout_s: float) -> bool:
@@ -192,8 +192,8 @@ class LiveSession:
         return self._ended.done()
 
     def relinquish(self) -> None:
-        """Stop the worker, write nothing more."""
-        self.writer.lost = True
+        """Stop the worker, and write nothing more."""
+        self.writer.relinquished = True
         if self.run is not None:
             self.run.cancel()
         self._wake_waiters()
@@ -201,12 +201,12 @@ class LiveSession:
     # Time limits
 
     def due_at(self) -> float | None:
-        """When (of `boottime`) a time limit of the session is over; None: never."""
+        """When (of `boottime`) the session's next time limit expires; None: never."""
         limit = self._next_limit() if self._deps.default_limits or self.record.has_limits else None
         return None if limit is None else limit.moment
 
     async def apply_limit(self) -> None:
-        """Do what is due, if a time limit is over."""
+        """Apply the session's next time limit, if it has expired."""
         limit = self._next_limit()
         if limit is None or limit.moment > boottime():
             return
@@ -218,7 +218,7 @@ class LiveSession:
     def _next_limit(self) -> Limit | None:
         return next_limit(self.record, self._deps.default_limits, began_at=self.began_at, active_at=self.active_at)
 
-    # The worker's host: see `WorkerHost`. A worker may outlive its session here, and is refused then.
+    # The worker's host: see `WorkerHost`. A worker may outlive its session here; its requests are then refused.
 
     @property
     def inbox(self) -> Inbox:
@@ -231,29 +231,29 @@ class LiveSession:
             self._ready.set()
 
     async def step(self, status: Status) -> None:
-        """See `Session.idle` and `Session.activate`; the change goes on when the worker is cancelled."""
+        """See `Session.idle` and `Session.activate`; the change continues if the worker is cancelled."""
         if not self._is_ready:
             raise InvalidTransition(
-                f"the session is still starting and cannot become {status}: await session.ready() first",
+                f"the session is still starting and cannot become {status}; await session.ready() first",
                 session_id=self.session_id,
             )
-        self._check_runs()
+        self._check_running()
         task = self._deps.running.start_task(self._step(status), self.session_id)
         await asyncio.wait({task})
         try:
             task.result()
         except NotHere:
-            raise self._has_ended() from None
+            raise self._ended_error() from None
 
     async def emit(self, name: str, data: Any, *, ephemeral: bool) -> int:
         """See `Session.emit`."""
-        self._check_runs()
+        self._check_running()
         self.active_at = boottime()
         return await self.conversation.emit(name, data, ephemeral=ephemeral)
 
     async def say(self, role: str, content: Any) -> int:
         """See `Session.say`."""
-        self._check_runs()
+        self._check_running()
         self.active_at = boottime()
         return await self.conversation.say(role, content)
 
@@ -274,46 +274,46 @@ class LiveSession:
     def _is_ready(self) -> bool:
         return self._ready is None or self._ready.is_set()
 
-    def _check_runs(self) -> None:
+    def _check_running(self) -> None:
         if not self.is_here or self.record.status is Status.TERMINATED:
-            raise self._has_ended()
+            raise self._ended_error()
 
-    def _has_ended(self) -> InvalidTransition:
+    def _ended_error(self) -> InvalidTransition:
         return InvalidTransition("the session has ended, or another manager has it", session_id=self.session_id)
 
     async def _step(self, status: Status) -> None:
         async with self._deps.running.changing(self):
             await self.advance(status)
 
-    # Beginning and ending, in parts
+    # The steps of the start and the end
 
     def _call_worker(self) -> str | None:
-        """Make the worker's coroutine, which does not run yet; what went wrong, or None."""
+        """Create the worker's coroutine, which does not run yet; what went wrong, or None."""
         try:
             self.run = WorkerRun(self._deps.worker, Session(self))
-        except BaseException as error:  # nobody cancels this; what a worker raises ends its session, and nothing else
+        except BaseException as error:  # nothing cancels this; whatever a worker raises ends its own session only
             return error_text(error)
         return None
 
     async def _begin(self, record: SessionRecord, *, chosen: bool) -> None:
-        """Commit the first record, start the worker, publish. A session that is opened is active with that."""
+        """Commit the first record, start the worker, publish. An opening record makes the session active at once."""
         try:
             await self._commit_first(record, chosen=chosen)
         except BaseException:
             if self.run is not None:
                 self.run.discard()
             raise
-        self._is_made = True
+        self._is_created = True
         self.active_at = boottime()
         if self.run is not None:
             self.run.start(self._on_worker_end)
         await self.writer.publish()
 
     async def _commit_first(self, record: SessionRecord, *, chosen: bool) -> None:
-        """Commit the record. The key is taken to be new, which the commit finds out: only if it is not, it is read."""
+        """Commit the record. Assumes that the key is new, which the commit checks; reads the key only if it is not."""
         context = self._deps.context
         for _ in range(FIRST_COMMITS_MAX):
-            used = chosen and await context.event_log.remembers(self.session_id)
+            used = chosen and await context.event_log.has_events(self.session_id)
             if not used:
                 try:
                     await self.writer.commit(record)
@@ -325,11 +325,11 @@ class LiveSession:
                 raise SessionExists(entry.record)
             if used:
                 raise AlreadyExists(
-                    "a session of that id has been before, its record has expired; choose another",
+                    "that session id was used before, by a session whose record has expired; choose another",
                     session_id=self.session_id,
                 )
-            self.writer.revision = entry.revision  # an expiry's marker: what the stream remembers is read again
-        raise Unavailable("the session id is just being expired; ask again", session_id=self.session_id)
+            self.writer.revision = entry.revision  # of an expiry marker: the next attempt reads the stream again
+        raise Unavailable("the record of that session id is just expiring; ask again", session_id=self.session_id)
 
     async def _start(self, error: str | None) -> None:
         """From `initializing` to `active`, once the worker is ready; raises `StartFailed` if it is not."""
@@ -366,7 +366,7 @@ class LiveSession:
             if self.record.status is Status.TERMINATED:
                 return
             if self.record.status is Status.TERMINATING:
-                trace.CURRENT.set(self.record.traceparent)  # of what made it terminate, not of what made the worker
+                trace.CURRENT.set(self.record.traceparent)  # of the request to terminate, not of the create
                 await self.end(error=outcome.error, forced=outcome.forced)
             elif outcome.error is not None or outcome.cancelled:
                 error = outcome.error or "CancelledError"

@@ -1,6 +1,6 @@
-"""Notices a worker that blocks the manager's event loop, and names it and its line of code in the log.
+"""Detects a worker that blocks the manager's event loop, and logs its session and line of code.
 
-The leases are safe from it: they are renewed in a thread of their own.
+The lease is not affected: it is renewed in its own thread.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class LoopMonitor:
-    """A thread that looks whether the loop still runs."""
+    """A thread that checks whether the loop still runs."""
 
     def __init__(self, running: RunningSessions[LiveSession]) -> None:
         self._running = running
@@ -46,7 +46,7 @@ class LoopMonitor:
         while not self._stopped.wait(BEAT_S):
             beat_at = self._beat_at
             if beat_at != reported_at and time.monotonic() - beat_at > BLOCKED_AFTER_S:
-                reported_at = beat_at  # once for each time that it is blocked
+                reported_at = beat_at  # once each time the loop is blocked
                 self._report()
 
     def _report(self) -> None:

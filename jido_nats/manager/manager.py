@@ -1,6 +1,6 @@
 """SessionManager: creates, runs, tracks and ends sessions, and publishes every change.
 
-It puts the parts together and keeps the lease. What a command does is in `handlers`, how a session changes in
+It assembles the parts and holds the lease. What a command does is in `handlers`, how a session changes in
 `live_session` and `writer`.
 """
 
@@ -54,12 +54,12 @@ T = TypeVar("T")
 
 
 class SessionManager(SessionApi):
-    """A manager of sessions; make one with `SessionManager.connect` and use it as `async with`.
+    """A manager of sessions; create one with `SessionManager.connect` and use it with `async with`.
 
     Leaving the block ends every session with `manager_stopped`.
     """
 
-    # Where tests can make the process die or freeze; they put their own here.
+    # Tests set their own, to kill or freeze the process at a certain place.
     failpoints: ClassVar[Failpoints] = Failpoints()
 
     def __init__(self, options: ConnectOptions, api: ConnectOptions, worker: Worker, settings: Settings) -> None:
@@ -90,16 +90,16 @@ class SessionManager(SessionApi):
     ) -> "SessionManager":
         """A manager that runs `worker` for each session, to be entered with `async with`.
 
-        `server`: a URL, several with commas, or `ConnectOptions`. `api`: how the connection that answers commands
-        is made, where that is another user's (it should be). Entering raises `ServerUnusable` (within seconds) or
-        `ConfigurationError`.
+        `server`: a URL, several separated by commas, or `ConnectOptions`. `api`: the options of the connection that
+        answers commands, if that connects as another user (it should). Entering raises `ServerUnusable` (within
+        seconds) or `ConfigurationError`.
         """
         options = server if isinstance(server, ConnectOptions) else ConnectOptions(servers=tuple(server.split(",")))
         return cls(options, api or options, worker, settings or Settings())
 
     async def __aenter__(self) -> Self:
         if self._entered:
-            raise JidoError("a manager is one incarnation: make another with SessionManager.connect(...)")
+            raise JidoError("a manager can be entered only once: create another with SessionManager.connect(...)")
         self._entered = True
         if not callable(self._worker):
             raise ConfigurationError(f"worker is {self._worker!r}, should be a coroutine function that takes a Session")
@@ -116,12 +116,12 @@ class SessionManager(SessionApi):
         await self.close()
 
     async def serve(self) -> None:
-        """Answer the request-reply API until `stop` is called (from a signal handler, say)."""
+        """Answer the request-reply API until `stop` is called (from a signal handler, for example)."""
         await self.start_serving()
         await self._stop_serving.wait()
 
     async def start_serving(self) -> None:
-        """Begin to answer the request-reply API, on a connection of its own, and return."""
+        """Start answering the request-reply API, on its own connection, and return."""
         handler = self._running().handle
         async with self._start_serving_once:
             if not self._serving:
@@ -140,7 +140,7 @@ class SessionManager(SessionApi):
         service = Service(endpoints, self._settings, self.manager_id, handler, self.stats)
         try:
             await service.start()
-            await connection.flush()  # from now on a request finds somebody
+            await connection.flush()  # from now on requests reach this manager
         except BaseException as error:
             await service.stop()
             await connection.close()
@@ -159,26 +159,26 @@ class SessionManager(SessionApi):
         self._stop_serving.set()
 
     async def close(self) -> None:
-        """No new commands; end every session with `manager_stopped`, publish it, release the lease, disconnect.
+        """Accept no more commands; end every session with `manager_stopped`, release the lease, disconnect.
 
-        Before that, for `drain_timeout_s`: no new sessions, while those that run may end by themselves.
+        Before that, for `drain_timeout_s`, it accepts no new sessions, and running sessions may end by themselves.
         """
         self.stop()
         try:
             left = await self._sessions.drain(self._settings.drain_timeout_s)
             if left:
-                log.info("ending the sessions that still run", extra={"sessions": left})
+                log.info("ending the sessions that are still running", extra={"sessions": left})
             self._sessions.give_up_starts()
         finally:
             await self._exit.aclose()
             self._handlers = None
 
     def snapshot(self) -> Snapshot:
-        """What the manager can say of itself: its counters, and what keeps it from being ready."""
+        """The state of the manager: its counters, and the reasons why it is not ready."""
         if not self._stop_serving.is_set():
             self._running()
         not_ready = [f"no connection to NATS: {c.name}" for c in self._connections if not c.connected]
-        not_ready += [] if self._ownership.may_write() else ["the lease does not stand"]
+        not_ready += [] if self._ownership.may_write() else ["the lease is not held"]
         not_ready += self._followers.not_ready + self._background.not_ready
         not_ready += [] if self._serving else ["commands are not answered yet"]
         not_ready += ["stopping"] if self._stop_serving.is_set() else []
@@ -193,16 +193,16 @@ class SessionManager(SessionApi):
         )
 
     def __repr__(self) -> str:
-        runs = f"with {len(self._sessions)} sessions" if self._handlers is not None else "that does not run"
-        return f"<SessionManager {self.manager_id} {runs}>"
+        state = f"with {len(self._sessions)} sessions" if self._handlers is not None else "not running"
+        return f"<SessionManager {self.manager_id} {state}>"
 
     async def _command(self, verb: str, session_id: str, request: msgspec.Struct, kind: type[T]) -> T:
         reply = await self._running().handle(Call(verb, session_id, request))
-        return codec.decode(codec.encode(reply), kind)  # a copy, as over NATS: records are not the caller's to change
+        return codec.decode(codec.encode(reply), kind)  # a copy, as over NATS: the caller must not change our records
 
     def _running(self) -> CommandHandlers:
         if self._handlers is None:
-            raise JidoError("the manager does not run: use it inside 'async with SessionManager.connect(...)'")
+            raise JidoError("the manager is not running: use it inside 'async with SessionManager.connect(...)'")
         return self._handlers
 
     async def _start(self) -> None:
@@ -222,7 +222,7 @@ class SessionManager(SessionApi):
         self._exit.push_async_callback(self._end_sessions)
 
     async def _writer_context(self, connection: Connection) -> WriterContext:
-        """What sessions are written with; the lease is made, and not yet held."""
+        """What sessions are written with; the lease exists, but is not held yet."""
         settings = self._settings
         records = SessionRecords(
             connection,
@@ -268,7 +268,7 @@ class SessionManager(SessionApi):
         return connection
 
     async def _open_conversations(self) -> Conversations:
-        """Output goes over a connection of its own: thousands of messages a second must not stand before a record."""
+        """Output has its own connection: thousands of messages a second must not delay a record."""
         connection = await self._connect(self._options, "output ")
         outbox = Outbox(OutputLog(connection, self._settings.encoding), self._settings.output_message_bytes_max)
         self._exit.push_async_callback(self._end_output, outbox)
@@ -277,7 +277,7 @@ class SessionManager(SessionApi):
     async def _end_output(self, outbox: Outbox) -> None:
         left = await outbox.close(OUTPUT_GRACE_S)
         if left:
-            log.error("output of sessions could not be stored any more", extra={"sessions": left})
+            log.error("output of sessions could not be stored in time", extra={"sessions": left})
 
     async def _end_sessions(self) -> None:
         left = await self._sessions.close(self._settings.stop_timeout_s + CLOSE_GRACE_S)
@@ -285,7 +285,7 @@ class SessionManager(SessionApi):
             log.error("sessions could not be ended; another manager will end them", extra={"sessions": left})
 
     async def _watch_queue(self, service: Service) -> None:
-        """Leave the queue group for `create` while this manager is full and another that lives is not."""
+        """Leave the queue group for `create` while this manager is full and another live one is not."""
         while True:
             await service.take_creates(not self._sessions.full or not self._leases.others_with_room(self.manager_id))
             with contextlib.suppress(TimeoutError):

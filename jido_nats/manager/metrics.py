@@ -1,4 +1,4 @@
-"""What a manager has counted since it started: plain numbers, read by whoever shows them."""
+"""The counters of a manager since it started: plain numbers, which `health_server` and the CLI read."""
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
@@ -12,7 +12,7 @@ BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 
 
 class Durations:
-    """A histogram: how many took at most each of `BOUNDS_S` (and longer), and their sum in seconds."""
+    """A histogram: how many took up to each of `BOUNDS_S` (and longer), and their sum in seconds."""
 
     def __init__(self) -> None:
         self.counts = [0] * (len(BOUNDS_S) + 1)
@@ -28,7 +28,7 @@ class Stats:
     """The counters of one manager."""
 
     def __init__(self) -> None:
-        # (from, to, reason), "" where there is none.
+        # (from, to, reason), "" if there is none.
         self.transitions: Counter[tuple[str, str, str]] = Counter()
         self.events_published = 0
         self.versions_unpublished = 0
@@ -40,7 +40,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One manager's state at a moment."""
+    """The state of a manager at one moment."""
 
     manager_id: str
     version: str
@@ -48,5 +48,5 @@ class Snapshot:
     stats: Stats
     lease_age_s: float
     reconnects: int
-    # What keeps it from being ready; empty if nothing does.
+    # The reasons why it is not ready; empty if it is.
     not_ready: list[str]

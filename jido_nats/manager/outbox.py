@@ -1,7 +1,8 @@
-"""What workers say, on its way to the stream: in order for each session, many in flight, none waiting for a record.
+"""The output of workers on its way to the stream: in order for each session, many in flight, independent of records.
 
-A message whose fate is unknown is sent again with its id; after a change of the stream's leader a few may be stored
-out of order, or, when the server was away for longer than its duplicate window, twice: `number` says so to readers.
+A message whose outcome is unknown is sent again with the same id. After a change of the stream's leader a few may be
+stored out of order or, if the server was unavailable for longer than its duplicate window, twice: readers detect
+both by `number`.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Item(NamedTuple):
-    """One output, ready to be sent."""
+    """One output, ready to send."""
 
     publication: OutputPublication
     payload: bytes
@@ -37,7 +38,7 @@ class Item(NamedTuple):
 
 
 class OutputQueue:
-    """The output of one session. `kept` and `ephemeral` are the numbers of its last ones."""
+    """The output of one session. `kept` and `ephemeral`: the numbers of the last of each kind."""
 
     __slots__ = ("_flushed", "_outbox", "_refused", "_stored", "_task", "_waiting", "ephemeral", "kept", "moved")
 
@@ -58,14 +59,14 @@ class OutputQueue:
         return len(self._waiting) < WAITING_MAX and self._outbox.bytes_waiting < BYTES_MAX
 
     async def wait_moved(self) -> None:
-        """Return when some of it is stored, or soon: another queue may have made room."""
+        """Return when some of it is stored, or after `RETRY_WAIT_S`: another queue may have made room."""
         self.moved.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RETRY_WAIT_S):
                 await self.moved.wait()
 
     def push(self, output: Output) -> None:
-        """Send a kept output behind those that wait; its number has to be the next. Raises `TooLarge`."""
+        """Queue a kept output; its number has to be the next one. Raises `TooLarge`."""
         assert output.number == self.kept + 1, "in order"
         item = self._outbox.item(output)
         self.kept += 1
@@ -75,27 +76,27 @@ class OutputQueue:
             self._task = self._outbox.start(self._send(), output.session_id)
 
     async def stored(self, number: int) -> None:
-        """Return when all kept output up to `number` is stored; raises why that one cannot be."""
-        await self._sent(number)
+        """Return when all kept output up to `number` is stored; raises the error if that one was refused."""
+        await self._wait_sent(number)
         if (error := self._refused.get(number)) is not None:
             raise error
 
     async def flushed(self) -> None:
-        """Return when all kept output is stored; raises why some of it, since the last flush, cannot be."""
+        """Return when all kept output is stored; raises the first error since the last flush."""
         since, self._flushed = self._flushed, self.kept
-        await self._sent(self.kept)
+        await self._wait_sent(self.kept)
         for number, error in self._refused.items():
             if number > since:
                 raise error
 
     def refuse(self, number: int, error: JidoError) -> None:
-        """One of its messages is given up."""
+        """Drop a message that can never be stored."""
         self._refused[number] = error
         if len(self._refused) > REFUSED_MAX:
             del self._refused[min(self._refused)]
 
-    async def _sent(self, number: int) -> None:
-        """Return when everything up to `number` is stored or given up."""
+    async def _wait_sent(self, number: int) -> None:
+        """Return when everything up to `number` is stored or refused."""
         while self._stored < number:
             self.moved.clear()
             await self.moved.wait()
@@ -128,37 +129,38 @@ class Outbox:
         return OutputQueue(self)
 
     def item(self, output: Output) -> Item:
-        """The output as it is sent; `TooLarge` where it is."""
+        """The output, ready to send. Raises `TooLarge`."""
         publication = publication_of(output)
         payload = self._log.encode(publication)
         bytes_max = min(self._message_bytes_max, self._log.payload_bytes_max)
         if len(payload) > bytes_max:
             raise TooLarge(
-                f"the output is {len(payload)} bytes, at most {bytes_max} are taken: keep it elsewhere and say where",
+                f"the output is {len(payload)} bytes, the limit is {bytes_max}: "
+                "store it elsewhere and emit a reference",
                 session_id=output.session_id,
             )
         return Item(publication, payload, trace.headers(trace.CURRENT.get()))
 
     async def publish(self, item: Item) -> None:
-        """Publish an ephemeral output to those that listen now; without a connection it is lost."""
+        """Publish an ephemeral output to current subscribers; without a connection it is dropped."""
         with contextlib.suppress(NotSent):
             await self._log.publish(item.publication, item.payload, item.headers)
 
     def start(self, work: Coroutine[Any, Any, None], session_id: str) -> "asyncio.Task[None]":
-        """Send what waits in a queue."""
+        """Run the task that sends a queue."""
         task = asyncio.create_task(work, name=f"output of {session_id}")
         self._tasks.add(task)
         task.add_done_callback(self._on_end)
         return task
 
     async def store(self, batch: list[Item], queue: OutputQueue) -> None:
-        """Store all of them, however long it takes; what the server will never take is refused to the queue."""
+        """Store the whole batch, however long it takes; what the server can never store is refused to the queue."""
         backoff = Backoff(RETRY_WAIT_S, RETRY_WAIT_MAX_S)
         while batch := await self._try(batch, queue):
             await backoff.wait()
 
     async def close(self, timeout_s: float) -> int:
-        """Wait for what is on its way, at most `timeout_s`; how many queues were given up."""
+        """Wait for all queues to be sent, at most `timeout_s`; how many were not."""
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=timeout_s)
         left = list(self._tasks)
@@ -170,10 +172,10 @@ class Outbox:
     def _on_end(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("output was lost", exc_info=error, extra={"task": task.get_name()})
+            log.error("a session's output queue failed", exc_info=error, extra={"task": task.get_name()})
 
     async def _try(self, batch: list[Item], queue: OutputQueue) -> list[Item]:
-        """Those that are not known to be stored."""
+        """Send a batch once; returns the items that are not known to be stored."""
         results = await asyncio.gather(*(self._log.store(*item) for item in batch), return_exceptions=True)
         left = []
         for item, result in zip(batch, results, strict=True):
@@ -181,7 +183,7 @@ class Outbox:
                 left.append(item)
             elif isinstance(result, JidoError):
                 log.error(
-                    "an output cannot be stored",
+                    "an output message cannot be stored",
                     extra={"session_id": item.publication.output.session_id, "error": str(result)},
                 )
                 queue.refuse(item.publication.output.number, result)

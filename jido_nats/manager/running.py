@@ -1,9 +1,8 @@
-"""The sessions that run here, and what follows from each change of one of them.
+"""The table of sessions that run here, and how it follows each change of one of them.
 
-One change at a time for a session, side by side for different ones. A change is a block `async with
-running.changing(session)`. When the block is left, the table is brought up to date in one place: a write that may be
-stored in part means that the session is relinquished, an end means that it is dropped, and after anything else its
-time limits are looked at again.
+Changes of one session run one at a time, those of different sessions concurrently. A change is a block `async with
+running.changing(session)`. Leaving the block updates the table, in one place: a session with a write that may be
+partly stored is relinquished, one that has ended is removed, and for any other the time limits are checked again.
 """
 
 import asyncio
@@ -22,11 +21,11 @@ log = logging.getLogger(__name__)
 
 
 class NotHere(Exception):
-    """This manager does not run that session (any more)."""
+    """This manager does not run that session, or no longer does."""
 
 
 class SessionExists(Exception):
-    """A session of that id exists and does not run here; `.record` is what was read of it."""
+    """A session of that id exists and does not run here; `.record`: its record, as read."""
 
     def __init__(self, record: SessionRecord) -> None:
         super().__init__(record.session_id)
@@ -34,28 +33,28 @@ class SessionExists(Exception):
 
 
 class Running(Protocol):
-    """What the table has to know of a session."""
+    """What the table needs from a session."""
 
     session_id: str
     lock: asyncio.Lock
 
     @property
     def is_here(self) -> bool:
-        """Whether it was made, and is still this manager's."""
+        """Whether it was created, and has not been relinquished."""
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing will be written any more: it was never made, or it is sealed."""
+        """Whether nothing more will be written: it was never created, or it is sealed."""
 
     @property
     def in_doubt(self) -> bool:
-        """Whether a write has begun, and it is not known how much of it is stored."""
+        """Whether a write has begun and it is unknown how much of it is stored."""
 
     def due_at(self) -> float | None:
-        """When (of `boottime`) a time limit of the session is over; None: never."""
+        """When (of `boottime`) the session's next time limit expires; None: never."""
 
     def relinquish(self) -> None:
-        """Stop the worker, write nothing more."""
+        """Stop the worker, and write nothing more."""
 
 
 S = TypeVar("S", bound=Running)
@@ -69,7 +68,7 @@ class RunningSessions(Generic[S]):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._emptied: asyncio.Future[None] | None = None
         self.deadlines: Final = Deadlines()
-        # Sessions of this manager's that it runs no more, and that may not have ended.
+        # Sessions that this manager no longer runs, and that may not have ended.
         self.relinquished: Final[set[str]] = set()
         self.closed = False
 
@@ -94,23 +93,23 @@ class RunningSessions(Generic[S]):
         return session
 
     def starting(self, session: S) -> "_Change[S]":
-        """A block in which a session is made, which is in the table from now on."""
+        """A block that creates a session, which is in the table from now on."""
         self._sessions[session.session_id] = session
         return _Change(self, session, is_new=True)
 
     def changing(self, session: S) -> "_Change[S]":
         """A block that changes a session, under its lock.
 
-        Entering raises `NotHere` if it runs here no more once the lock is free. A `Fenced` that is raised in the block
-        becomes `Unavailable`.
+        Entering raises `NotHere` if it no longer runs here once the lock is free. A `Fenced` raised in the block turns
+        into `Unavailable`.
         """
         return _Change(self, session, is_new=False)
 
     def relinquish(self, session: S) -> None:
-        """The session is another manager's now, or nobody knows: stop its worker, write nothing more."""
+        """Another manager has the session now, or that is unknown: stop its worker, and write nothing more."""
         if self._sessions.get(session.session_id) is not session:
             return
-        self._drop(session)
+        self._remove(session)
         log.warning(
             "relinquishing a session: claimed by another manager, or its write failed",
             extra={"session_id": session.session_id},
@@ -124,22 +123,22 @@ class RunningSessions(Generic[S]):
             self._emptied = asyncio.get_running_loop().create_future()
             await asyncio.wait({self._emptied}, timeout=timeout_s)
 
-    # Tasks of the table's own: what has begun is finished, whether or not its caller still waits.
+    # The table's own tasks: what has begun is finished, whether or not its caller still waits.
 
     @property
     def tasks(self) -> set["asyncio.Task[Any]"]:
-        """The tasks that work on sessions now."""
+        """The tasks that are working on sessions."""
         return set(self._tasks)
 
     def start_task(self, work: Coroutine[Any, Any, T], session_id: str) -> "asyncio.Task[T]":
-        """Do some work on a session in a task of its own."""
-        task = asyncio.create_task(work, name=f"{session_id}: change")  # a worker's task is called as its session
+        """Do some work on a session in its own task."""
+        task = asyncio.create_task(work, name=f"{session_id}: change")  # a worker's task is named after its session
         self._tasks.add(task)
         task.add_done_callback(self._on_task_end)
         return task
 
     async def close(self) -> None:
-        """Cancel the tasks that are left, and start no more for workers that end."""
+        """Cancel the remaining tasks, and start no more for workers that end."""
         for task in self._tasks:
             task.cancel()
         self.closed = True
@@ -155,17 +154,17 @@ class RunningSessions(Generic[S]):
             log.error("a session's task failed", exc_info=error, extra={"session_id": session_id})
 
     def _update(self, session: S, error: BaseException | None) -> None:
-        """Bring the table up to date after a block that was left with that error."""
+        """Update the table after a block that was left with that error."""
         if self._sessions.get(session.session_id) is not session:
             return  # relinquished meanwhile
         if session.is_settled:
-            self._drop(session)
+            self._remove(session)
         elif session.in_doubt and isinstance(error, Exception):
             self.relinquish(session)
         else:
             self.deadlines.watch(session.session_id, session.due_at())
 
-    def _drop(self, session: S) -> None:
+    def _remove(self, session: S) -> None:
         del self._sessions[session.session_id]
         self.deadlines.forget(session.session_id)
         if not self._sessions and self._emptied is not None and not self._emptied.done():
@@ -173,7 +172,7 @@ class RunningSessions(Generic[S]):
 
 
 class _Change(Generic[S]):
-    """See `RunningSessions.changing`. A class, since a generator would cost more on the way of each transition."""
+    """See `RunningSessions.changing`. A class, since a generator would cost more for every transition."""
 
     __slots__ = ("_is_new", "_running", "_session")
 

@@ -1,7 +1,7 @@
-"""The request-reply API: requests decoded and checked, handlers called, replies and errors encoded.
+"""The request-reply API: decode and check requests, call the handler, encode replies and errors.
 
-It knows no session: the manager gives it one function that carries a command out. A request is answered in the
-encoding it came in.
+It knows nothing about sessions: the manager gives it one function that carries out a command. A reply has the
+encoding of its request.
 """
 
 import logging
@@ -31,20 +31,20 @@ Q = TypeVar("Q")
 
 
 class Call(NamedTuple, Generic[Q]):
-    """One command as its handler gets it; `session_id`: "" for a command that is about no session."""
+    """One command as its handler gets it; `session_id`: "" for a command that is not about one session."""
 
     verb: str
     session_id: str
     request: Q
-    forwarded: bool = False  # by another manager, so it is not to be forwarded again
+    forwarded: bool = False  # by another manager, so it must not be forwarded again
 
 
 Handler = Callable[[Call[Any]], Coroutine[Any, Any, msgspec.Struct]]
-"""A command to its reply; raises `CommandError`."""
+"""Returns the reply to a command; raises `CommandError`."""
 
 
 class Service:
-    """The API over a manager's handler, as a NATS micro service; also of commands that other managers forward."""
+    """A manager's handler as a NATS micro service, also for commands that other managers forward."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Service:
         self._creating: list[Endpoint] = []
 
     async def start(self) -> None:
-        """Take requests."""
+        """Start serving requests."""
         public = [Endpoint(verb, command.subject, partial(self._handle, verb)) for verb, command in COMMANDS.items()]
         self._creating = [endpoint for endpoint in public if COMMANDS[endpoint.name].admission is Admission.CREATE]
         forwarded = Endpoint(
@@ -71,7 +71,7 @@ class Service:
         await self._endpoints.start([*public, forwarded])
 
     async def take_creates(self, wanted: bool) -> None:
-        """Be in the queue group of commands that create sessions, or leave it to the other managers."""
+        """Join or leave the queue group of commands that create sessions."""
         for endpoint in self._creating:
             if wanted:
                 await self._endpoints.subscribe(endpoint)
@@ -79,13 +79,13 @@ class Service:
                 await self._endpoints.unsubscribe(endpoint)
 
     async def stop(self) -> None:
-        """Take no more, and answer what is under way."""
+        """Accept no more requests, and answer those in flight."""
         await self._endpoints.stop(self._settings.command_timeout_s)
 
     async def _handle_forwarded(self, request: Request) -> Reply:
         verb = request.subject.split(".")[-2]
         if verb not in COMMANDS or is_late(request.headers):
-            late = Unavailable("not done: it came too late, or this manager does not know it")
+            late = Unavailable("not done: the command came too late, or this manager does not know it")
             return error_reply(late, Encoding.JSON, subjects.session_of(request.subject))
         return await self._handle(verb, request, forwarded=True)
 
@@ -118,7 +118,7 @@ class Service:
     def _decode(self, verb: str, request: Request, encoding: Encoding) -> Any:
         size = len(request.data)
         if size > self._settings.request_bytes_max:
-            raise TooLarge(f"the request is {size} bytes, at most {self._settings.request_bytes_max} are taken")
+            raise TooLarge(f"the request is {size} bytes, the limit is {self._settings.request_bytes_max}")
         kind = COMMANDS[verb].request
         try:
             if not request.data:
@@ -129,10 +129,10 @@ class Service:
 
 
 def _hide(error: Exception, request: Request) -> CommandError:
-    """What may be told of an error that is not the caller's: the log has the rest."""
+    """What a caller may see of an error that it did not cause; the rest is logged."""
     if isinstance(error, JidoError):
         log.warning("a command could not be carried out", extra={"subject": request.subject, "error": repr(error)})
         return Unavailable("the manager cannot do this now; ask again with the same session id")
     number = secrets.token_hex(4)
     log.error("a command failed", exc_info=error, extra={"subject": request.subject, "error_id": number})
-    return InternalError(f"a defect of the manager; its log has it under {number}")
+    return InternalError(f"a bug in the manager; its log has the details under {number}")

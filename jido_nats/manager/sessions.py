@@ -1,6 +1,6 @@
-"""The sessions that this manager runs: created, found, limited in number and in time, and ended together.
+"""The sessions that this manager runs: create them, change them, apply limits, and end them all.
 
-What has begun is finished in a task of the manager's own, whether or not its caller still waits.
+What has begun is finished in the manager's own task, whether or not its caller still waits.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class Sessions:
-    """What can be done with this manager's own sessions."""
+    """The operations on this manager's own sessions."""
 
     def __init__(
         self,
@@ -58,10 +58,10 @@ class Sessions:
             now=now,
         )
         self._limit_gate = asyncio.Semaphore(STOPS_AT_ONCE)
-        # How many changes somebody outside waits for, or has waited for.
-        self._asked = 0
+        # How many requested changes are under way, whether or not their callers still wait.
+        self._requested = 0
         self._closing = False
-        # Set when the last place is taken.
+        # Set when the manager becomes full.
         self.filled = asyncio.Event()
 
     def __len__(self) -> int:
@@ -69,7 +69,7 @@ class Sessions:
 
     @property
     def full(self) -> bool:
-        """Whether no more sessions are taken."""
+        """Whether no more sessions are accepted."""
         return self._closing or len(self.running) >= self._settings.sessions_max
 
     def by_status(self) -> Counter[Status]:
@@ -77,38 +77,38 @@ class Sessions:
         return Counter(live.record.status for live in self.running if live.is_here)
 
     def written(self, session_id: str, revision: int) -> Entry | None:
-        """The entry, if it is what this manager wrote last of a session that it runs."""
+        """The entry, if it is the last one that this manager wrote for a session that it runs."""
         live = self.running.get(session_id)
         if live is None or not live.is_here or live.writer.revision != revision:
             return None
         return Entry(live.record.session_id, revision, live.record)
 
     async def in_own_task(self, session_id: str, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
-        """The result of what somebody asks for; `work` goes on when the caller is cancelled.
+        """The result of a requested change; `work` continues if the caller is cancelled.
 
-        Raises `Unavailable` when `timeout_s` is over, `Overloaded` when too much is asked for at once.
+        Raises `Unavailable` after `timeout_s`, `Overloaded` if too many changes are under way.
         """
-        if self._asked >= 2 * self._settings.commands_max:
+        if self._requested >= 2 * self._settings.commands_max:
             work.close()
             raise Overloaded("too many changes are under way; ask again later")
-        self._asked += 1
+        self._requested += 1
         task = self.running.start_task(work, session_id)
-        task.add_done_callback(self._on_answered)
+        task.add_done_callback(self._on_done)
         done, _ = await asyncio.wait({task}, timeout=timeout_s)
         if not done:
-            raise Unavailable("not done yet, or not known to be: ask again with the same session id")
+            raise Unavailable("not done yet, or not known to be done: ask again with the same session id")
         if task.cancelled():
-            raise Unavailable("this manager has ended, and it is not known whether it was done: ask again")
+            raise Unavailable("this manager has stopped, and it is unknown whether this was done: ask again")
         return task.result()
 
     async def create(self, session_id: str, request: CreateRequest) -> tuple[SessionRecord, bool]:
-        """(record, replayed) of a session that is `active`, or was made by the same request before.
+        """(record, replayed) of a session that is `active`, or was created by the same request before.
 
         Raises `SessionExists` for one that runs elsewhere, `AlreadyExists`, `StartFailed`, `Overloaded`, `Unavailable`.
         """
         chosen = request.session_id is not None
         while (live := self.running.get(session_id)) is not None:
-            async with live.lock:  # its start, if that still goes on
+            async with live.lock:  # held during its start
                 if live.is_here:
                     return live.record, True
         await self._check_room(session_id, chosen=chosen)
@@ -127,18 +127,18 @@ class Sessions:
             return live.record
 
     async def send(self, session_id: str, request: SendRequest) -> SendReply:
-        """Put a message into the session's inbox, waking one that is `idle`; returns when it is published and stored.
+        """Put a message into the session's inbox, activating an `idle` one; returns when it is published and stored.
 
         Raises `NotHere`, `InvalidTransition`, `Overloaded`, `AlreadyExists`, `TooLarge`.
         """
-        live = self._find_started(session_id, "takes no messages")
+        live = self._find_started(session_id, "accepts no messages")
         async with self.running.changing(live):
             reply = await live.deliver(request)
         await live.conversation.stored(reply.number)
         return reply
 
     async def terminate(self, session_id: str, reason: Reason, detail: str | None = None) -> SessionRecord:
-        """The record, `terminated`; at once if it is that already. Raises `NotHere`, `StopTimeout`."""
+        """The record, `terminated`; at once if it is already. Raises `NotHere`, `StopTimeout`."""
         live = self.running.find(session_id)
         async with self.running.changing(live):
             await live.ask_to_stop(reason, detail)
@@ -147,7 +147,7 @@ class Sessions:
     # Background work
 
     async def apply_limits(self) -> None:
-        """Apply the time limits of sessions as they are over, for ever."""
+        """Apply the time limits of sessions as they expire; never returns."""
         deadlines = self.running.deadlines
         while True:
             session_id = await deadlines.next()
@@ -156,11 +156,11 @@ class Sessions:
             due = live.due_at()
             if due is not None and due <= boottime():
                 self.running.start_task(self._apply_limit(live), session_id)
-            else:  # put off by activity
+            else:  # postponed by activity
                 deadlines.watch(session_id, due)
 
     async def recheck_after_lapses(self, claims: ClaimIndex) -> None:
-        """After each lapse of the lease: relinquish the sessions that another manager has claimed meanwhile, for ever.
+        """After each lapse of the lease, relinquish the sessions that another manager has claimed; never returns.
 
         Until that is done nothing is written, and no command is answered.
         """
@@ -168,7 +168,7 @@ class Sessions:
         while True:
             since = await ownership.wait_regained()
             log.warning(
-                "the lease had lapsed; checking the claims on every session",
+                "the lease had lapsed and is held again; checking the claims on every session",
                 extra={"manager_id": self._context.manager_id, "sessions": len(self)},
             )
             await claims.position.reached(await self._context.event_log.last_claim())
@@ -180,19 +180,19 @@ class Sessions:
     # The end
 
     async def drain(self, timeout_s: float) -> int:
-        """Take no new sessions, and let those that run end by themselves within `timeout_s`; how many still run."""
+        """Accept no new sessions, and let those that run end by themselves within `timeout_s`; how many still run."""
         self._closing = True
         await self.running.wait_empty(timeout_s)
         return len(self.running)
 
     def give_up_starts(self) -> None:
-        """Wait no longer for workers that are not ready: those that wait for them are answered while that can be."""
+        """Do not wait any longer for workers that are not ready, so that their callers still get an answer."""
         self._closing = True
         for live in self.running:
             live.give_up_start()
 
     async def close(self, timeout_s: float) -> int:
-        """End every session with `manager_stopped`; how many are left when none has ended for `timeout_s`."""
+        """End every session with `manager_stopped`; how many are left once none has ended for `timeout_s`."""
         self.give_up_starts()
         gate = asyncio.Semaphore(STOPS_AT_ONCE)
         for live in self.running:
@@ -203,7 +203,7 @@ class Sessions:
         return left
 
     async def _wait_for_tasks(self, timeout_s: float) -> None:
-        """Return when all are done, or when no session has ended for `timeout_s`."""
+        """Return when all tasks are done, or when no session has ended for `timeout_s`."""
         loop = asyncio.get_running_loop()
         deadline, left = loop.time() + timeout_s, len(self.running)
         while (tasks := self.running.tasks) and loop.time() < deadline:
@@ -220,13 +220,13 @@ class Sessions:
             await live.wait_ended(KILL_GRACE_S)
             async with gate, self.running.changing(live):
                 if live.record.status is Status.TERMINATING and live.run is not None and not live.run.ended:
-                    await live.abandon()  # one that has ended by now is being finished
+                    await live.abandon()  # if the worker has ended by now, `_finish` ends the session
 
     async def _stopped(self, live: LiveSession) -> SessionRecord:
         if live.record.status is not Status.TERMINATED:
             if not await live.wait_ended(self._settings.stop_timeout_s):
                 raise StopTimeout(
-                    f"the worker has not stopped within {self._settings.stop_timeout_s:g} s; stopping goes on",
+                    f"the worker has not stopped within {self._settings.stop_timeout_s:g} s; stopping continues",
                     session_id=live.session_id,
                 )
             if not live.is_here:
@@ -238,13 +238,13 @@ class Sessions:
             await live.apply_limit()
 
     async def _check_room(self, session_id: str, *, chosen: bool) -> None:
-        """Raise unless one more session can be made here."""
+        """Raise unless one more session can be created here."""
         if self._closing:
             raise Unavailable("this manager is stopping; ask again")
         if not self.full:
             return
         known = await self._context.records.get(session_id) if chosen else None
-        if known is not None and known.record is not None:  # one that is asked for again is answered all the same
+        if known is not None and known.record is not None:  # a full manager still answers for an existing one
             raise SessionExists(known.record)
         raise Overloaded(f"this manager runs {len(self.running)} sessions, its limit; ask again later")
 
@@ -264,7 +264,7 @@ class Sessions:
         return record
 
     def _find_started(self, session_id: str, refusal: str) -> LiveSession:
-        """The session. Raises `NotHere`, and `InvalidTransition` while its start goes on (`terminate` waits for it)."""
+        """The session. Raises `NotHere`, and `InvalidTransition` while it is starting (`terminate` waits for that)."""
         live = self.running.find(session_id)
         if live.is_here and live.record.status is Status.INITIALIZING:
             raise InvalidTransition(
@@ -272,5 +272,5 @@ class Sessions:
             )
         return live
 
-    def _on_answered(self, _: "asyncio.Task[Any]") -> None:
-        self._asked -= 1
+    def _on_done(self, _: "asyncio.Task[Any]") -> None:
+        self._requested -= 1

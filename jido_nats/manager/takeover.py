@@ -1,10 +1,10 @@
 """The sweep: sessions that a dead manager left are claimed, repaired and ended with `owner_lost`.
 
 An orphan is an unsealed record (a terminated one too) whose owner, or whose claimant, has no lease, or
-which this manager has let go of itself.
-Safe: the claim comes first, so whoever was wrongly thought dead can store nothing more, and what the look
-finds is all there is. Of several survivors the fence admits one. Its own death at any step leaves the same
-work for the next. Live: the sweep runs every third of a lease, and at once when a lease expires.
+which this manager has itself relinquished.
+Safe: the claim comes first, so a manager wrongly believed dead can store nothing more, and what the look
+finds is all there is. Of several survivors the fence admits one. If that one dies at any step, the same
+work is left for the next. Live: the sweep runs every third of a lease, and at once when a lease expires.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from jido_nats.manager.writer import SessionWriter, WriterContext
 from jido_nats.store.index import ClaimIndex, SessionIndex
 
 AT_ONCE: Final = 128
-JUDGE_POLL_S: Final = 0.5
+OWNERSHIP_POLL_S: Final = 0.5
 REPORT_INTERVAL_S: Final = 3.0
 TOGETHER: Final = 4096
 ALL_SUBJECTS: Final = (subjects.EVENTS, subjects.ALL_SESSIONS, subjects.ALL_FENCES)
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class OrphanSweeper:
-    """Ends what dead managers left."""
+    """Ends the sessions that dead managers left."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class OrphanSweeper:
         self._interval_s = interval_s
         self._now = now
         self._done = 0
-        # The sessions whose failure is in the log already.
+        # The sessions whose failed takeover was logged already.
         self._failed: set[str] = set()
 
     async def run(self) -> None:
@@ -62,15 +62,15 @@ class OrphanSweeper:
                     await gone.wait()
             gone.clear()
             while not ownership.can_declare_dead():
-                await asyncio.sleep(JUDGE_POLL_S)
+                await asyncio.sleep(OWNERSHIP_POLL_S)
             await self.sweep()
 
     async def sweep(self) -> None:
-        """Take over every orphan there is now."""
+        """Take over every orphan that there is now."""
         orphans = await self._orphans()
         self._failed &= set(orphans)
         if orphans:
-            log.warning("taking over sessions of managers that are gone", extra={"sessions": len(orphans)})
+            log.warning("taking over sessions of dead managers", extra={"sessions": len(orphans)})
         self._done = 0
         reporting = asyncio.create_task(self._report(len(orphans)), name="takeover: report")
         try:
@@ -81,26 +81,23 @@ class OrphanSweeper:
             await asyncio.gather(reporting, return_exceptions=True)
 
     async def _report(self, total: int) -> None:
-        """Log now and then how far a long sweep has come."""
+        """Log the progress of a long sweep."""
         while True:
             await asyncio.sleep(REPORT_INTERVAL_S)
             log.warning("taking over sessions", extra={"done": self._done, "total": total})
 
     async def _orphans(self) -> list[str]:
         await self._context.records.caught_up(self._index.position)
-        self._forget_settled_claims()
+        self._drop_settled_claims()
         claimants = {claimant for _, claimant in self._claims.items()}
         gone = {owner for owner in self._index.owners() | claimants if not await self._is_alive(owner)}
-        if (
-            not self._context.ownership.can_declare_dead()
-        ):  # NATS was away while this was read, and all leases have lapsed
-            return []
+        if not self._context.ownership.can_declare_dead():
+            return []  # NATS was unavailable during these reads, and all leases may have lapsed
         relinquished = self._running.relinquished
         relinquished -= {session_id for session_id in relinquished if self._is_settled(session_id)}
         orphans = {session_id for owner in gone for session_id in self._index.unsealed(owner)}
-        unfinished = gone | {
-            self._context.manager_id
-        }  # what this one claimed, and could not end, is no other manager's
+        # No other manager ends what this one has claimed and could not end.
+        unfinished = gone | {self._context.manager_id}
         orphans |= {session_id for session_id, claimant in self._claims.items() if claimant in unfinished}
         orphans |= {session_id for session_id in relinquished if self._is_left_behind(session_id)}
         return sorted(session_id for session_id in orphans if session_id not in self._running)
@@ -109,7 +106,7 @@ class OrphanSweeper:
         return manager_id == self._context.manager_id or await self._context.leases.is_alive(manager_id)
 
     def _is_left_behind(self, session_id: str) -> bool:
-        """Whether a session that was let go of here, after a defect, is nobody else's."""
+        """Whether a session that was relinquished here, after a failed write, has no other owner."""
         record = self._index.get(session_id)
         return record is not None and not record.sealed and record.owner == self._context.manager_id
 
@@ -117,7 +114,7 @@ class OrphanSweeper:
         record = self._index.get(session_id)
         return record is not None and record.sealed
 
-    def _forget_settled_claims(self) -> None:
+    def _drop_settled_claims(self) -> None:
         for session_id, _ in self._claims.items():
             if session_id in self._running:
                 continue
@@ -125,19 +122,19 @@ class OrphanSweeper:
                 self._claims.forget(session_id)
 
     async def _take_over(self, session_ids: list[str]) -> None:
-        """Claim all, then one look for all, then end them; the seals come last, since nobody waits for them."""
+        """Claim all, then one look for all, then end them; the seals come last, since nothing waits for them."""
         claimed: list[SessionWriter] = []
-        await self._side_by_side((session_id, self._claim(session_id, claimed)) for session_id in session_ids)
-        orphans = await self._read_again(claimed)
+        await self._run_all((session_id, self._claim(session_id, claimed)) for session_id in session_ids)
+        orphans = await self._reread(claimed)
         complete = await self._context.event_log.complete_among([writer.record for writer in orphans])
         whole = [writer for writer in orphans if writer.record.session_id in complete]
         broken = [writer for writer in orphans if writer.record.session_id not in complete]
         stored = await self._look(broken)
         ended: list[SessionWriter] = []
-        self._done += len(session_ids) - len(orphans)  # those are another's now, or settled
-        await self._side_by_side((w.record.session_id, self._end(w, None, ended)) for w in whole)
-        await self._side_by_side((w.record.session_id, self._end(w, stored, ended)) for w in broken)
-        await self._side_by_side((w.record.session_id, self._seal(w)) for w in ended)
+        self._done += len(session_ids) - len(orphans)  # another manager's by now, or settled
+        await self._run_all((w.record.session_id, self._end(w, None, ended)) for w in whole)
+        await self._run_all((w.record.session_id, self._end(w, stored, ended)) for w in broken)
+        await self._run_all((w.record.session_id, self._seal(w)) for w in ended)
 
     async def _claim(self, session_id: str, claimed: list[SessionWriter]) -> None:
         record = self._index.get(session_id)
@@ -147,14 +144,14 @@ class OrphanSweeper:
         try:
             await writer.claim(unclaimed=self._claims.claimant(session_id) is None)
         except Fenced as error:
-            log.info("another manager takes this session over", extra={"session_id": session_id, "why": str(error)})
+            log.info("another manager takes over this session", extra={"session_id": session_id, "why": str(error)})
             return
         claimed.append(writer)
 
-    async def _read_again(self, claimed: list[SessionWriter]) -> list[SessionWriter]:
-        """Those that are not settled meanwhile, with their records as they are behind the claims.
+    async def _reread(self, claimed: list[SessionWriter]) -> list[SessionWriter]:
+        """The sessions that were not settled meanwhile, with their records as of after the claims.
 
-        What the index has once it is where the bucket's leader is now is as good as reading each at the leader.
+        Once the index has reached what the bucket's leader has now, it is as good as reading each at the leader.
         """
         await self._context.records.caught_up(self._index.position)
         orphans: list[SessionWriter] = []
@@ -165,11 +162,11 @@ class OrphanSweeper:
                 self._context.stats.takeovers += 1
                 orphans.append(writer)
 
-        await self._side_by_side((w.record.session_id, read(w)) for w in claimed)
+        await self._run_all((w.record.session_id, read(w)) for w in claimed)
         return orphans
 
     async def _look(self, writers: list[SessionWriter]) -> Collection[str]:
-        """The ids of what is or was stored of these versions: nothing older than the claims can come any more."""
+        """The message ids of these versions that are or were stored: nothing older than the claims can still come."""
         if not writers:
             return frozenset()
         after, until = min(w.record.after for w in writers), max(w.fence for w in writers)
@@ -179,7 +176,7 @@ class OrphanSweeper:
         return found
 
     async def _end(self, writer: SessionWriter, stored: Collection[str] | None, ended: list[SessionWriter]) -> None:
-        """`stored`: what a look found of its last version; None where all of it is stored."""
+        """`stored`: the messages of its last version that a look found; None if all are stored."""
         try:
             if stored is not None:
                 await writer.publish(stored)
@@ -189,14 +186,14 @@ class OrphanSweeper:
                 await writer.look_and_publish()
         except Fenced as error:
             extra = {"session_id": writer.record.session_id, "why": str(error)}
-            log.info("another manager takes this session over", extra=extra)
+            log.info("another manager takes over this session", extra=extra)
             return
         finally:
             self._done += 1
         ended.append(writer)
 
     async def _terminate(self, writer: SessionWriter) -> bool:
-        """End the session, whose last version is all stored. False where its record was written meanwhile."""
+        """End the session, whose last version is all stored. False if its record was written meanwhile."""
         record = writer.record
         if record.status is Status.TERMINATED:
             return True
@@ -217,11 +214,11 @@ class OrphanSweeper:
         return True
 
     async def _seal(self, writer: SessionWriter) -> None:
-        with contextlib.suppress(Fenced):  # else another has sealed it, or will
+        with contextlib.suppress(Fenced):  # then another manager has sealed it, or will
             await writer.seal()
 
-    async def _side_by_side(self, works: Iterable[tuple[str, Coroutine[Any, Any, None]]]) -> None:
-        """All of them, `AT_ONCE` at a time; one that fails does not hold up the others."""
+    async def _run_all(self, works: Iterable[tuple[str, Coroutine[Any, Any, None]]]) -> None:
+        """Run all of them, `AT_ONCE` at a time; one that fails does not affect the others."""
         gate = asyncio.Semaphore(AT_ONCE)
         async with asyncio.TaskGroup() as group:
             for session_id, work in works:
@@ -230,13 +227,13 @@ class OrphanSweeper:
                 except asyncio.CancelledError:
                     work.close()
                     raise
-                task = group.create_task(self._guarded(session_id, work), name=f"takeover of {session_id}")
+                task = group.create_task(self._log_failure(session_id, work), name=f"takeover of {session_id}")
                 task.add_done_callback(lambda _: gate.release())
 
-    async def _guarded(self, session_id: str, work: Coroutine[Any, Any, None]) -> None:
+    async def _log_failure(self, session_id: str, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
         except Exception:
             if session_id not in self._failed:
                 self._failed.add(session_id)
-                log.exception("a session cannot be taken over; tried again", extra={"session_id": session_id})
+                log.exception("a takeover failed; the next sweep retries it", extra={"session_id": session_id})

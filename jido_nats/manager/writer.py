@@ -1,13 +1,13 @@
-"""How a session changes: commit, publish, seal, and claim-and-look as the one way out of every doubt.
+"""How a session changes: commit, publish, seal; and claim and look, which resolves every unknown outcome.
 
-The argument (searched exhaustively in the design's model):
-* The commit is the moment a version is true. It is a compare-and-set on the record's revision, repeated with
-  the same bytes until there is an answer, so it happens at most once.
+The argument (checked exhaustively in the design's model):
+* A version becomes true when it is committed. The commit is a compare-and-set on the record's revision, repeated
+  with the same bytes until there is an answer, so it happens at most once.
 * A version's messages are stored one by one, each asserting the session's fence, the copy on the session's
-  own subject last. A claim moves the fence; behind it nothing that was sent before can be stored, so what the
-  look finds up to the claim is all there is, and what is missing can be published without a repeat.
+  own subject last. A claim moves the fence; after it nothing that was sent before can be stored, so what the
+  look finds up to the claim is all there is, and what is missing can be published without a duplicate.
 * Only one version is open at a time, so repairing the last one repairs all.
-* Nothing rests on the duplicate window, or on clocks.
+* Nothing depends on the duplicate window, or on clocks.
 """
 
 from collections.abc import Collection
@@ -30,13 +30,13 @@ from jido_nats.store.records import Entry, SessionRecords
 
 RETRY_WAIT_S: Final = 0.05
 RETRY_WAIT_MAX_S: Final = 2.0
-# What was surely not stored is soon tried again: there is nothing to look at, only a connection to wait for.
+# What was certainly not stored is soon retried: there is nothing to look for, only a connection to wait for.
 NOT_SENT_WAIT_MAX_S: Final = 0.2
 
 
 @dataclass(frozen=True)
 class WriterContext:
-    """What every session of one manager is written with."""
+    """What the writers of one manager's sessions share."""
 
     manager_id: str
     records: SessionRecords
@@ -50,7 +50,7 @@ class WriterContext:
 class SessionWriter:
     """One session's record and events, written by one manager, one version at a time."""
 
-    __slots__ = ("_context", "_unpublished", "fence", "in_doubt", "lost", "record", "revision", "survivor")
+    __slots__ = ("_context", "_unpublished", "fence", "in_doubt", "record", "relinquished", "revision", "survivor")
 
     def __init__(self, context: WriterContext, record: SessionRecord, revision: int, *, survivor: bool = False) -> None:
         self._context = context
@@ -58,13 +58,13 @@ class SessionWriter:
         self.revision = revision
         self.fence = 0
         self.survivor = survivor
-        self.lost = False
-        # Whether a write has begun, and it is not known how much of it is stored.
+        self.relinquished = False
+        # Whether a write has begun and it is unknown how much of it is stored.
         self.in_doubt = False
         self._unpublished = False
 
     async def commit(self, changed: SessionRecord) -> None:
-        """Make `changed` the truth; `Fenced` where another manager has written meanwhile."""
+        """Make `changed` the truth; `Fenced` if another manager has written meanwhile."""
         await self._wait_writable()
         self._context.failpoints.reach("before seal" if changed.sealed else "before commit")
         self.in_doubt = True
@@ -84,11 +84,11 @@ class SessionWriter:
         self._context.failpoints.reach("sealed" if changed.sealed else "committed")
 
     async def look_and_publish(self) -> None:
-        """`publish` what is missing: this manager has just claimed the session, and some of it may be stored."""
+        """`publish` what is missing, after a claim by this manager: some of it may be stored already."""
         await self.publish(await self._look())
 
     async def publish(self, stored: Collection[str] = frozenset()) -> None:
-        """Store every message that the record's version owes, each exactly once; `Fenced` where another claimed.
+        """Store every message that the record's version owes, each exactly once; `Fenced` if another manager claimed.
 
         `stored`: the message ids that a look found.
         """
@@ -102,14 +102,14 @@ class SessionWriter:
         self._count()
 
     async def seal(self) -> None:
-        """Say that nothing will change any more, and let the record expire."""
+        """Mark the record as final, and let it expire."""
         await self.commit(msgspec.structs.replace(self.record, sealed=True))
 
     async def claim(self, *, unclaimed: bool = False) -> None:
         """Move the fence to this manager.
 
-        `unclaimed`: nobody is known to have claimed it, so that can be tried before it is read.
-        `Fenced`: another has claimed it. (A survivor goes on where that one has no lease any more.)
+        `unclaimed`: no claim is known, so try that before reading the fence.
+        `Fenced`: another manager has claimed it. (A survivor continues if that manager no longer has a lease.)
         """
         context, session_id = self._context, self.record.session_id
         backoff = Backoff(RETRY_WAIT_S, NOT_SENT_WAIT_MAX_S)
@@ -129,11 +129,11 @@ class SessionWriter:
                 await backoff.wait()
 
     async def reload(self) -> bool:
-        """Read the record at the leader again; False where there is none or it is sealed: nothing is left to do."""
+        """Read the record at the leader again; False if there is none or it is sealed: nothing is left to do."""
         return self.adopt(await self._context.records.get(self.record.session_id))
 
     def adopt(self, entry: Entry) -> bool:
-        """Go on from this entry; False where there is no record or it is sealed: nothing is left to do."""
+        """Continue from this entry; False if it has no record or that is sealed: nothing is left to do."""
         if entry.record is None or entry.record.sealed:
             return False
         self.record, self.revision = entry.record, entry.revision
@@ -188,5 +188,5 @@ class SessionWriter:
     async def _wait_writable(self) -> None:
         if not self._context.ownership.may_write():
             await self._context.ownership.wait_writable()
-        if self.lost:
-            raise Fenced(f"the session {self.record.session_id} was taken by another manager")
+        if self.relinquished:
+            raise Fenced(f"the session {self.record.session_id} was relinquished")

@@ -1,7 +1,7 @@
-"""The stream of events: publish under a fence, claim and look, replay.
+"""The event stream: publish under a fence, claim and look, replay.
 
-The fence of a session is the last sequence on `jido.fence.<id>`, 0 until somebody claims. Every event is
-stored only while that is what its publisher believes, so after a claim nothing older can land, however late.
+The fence of a session is the last sequence on `jido.fence.<id>`, 0 until a manager claims it. An event is stored
+only if the fence is still what its publisher expects, so after a claim nothing older can be stored, however late.
 """
 
 import itertools
@@ -36,14 +36,14 @@ from jido_nats.core.subjects import Publication
 
 # How many subjects one consumer reads: its request has to fit into a message.
 FILTERS_MAX: Final = 500
-# How far before a session's second event its first is looked for, in messages: others' come in between.
+# How far before a session's second event to search for its first, in messages: other sessions' come in between.
 SEARCH_WINDOWS: Final = (256, 8192, 262_144)
 
 log = logging.getLogger(__name__)
 
 
 class Fence(NamedTuple):
-    """The last claim on a session: its sequence and who made it; sequence 0 and None where nobody has."""
+    """The last claim on a session: its sequence and its manager; sequence 0 and None if there is none."""
 
     sequence: int
     manager_id: str | None
@@ -59,13 +59,13 @@ class EventLog:
         self._connection = connection
         self.stream = stream
         self._encoding = encoding
-        # The highest sequence that any publish was acknowledged with: what is committed after lies behind it.
+        # The highest sequence acknowledged by any publish: events of what is committed later come after it.
         self.acknowledged = 0
 
     async def publish(self, publication: Publication, fence: int) -> int:
-        """Store one message while the session's fence is `fence`; its sequence.
+        """Store one message if the session's fence is `fence`; its sequence.
 
-        Raises `Conflict`, `OutcomeUnknown`: claim and look. `NotSent`: again.
+        Raises `Conflict`, `OutcomeUnknown`: claim and look. `NotSent`: retry.
         """
         headers = {
             EXPECTED_SEQUENCE: str(fence),
@@ -81,7 +81,7 @@ class EventLog:
         return sequence
 
     async def fence(self, session_id: str) -> Fence:
-        """The fence as the stream's leader knows it."""
+        """The fence, read at the stream's leader."""
         subject = subjects.fence(session_id)
         message = await settled(self._connection, lambda: last_message(self._connection, self.stream, subject))
         return Fence(0, None) if message is None else Fence(message.sequence, claimant(message.data))
@@ -94,18 +94,18 @@ class EventLog:
         self.acknowledged = max(self.acknowledged, sequence)
         return sequence
 
-    async def remembers(self, session_id: str) -> bool:
+    async def has_events(self, session_id: str) -> bool:
         """Whether the stream has any event on the session's own subject."""
         return await self._last_id(session_id) is not None
 
     async def is_complete(self, record: SessionRecord) -> bool:
-        """Whether all of the version is surely stored: its copy on the session's own subject comes last."""
+        """Whether all messages of the version are surely stored: its copy on the session's own subject comes last."""
         return record.version > 1 and await self._last_id(record.session_id) == subjects.last_message_id(record)
 
     async def complete_among(self, records: Collection[SessionRecord]) -> set[str]:
-        """The ids of those sessions whose version is surely all stored, in one reading.
+        """The ids of the sessions for which `is_complete` holds, in one read.
 
-        A replica that is behind may miss some; what it shows is so.
+        A replica that lags may miss some, but reports none wrongly.
         """
         last: dict[str, str | None] = {}
         filters = [subjects.session(record.session_id) for record in records if record.version > 1]
@@ -118,7 +118,7 @@ class EventLog:
         return {r.session_id for r in records if last.get(r.session_id) == subjects.last_message_id(r)}
 
     async def stored(self, record: SessionRecord, claim: int) -> Collection[str]:
-        """The message ids, of those that the record's version owes, that are in the stream.
+        """Which of the message ids that the record's version owes are in the stream.
 
         `claim`: the sequence of this manager's claim, where the look ends: nothing older can be stored any more.
         """
@@ -130,7 +130,7 @@ class EventLog:
         return owed & found
 
     async def steps(self, session_id: str) -> list[SessionStatus]:
-        """Every `session_status` that is stored of a session, in order."""
+        """Every stored `session_status` of a session, in order."""
         subject = subjects.session(session_id)
         until = await last_position(self._connection, self.stream, subject)
         found: list[SessionStatus] = []
@@ -145,14 +145,14 @@ class EventLog:
         return found
 
     async def find_created(self, session_id: str) -> SessionCreated | None:
-        """The stored `session_created` of a session whose record has expired: searched for before its second event."""
+        """The stored `session_created` of a session whose record has expired; searches before its second event."""
         first = await self._first(subjects.session(session_id))
         if first is None:
             return None
         wanted = f"{session_id}.1.session_created"
         for window in SEARCH_WINDOWS:
             start = Start.at(first - window)
-            both = [subjects.EVENTS, subjects.session(session_id)]  # the second, so that the reading comes to `first`
+            both = [subjects.EVENTS, subjects.session(session_id)]  # the second, so that the reader reaches `first`
             async with OrderedConsumer(self._connection, self.stream, both, start) as consumer:
                 while consumer.position < first:
                     message = await consumer.next()
@@ -176,9 +176,9 @@ class EventLog:
         return sequence
 
     async def message_ids_between(self, filters: Sequence[str], after: int, until: int) -> set[str]:
-        """The message ids stored behind `after`, up to `until` (a sequence on one of the subjects)."""
+        """The message ids stored after sequence `after`, up to `until` (a sequence on one of the subjects)."""
         found: set[str] = set()
-        start = Start.at(min(after + 1, until))  # a stream that was made again, or restored, may be shorter than that
+        start = Start.at(min(after + 1, until))  # a stream that was recreated or restored may be shorter than that
         consumer = OrderedConsumer(self._connection, self.stream, filters, start, headers_only=True)
         async with consumer:
             while consumer.position < until:
@@ -190,8 +190,8 @@ class EventLog:
     async def expired_message_ids(self, records: Collection[SessionRecord], found: Collection[str]) -> set[str]:
         """The message ids that these records' versions owe, that a look did not find, and that retention has removed.
 
-        What is older than all that the stream still has was stored in its time, or its manager has been dead for as
-        long as the stream remembers. An end is told once more rather than not at all.
+        What is older than everything that the stream still has was stored at the time, or its manager has been dead
+        for the whole retention period. An end is excluded: better published twice than not at all.
         """
         first, since = await stream_memory(self._connection, self.stream)
         ids: set[str] = set()
@@ -207,11 +207,11 @@ class EventLog:
         return (await stream_state(self._connection, self.stream))[1]
 
     async def last_claim(self) -> int:
-        """The sequence of the last claim on any session, at the leader; 0 where there is none."""
+        """The sequence of the last claim on any session, at the leader; 0 if there is none."""
         return await last_position(self._connection, self.stream, subjects.ALL_FENCES)
 
     def follow_claims(self) -> OrderedConsumer:
-        """The last claim on every session that has one, then every new claim."""
+        """The last claim on every claimed session, then every new claim."""
         return OrderedConsumer(self._connection, self.stream, [subjects.ALL_FENCES], Start("last_per_subject"))
 
     async def _last_id(self, session_id: str) -> str | None:
@@ -221,12 +221,12 @@ class EventLog:
 
 
 def event_in(message: StreamMessage) -> Event | None:
-    """The event that a stored message is; None for one of an unknown type and for what is no event (reported)."""
+    """The event in a stored message; None if its type is unknown, or if it is not an event (logged)."""
     return decoded(message, codec.decode_event, "a message on an event subject is not an event, skipping it")
 
 
 def claimant(data: bytes) -> str:
-    """Who made a claim, from its payload."""
+    """The manager that made a claim, from its payload."""
     try:
         return codec.decode(data, _Claim).manager
     except codec.DecodeError:

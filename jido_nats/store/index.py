@@ -1,4 +1,4 @@
-"""Every session of the bucket, in memory: what `list` and the sweep stand on."""
+"""Every session of the bucket, in memory: the data of `list` and of the sweep."""
 
 import asyncio
 from collections import defaultdict
@@ -14,18 +14,18 @@ from jido_nats.core.session import SessionRecord, Status
 from jido_nats.store.position import StreamPosition
 from jido_nats.store.records import Entry
 
-# So many records are looked at before others may run.
-LOOK: Final = 1000
+# How many records are examined before the event loop gets a turn.
+RECORDS_PER_TURN: Final = 1000
 
 
 class SessionIndex:
-    """The records as of `position`, in the bucket's stream."""
+    """The records as of `position` in the bucket's stream."""
 
     def __init__(self) -> None:
         self.position = StreamPosition()
         self._records: dict[str, SessionRecord] = {}
         self._ids: SortedList[str] = SortedList()
-        self._living: SortedList[str] = SortedList()  # most records are of ended sessions; most lists are not
+        self._live: SortedList[str] = SortedList()  # most records are of ended sessions, most lists of live ones
         self._unsealed: defaultdict[str, set[str]] = defaultdict(set)
         self._revisions: dict[str, int] = {}
 
@@ -36,9 +36,9 @@ class SessionIndex:
         return iter(self._records.values())
 
     def apply(self, entry: Entry, *, own: bool = False) -> None:
-        """Take in one followed entry; entries come in the order of their revisions.
+        """Apply one entry; entries come in the order of their revisions.
 
-        `own`: its writer, in this process, knows its revision, which is not kept here then.
+        `own`: its writer is in this process and knows the revision, so it is not kept here.
         """
         before = self._records.get(entry.session_id)
         if before is not None and (unsealed := self._unsealed.get(before.owner)) is not None:
@@ -59,7 +59,7 @@ class SessionIndex:
     def _sort(self, entry: Entry, before: SessionRecord | None) -> None:
         for ids, was, is_in in (
             (self._ids, before is not None, entry.record is not None),
-            (self._living, _lives(before), _lives(entry.record)),
+            (self._live, _is_live(before), _is_live(entry.record)),
         ):
             if is_in and not was:
                 ids.add(entry.session_id)
@@ -67,16 +67,16 @@ class SessionIndex:
                 ids.remove(entry.session_id)
 
     def clear(self) -> None:
-        """Forget everything, before a new snapshot; a page that is being made goes on with what there was."""
+        """Drop everything, before a new snapshot; a page that is being built continues with the old records."""
         self.position.restart()
         self._records = {}
         self._ids = SortedList()
-        self._living = SortedList()
+        self._live = SortedList()
         self._unsealed.clear()
         self._revisions.clear()
 
     def unsealed_entry(self, session_id: str) -> Entry | None:
-        """The entry of a record that is not sealed, if the index has it with its revision."""
+        """The entry of an unsealed record, if the index has it with its revision."""
         revision = self._revisions.get(session_id)
         return None if revision is None else Entry(session_id, revision, self._records[session_id])
 
@@ -85,7 +85,7 @@ class SessionIndex:
         return self._records.get(session_id)
 
     def owners(self) -> set[str]:
-        """The managers that unsealed records name as their owners."""
+        """The owners of all unsealed records."""
         return set(self._unsealed)
 
     def unsealed(self, owner: str) -> list[str]:
@@ -93,41 +93,41 @@ class SessionIndex:
         return sorted(self._unsealed.get(owner, ()))
 
     async def page(self, request: ListRequest, bytes_max: int) -> ListReply:
-        """The sessions that the request asks for, ordered by id, behind its cursor; of that size, or one."""
+        """The sessions that match the request, by id, after its cursor; at most `bytes_max` of them, or one."""
         ended = request.include_terminated or request.status is Status.TERMINATED
-        records, ids = self._records, self._ids if ended else self._living
+        records, ids = self._records, self._ids if ended else self._live
         found: list[SessionRecord] = []
         size, cursor = 0, request.cursor
-        while looked_at := list(islice(ids.irange(cursor, inclusive=(False, True)), LOOK)):
-            for record in map(records.__getitem__, looked_at):
+        while examined := list(islice(ids.irange(cursor, inclusive=(False, True)), RECORDS_PER_TURN)):
+            for record in map(records.__getitem__, examined):
                 if matches(record, request):
                     size += len(codec.encode(record))
                     if found and (len(found) == request.limit or size > bytes_max):
                         return ListReply(sessions=found, next_cursor=found[-1].session_id)
                     found.append(record)
-            cursor = looked_at[-1]
+            cursor = examined[-1]
             await asyncio.sleep(0)
         return ListReply(sessions=found)
 
 
 class ClaimIndex:
-    """Who has claimed which session last, as of `position` in the event stream."""
+    """The last claimant of each session, as of `position` in the event stream."""
 
     def __init__(self) -> None:
         self.position = StreamPosition()
         self._claimants: dict[str, str] = {}
 
     def apply(self, session_id: str, manager_id: str) -> None:
-        """Take in one followed claim."""
+        """Apply one claim."""
         self._claimants[session_id] = manager_id
 
     def clear(self) -> None:
-        """Forget everything, before a new snapshot."""
+        """Drop everything, before a new snapshot."""
         self.position.restart()
         self._claimants.clear()
 
     def forget(self, session_id: str) -> None:
-        """The session is settled: who claimed it matters no more."""
+        """The session is settled: its claimant no longer matters."""
         self._claimants.pop(session_id, None)
 
     def claimant(self, session_id: str) -> str | None:
@@ -139,12 +139,12 @@ class ClaimIndex:
         return list(self._claimants.items())
 
 
-def _lives(record: SessionRecord | None) -> bool:
+def _is_live(record: SessionRecord | None) -> bool:
     return record is not None and record.status is not Status.TERMINATED
 
 
 def matches(record: SessionRecord, request: ListRequest) -> bool:
-    """Whether a list that is asked for like this has the record."""
+    """Whether the record belongs in the list that this request asks for."""
     if request.status is not None:
         if record.status is not request.status:
             return False
@@ -154,5 +154,5 @@ def matches(record: SessionRecord, request: ListRequest) -> bool:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether both are the same in JSON: Python's 1 equals True and 1.0, JSON's does not."""
+    """Whether both are equal as JSON: in Python 1 equals True and 1.0, in JSON it does not."""
     return bool(one == other) and (isinstance(one, str) or deterministic(one) == deterministic(other))

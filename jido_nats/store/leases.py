@@ -1,17 +1,17 @@
-"""Who is alive: one entry with a TTL in `JIDO_MANAGERS` for each manager, which its manager renews.
+"""Which managers are alive: one entry with a TTL in `JIDO_MANAGERS` for each, which that manager renews.
 
-Safety does not rest on leases: whoever wrongly thinks another dead claims the session's fence first, and from
-then on nothing of the other's can be stored (see `write_path`). Leases say *when* to take over, and stop a
-manager that was frozen from answering for sessions that it may have lost.
+Safety does not rest on leases: a manager that wrongly believes another dead claims the session's fence first, and
+from then on the other can store nothing (see `writer`). Leases decide *when* to take over, and stop a manager that
+was frozen from answering for sessions that it may have lost.
 
 * The holder counts its lease from the moment it *sent* the last renewal that was acknowledged, so its own
-  deadline never lies behind the server's. The clock is one that runs while the machine sleeps.
-* Renewals run in a thread with an event loop and a connection of its own: a worker that blocks the manager's
-  loop does not cost the lease.
-* A renewal without an answer may still land: a refused compare-and-set means "read and compare", not "lost".
-* Live: a dead holder's entry expires on the server by itself, and its marker tells the others.
-* Window: between the server's expiry and the holder's own deadline passing there is none; between the
-  deadline and the next look at it there is one message in flight, which the fence refuses.
+  deadline is never later than the server's. Its clock keeps running while the machine is suspended.
+* Renewals run in a thread with its own event loop and connection: a worker that blocks the manager's loop does
+  not cost the lease.
+* A renewal without an answer may still be stored: a refused compare-and-set means "read and compare", not "lost".
+* Live: a dead holder's entry expires on the server by itself, and its marker notifies the other managers.
+* Window: between the server's expiry and the holder's own deadline there is none; between the deadline and the
+  holder's next check of it there is one message in flight, which the fence refuses.
 """
 
 import asyncio
@@ -55,12 +55,12 @@ class ManagerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     version: str
     sessions: int = 0
     full: bool = False
-    # Whether it answers commands; one that is embedded need not.
+    # Whether it answers commands; an embedded manager need not.
     serves: bool = True
 
 
 def describe(manager_id: str, version: str) -> ManagerInfo:
-    """This process, as its lease tells it."""
+    """This process, as its lease describes it."""
     return ManagerInfo(
         manager_id=manager_id,
         host=socket.gethostname(),
@@ -71,7 +71,7 @@ def describe(manager_id: str, version: str) -> ManagerInfo:
 
 
 class Lease:
-    """This manager's own lease, renewed in a thread of its own from `acquire` to `release`."""
+    """This manager's own lease, renewed in its own thread from `acquire` to `release`."""
 
     def __init__(self, options: ConnectOptions, bucket: str, manager_id: str, lease_s: int) -> None:
         self._options = options
@@ -81,50 +81,50 @@ class Lease:
         self._deadline = 0.0
         self._revision = 0
         self.held_since: float | None = None
-        # Since when its renewals have come so often that others' could, too.
+        # Since when its renewals have been frequent enough that other managers could renew theirs, too.
         self.steady_since = 0.0
         self._thread = threading.Thread(target=self._run, name=f"lease {self._manager_id}", daemon=True)
         self._started: asyncio.Future[None] | None = None
-        self._home: asyncio.AbstractEventLoop | None = None
+        self._manager_loop: asyncio.AbstractEventLoop | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
-        # Set in the manager's loop each time that the lease is held again after a lapse.
+        # Set in the manager's loop each time the lease is held again after a lapse.
         self.acquired_again = asyncio.Event()
         self._released = False
 
     @property
     def age_s(self) -> float:
-        """Seconds since the sending of the last renewal that was acknowledged."""
+        """Seconds since the last acknowledged renewal was sent."""
         return boottime() - (self._deadline - self.lease_s)
 
     @property
     def valid(self) -> bool:
-        """Whether the lease surely still stands, by this machine's clock."""
+        """Whether the lease is surely still held, by this machine's clock."""
         return boottime() < self._deadline
 
     @property
     def steady(self) -> bool:
-        """Whether the last renewal is so young that NATS cannot have been away for long enough to cost others theirs.
+        """Whether the last renewal is recent enough that no NATS outage since can have cost other managers theirs.
 
-        Who renews every third of the lease lapses only where NATS is away for the two thirds that are left.
+        A manager that renews every third of the lease lapses only if NATS is unavailable for the other two thirds.
         """
         return self.age_s <= self.lease_s / 2
 
     async def acquire(self, info: Callable[[], ManagerInfo]) -> None:
-        """Make the entry, with what `info` returns (called for each renewal, in another thread), and keep renewing it.
+        """Create the entry and keep renewing it; `info` is called for each renewal, in the lease's thread.
 
-        Raises `TimeoutError` where it cannot be stored within `START_TIMEOUT_S`.
+        Raises `TimeoutError` if it cannot be stored within `START_TIMEOUT_S`.
         """
-        self._home = asyncio.get_running_loop()
-        self._started = self._home.create_future()
+        self._manager_loop = asyncio.get_running_loop()
+        self._started = self._manager_loop.create_future()
         self._info = info
         self._thread.start()
         async with asyncio.timeout(START_TIMEOUT_S):
             await asyncio.shield(self._started)
 
     async def release(self) -> None:
-        """Take the entry away, so that nobody waits for it to expire; also while it is being acquired."""
-        self._released = True  # where the thread has no loop yet, it finds this
+        """Delete the entry, so that no manager has to wait for its expiry; also while it is being acquired."""
+        self._released = True  # for a thread that has no loop yet
         if self._loop is not None and self._stop is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
             await asyncio.get_running_loop().run_in_executor(None, self._thread.join, START_TIMEOUT_S)
@@ -132,17 +132,17 @@ class Lease:
 
     def _run(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):
-            asyncio.run(self._renew_for_ever())
+            asyncio.run(self._keep_renewed())
 
-    async def _renew_for_ever(self) -> None:
+    async def _keep_renewed(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         if self._released:
             return
-        assert self._home is not None and self._started is not None
+        assert self._manager_loop is not None and self._started is not None
         try:
             connection = await Connection.open(self._options, f"jido-nats lease {self._manager_id}")
         except JidoError as error:
-            self._home.call_soon_threadsafe(_fail, self._started, error)
+            self._manager_loop.call_soon_threadsafe(_fail, self._started, error)
             return
         try:
             while not self._stop.is_set():
@@ -150,12 +150,12 @@ class Lease:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait_s):
                         await self._stop.wait()
-            await self._take_away(connection)
+            await self._delete_entry(connection)
         finally:
             await connection.close()
 
     async def _renew(self, connection: Connection) -> bool:
-        """One renewal, over the last revision; False where it has to be tried again, soon."""
+        """Renew once, over the last revision; False if it has to be retried soon."""
         sent_at = boottime()
         headers = {EXPECTED_SEQUENCE: str(self._revision), MESSAGE_TTL: f"{self.lease_s}s"}
         subject = subjects.key(self._bucket, self._manager_id)
@@ -167,32 +167,32 @@ class Lease:
             return False
         except (NotSent, OutcomeUnknown):
             return False
-        anew, first = not self.valid, self.held_since is None
+        acquired, first = not self.valid, self.held_since is None
         if not self.steady:
             self.steady_since = boottime()
-        if anew:  # before the deadline: whoever sees a valid lease has to see that it is another one
+        if acquired:  # before the deadline: a thread that sees a valid lease has to see that it is a new one
             self.held_since = boottime()
         self._deadline = sent_at + self.lease_s
-        if anew:
-            self._tell_acquired(first)
+        if acquired:
+            self._notify_acquired(first)
         return True
 
-    def _tell_acquired(self, first: bool) -> None:
-        assert self._home is not None and self._started is not None
-        with contextlib.suppress(RuntimeError):  # the manager's loop may be gone
+    def _notify_acquired(self, first: bool) -> None:
+        assert self._manager_loop is not None and self._started is not None
+        with contextlib.suppress(RuntimeError):  # the manager's loop may be closed
             if first:
-                self._home.call_soon_threadsafe(_succeed, self._started)
+                self._manager_loop.call_soon_threadsafe(_succeed, self._started)
             else:
-                self._home.call_soon_threadsafe(self.acquired_again.set)
+                self._manager_loop.call_soon_threadsafe(self.acquired_again.set)
 
     async def _read_revision(self, connection: Connection) -> None:
-        """What is there now: a renewal of ours that got no answer, or the marker of its expiry."""
+        """Read the entry's revision: that of our own renewal that got no answer, or of its expiry marker."""
         stream = subjects.bucket_stream(self._bucket)
         with contextlib.suppress(JidoError):
             message = await last_message(connection, stream, subjects.key(self._bucket, self._manager_id))
             self._revision = 0 if message is None else message.sequence
 
-    async def _take_away(self, connection: Connection) -> None:
+    async def _delete_entry(self, connection: Connection) -> None:
         self._deadline = 0.0
         with contextlib.suppress(JidoError):
             headers = {"KV-Operation": "DEL", MESSAGE_TTL: f"{MARKER_TTL_S}s"}
@@ -200,21 +200,21 @@ class Lease:
 
 
 class Leases:
-    """Everybody's leases, followed; what decides is read at the leader."""
+    """The leases of all managers, followed; what a decision depends on is read at the leader."""
 
     def __init__(self, connection: Connection, bucket: str, *, lease_s: int | None = None) -> None:
-        """`lease_s`: this manager's own lease time, which has to be everybody's; None where that does not matter."""
+        """`lease_s`: this manager's lease time, which all managers have to share; None if that does not matter."""
         self._connection = connection
         self._bucket = bucket
         self._stream = subjects.bucket_stream(bucket)
         self._lease_s = lease_s
         self._reported: set[str] = set()
         self.managers: dict[str, ManagerInfo] = {}
-        # Set when a manager has gone.
+        # Set when a manager's lease has ended.
         self.gone = asyncio.Event()
 
     def follow(self) -> OrderedConsumer:
-        """Every lease, then every change; give each message to `apply`."""
+        """Every lease, then every change; pass each message to `apply`."""
         self.managers.clear()
         return OrderedConsumer(
             self._connection,
@@ -225,7 +225,7 @@ class Leases:
         )
 
     def apply(self, message: StreamMessage) -> bool:
-        """Take in a followed message; True if a manager has gone."""
+        """Apply one message; True if a manager's lease has ended."""
         manager_id = subjects.session_of(message.subject)
         info = _info_in(message)
         if info is not None:
@@ -238,11 +238,11 @@ class Leases:
         return True
 
     def others_with_room(self, manager_id: str) -> list[str]:
-        """The managers beside this one that, by their last renewal, answer commands and are not full."""
+        """The other managers that, as of their last renewal, answer commands and are not full."""
         return [name for name, info in self.managers.items() if name != manager_id and info.serves and not info.full]
 
     def _compare_lease_time(self, manager_id: str, lease_s: int | None) -> None:
-        """Log, once for each manager, a lease time that is not this one's: all managers have to agree on it."""
+        """Log, once for each manager, a lease time that differs from this one's: all have to agree on it."""
         if self._lease_s is None or lease_s in (None, self._lease_s) or manager_id in self._reported:
             return
         self._reported.add(manager_id)
@@ -253,7 +253,7 @@ class Leases:
 
     async def is_alive(self, manager_id: str) -> bool:
         """Whether that manager has a lease, read at the leader."""
-        if not subjects.is_token(manager_id):  # somebody else's record, or claim
+        if not subjects.is_token(manager_id):  # from a record or claim that no manager wrote
             return False
         subject = subjects.key(self._bucket, manager_id)
         message = await settled(self._connection, lambda: last_message(self._connection, self._stream, subject))
@@ -261,19 +261,19 @@ class Leases:
 
 
 def lease_time(message: StreamMessage) -> int | None:
-    """For how many seconds the lease that a message is holds; None where it does not say."""
-    seconds = _SECONDS.match(message.headers.get(MESSAGE_TTL, ""))  # others may have written it otherwise
+    """The lease time in a message of the bucket, in seconds; None if it has none."""
+    seconds = _SECONDS.match(message.headers.get(MESSAGE_TTL, ""))  # another client may use another format
     return int(seconds[1]) if seconds is not None else None
 
 
 def _info_in(message: StreamMessage) -> ManagerInfo | None:
-    """What a manager says of itself; None for the end of its lease, and for what is somebody else's entry."""
+    """The manager's description of itself; None for the end of its lease, and for an entry of another kind."""
     if not message.data or MARKER_REASON in message.headers:
         return None
     try:
         return codec.decode(message.data, ManagerInfo)
     except codec.DecodeError as error:
-        log.warning("an entry of the bucket is no lease", extra={"subject": message.subject, "error": str(error)})
+        log.warning("an entry of the bucket is not a lease", extra={"subject": message.subject, "error": str(error)})
         return None
 
 

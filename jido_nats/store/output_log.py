@@ -1,4 +1,4 @@
-"""The stream of what workers say: store one message, or let it be heard without being stored."""
+"""The output stream of workers: store one message, or publish one without storing it."""
 
 from typing import Final
 
@@ -9,12 +9,12 @@ from jido_nats.core import codec
 from jido_nats.core.codec import Encoding
 from jido_nats.core.output import Output, OutputPublication
 
-# No stream is called `none`, so plain subscribers hear a message that asks for it and no stream stores it (measured).
+# No stream is called `none`: a message that expects it reaches plain subscribers, and no stream stores it (measured).
 _NOT_STORED: Final = {"Nats-Expected-Stream": "none"}
 
 
 class OutputLog:
-    """The output stream, for managers. Its connection is its own, so that output never stands before a transition."""
+    """The output stream, for managers. Its connection is its own, so that output never delays a transition."""
 
     def __init__(self, connection: Connection, encoding: Encoding) -> None:
         self._connection = connection
@@ -22,7 +22,7 @@ class OutputLog:
 
     @property
     def payload_bytes_max(self) -> int:
-        """What a payload may have beside our headers."""
+        """The limit on a payload, which leaves room for our headers."""
         return self._connection.payload_bytes_max
 
     def encode(self, publication: OutputPublication) -> bytes:
@@ -30,20 +30,20 @@ class OutputLog:
         return codec.encode(publication.output, self._encoding)
 
     async def store(self, publication: OutputPublication, payload: bytes, headers: dict[str, str]) -> None:
-        """Store one kept message; one that is repeated within the duplicate window is stored once.
+        """Store one kept message; repeated within the duplicate window, it is stored once.
 
-        Raises `NotSent`, `OutcomeUnknown`: again. `TooLarge`: the server takes no message of that size.
+        Raises `NotSent`, `OutcomeUnknown`: retry. `TooLarge`: above the server's `max_payload`.
         """
         assert publication.message_id is not None, "kept"
         named = {MESSAGE_ID: publication.message_id, CONTENT_TYPE: self._encoding.content_type}
         await store(self._connection, publication.subject, payload, headers | named)
 
     async def publish(self, publication: OutputPublication, payload: bytes, headers: dict[str, str]) -> None:
-        """Publish it to those that listen now; nothing is stored. Raises `NotSent`, `TooLarge`."""
+        """Publish it to current subscribers only; nothing is stored. Raises `NotSent`, `TooLarge`."""
         named = {CONTENT_TYPE: self._encoding.content_type}
         await self._connection.publish(publication.subject, payload, headers=headers | named | _NOT_STORED)
 
 
 def output_in(message: StreamMessage) -> Output | None:
-    """What a stored message says; None for one of an unknown type and for what is none (reported)."""
-    return decoded(message, codec.decode_output, "a message on an output subject is no output, skipping it")
+    """The output in a stored message; None if its type is unknown, or if it is not output (logged)."""
+    return decoded(message, codec.decode_output, "a message on an output subject is not output, skipping it")

@@ -1,17 +1,17 @@
-"""How far a follower has got, and waiting until it has got somewhere."""
+"""How far a follower has read, and waiting for it to reach a position."""
 
 import asyncio
 
 
 class StreamPosition:
-    """A sequence of a stream that only grows."""
+    """A follower's position in a stream: a sequence that only grows."""
 
     def __init__(self) -> None:
         self.sequence = 0
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
 
     def moved_to(self, sequence: int) -> None:
-        """Everything up to `sequence` has been taken in: tell those who wait for it."""
+        """Everything up to `sequence` has been applied: wake the callers that wait for it."""
         self.sequence = max(self.sequence, sequence)
         for wanted, waiter in self._waiters:
             if wanted <= self.sequence and not waiter.done():
@@ -29,5 +29,5 @@ class StreamPosition:
                 self._waiters = [(wanted, other) for wanted, other in self._waiters if other is not waiter]
 
     def restart(self) -> None:
-        """The follower begins anew."""
+        """The follower starts over."""
         self.sequence = 0

@@ -1,7 +1,7 @@
 """Session records in their bucket: create, update, get, follow. Every write is a compare-and-set.
 
-The bucket is read and written as the stream that it is: nats-py's `kv` cannot give an entry a TTL on
-update, cannot create over an expiry marker, and its watch is deaf for seconds after a restart.
+The bucket is read and written as a stream: nats-py's `kv` cannot set a TTL on update, cannot create over
+an expiry marker, and its watch receives nothing for seconds after a server restart.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from jido_nats.core import codec, subjects
 from jido_nats.core.session import SessionRecord
 from jido_nats.store.position import StreamPosition
 
-# Expecting revision 0 means: no entry and no marker.
+# Expected revision 0: there is neither an entry nor a marker.
 NO_REVISION: Final = 0
 CATCH_UP_S: Final = 0.1
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Entry(NamedTuple):
-    """What a key holds: its last revision (an expiry marker has one too), and the record if there is one."""
+    """The state of a key: its last revision (an expiry marker has one too), and the record if there is one."""
 
     session_id: str
     revision: int
@@ -46,10 +46,10 @@ class SessionRecords:
         self._marker_ttl_s = marker_ttl_s
 
     async def write(self, record: SessionRecord, expected: int) -> int:
-        """Store the record over revision `expected` and give the new revision; a sealed one expires.
+        """Store the record over revision `expected` and return the new revision; a sealed record expires.
 
-        Repeats the same compare-and-set until there is an answer. `Conflict`: others were first.
-        (`Conflict` is also what the second of two of our own attempts gets: `get` and compare.)
+        Repeats the same compare-and-set until there is an answer. `Conflict`: another write came first.
+        (That may be an earlier attempt of this same call: `get` and compare.)
         """
         data = codec.encode(record)
         headers = {EXPECTED_SEQUENCE: str(expected)}
@@ -59,7 +59,7 @@ class SessionRecords:
         return await settled(self._connection, lambda: store(self._connection, subject, data, dict(headers)))
 
     async def get(self, session_id: str) -> Entry:
-        """The entry, read at the stream's leader; asks until there is an answer."""
+        """The entry, read at the stream's leader; retries until there is an answer."""
         subject = subjects.key(self._bucket, session_id)
         message = await settled(self._connection, lambda: last_message(self._connection, self.stream, subject))
         if message is None:
@@ -67,7 +67,7 @@ class SessionRecords:
         return Entry(session_id, message.sequence, _record(session_id, message.data))
 
     def follow(self, session_id: str | None = None, *, linger_s: float = 0.0) -> OrderedConsumer:
-        """Every entry there is (or one session's), then every change; `entry_of` reads its messages."""
+        """Every entry (or one session's), then every change; `entry_of` reads its messages."""
         keys = subjects.all_keys(self._bucket) if session_id is None else subjects.key(self._bucket, session_id)
         start, silence_max_s = Start("last_per_subject"), self._marker_ttl_s / 2
         return OrderedConsumer(
@@ -75,15 +75,15 @@ class SessionRecords:
         )
 
     async def last_position(self, session_id: str | None = None) -> int:
-        """The sequence of the last change (of one session), at the leader; whoever follows gets to it. 0 for none."""
+        """The sequence of the last change (of one session), at the leader, which every follower reaches; 0 if none."""
         keys = subjects.all_keys(self._bucket) if session_id is None else subjects.key(self._bucket, session_id)
         return await last_position(self._connection, self.stream, keys)
 
     async def caught_up(self, position: StreamPosition) -> None:
-        """Return when whoever follows, and is at `position`, has taken in what the leader has now.
+        """Return when the follower whose position this is has applied what the leader has now.
 
-        The stream's last sequence is cheap to ask for, and may have expired, so that nobody ever gets to it: then,
-        a moment later, the last message that is there counts, which the server searches for.
+        The stream's last sequence is cheap to request, but that message may have expired, so that no follower ever
+        reaches it. Then, after `CATCH_UP_S`, wait for the last message that exists, which the server has to search.
         """
         _, last = await stream_state(self._connection, self.stream)
         try:
@@ -91,17 +91,17 @@ class SessionRecords:
                 await position.reached(last)
         except TimeoutError:
             await position.reached(await self.last_position())
-            position.moved_to(last)  # what was between them has expired: the next does not wait
+            position.moved_to(last)  # what was between has expired: the next call does not wait
 
 
 def entry_of(message: StreamMessage) -> Entry:
-    """The entry that a followed message is; one that was deleted or has expired has no record."""
+    """The entry in a message of the bucket's stream; one that was deleted or has expired has no record."""
     session_id = subjects.session_of(message.subject)
     return Entry(session_id, message.sequence, _record(session_id, message.data))
 
 
 def _record(key: str, data: bytes) -> SessionRecord | None:
-    """The record, or None for a marker (which has no data) and for what is no record (somebody else's entry)."""
+    """The record, or None for a marker (which has no data) and for an entry that is not a record (logged)."""
     if not data:
         return None
     try:

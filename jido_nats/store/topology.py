@@ -1,7 +1,7 @@
-"""The streams and buckets of the design: made where they are missing, adopted where they exist.
+"""The streams and buckets of the design: created if missing, adopted if they exist.
 
-A difference that loses nothing is updated; any other is refused with the fields named.
-Nothing is ever deleted and made again.
+A difference that is safe to change is updated; any other is refused, with the fields named.
+Nothing is ever deleted and recreated.
 """
 
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ from jido_nats.errors import ConfigurationError, NoResponders, NotAllowed, Outco
 SERVER_VERSION_MIN: Final = (2, 12, 0)
 _NS: Final = 1_000_000_000
 _NAME_IN_USE: Final = 10058
-# Limits that may grow: -1 and 0 mean none. Shrinking one would remove what is stored, so it is refused.
+# Limits that may grow: -1 and 0 mean no limit. Shrinking one would remove stored messages, so it is refused.
 _GROWING: Final = frozenset({"max_age", "max_bytes", "max_msgs", "max_msgs_per_subject", "max_msg_size"})
 _FREE: Final = frozenset({"duplicate_window", "max_consumers", "num_replicas", "description", "allow_direct"})
 _ENABLING: Final = frozenset({"allow_msg_ttl", "allow_rollup_hdrs", "deny_delete", "deny_purge"})
 _NO_LIMIT: Final = (0, -1)
-# What would move messages to other subjects, bring in others, or acknowledge them before they are stored.
+# Settings that would move messages to other subjects, import others, or acknowledge them before they are stored.
 _MUST_BE_UNSET: Final = ("mirror", "sources", "subject_transform", "persist_mode", "allow_msg_counter")
 _UNSET: Final[tuple[Any, ...]] = (None, False, "", "default", [], {})
 
 
 async def check_server(connection: Connection) -> None:
-    """`ServerUnusable` unless the server is new enough and has JetStream for this account."""
+    """Raise `ServerUnusable` unless the server is new enough and this account has JetStream."""
     version = connection.server_version
     if version < SERVER_VERSION_MIN:
         found, needed = (".".join(map(str, v)) for v in (version, SERVER_VERSION_MIN[:2]))
@@ -43,7 +43,7 @@ async def check_server(connection: Connection) -> None:
 
 
 async def declare(connection: Connection, settings: Settings) -> None:
-    """Make or adopt every stream and bucket; `ConfigurationError` names the fields that differ."""
+    """Create or adopt every stream and bucket; `ConfigurationError` names the fields that differ."""
     for config in stream_configs(settings):
         await _declare_stream(connection, config)
 
@@ -92,7 +92,7 @@ def stream_configs(settings: Settings) -> list[dict[str, Any]]:
 
 
 def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """(safe, unsafe): the fields that differ, told as `field is X, should be Y`."""
+    """(safe, unsafe): the fields that differ, each as `field is X, should be Y`."""
     safe: list[str] = []
     unsafe: list[str] = []
     for field, want in wanted.items():
@@ -136,8 +136,8 @@ async def _declare_stream(connection: Connection, wanted: dict[str, Any]) -> Non
             await api(connection, f"STREAM.CREATE.{name}", wanted, timeout_s=10.0)
             return
         except JetStreamError as other:
-            if other.code != _NAME_IN_USE:  # else another manager made it just now
-                raise ServerUnusable(f"the stream {name} cannot be made: {other.description}") from other
+            if other.code != _NAME_IN_USE:  # otherwise another manager has just created it
+                raise ServerUnusable(f"the stream {name} cannot be created: {other.description}") from other
         found = (await api(connection, f"STREAM.INFO.{name}"))["config"]
     safe, unsafe = differences(wanted, found)
     if unsafe:
@@ -162,5 +162,5 @@ def _is_safe(field: str, want: Any, have: Any) -> bool:
 
 
 def _unset(want: Any) -> Any:
-    """What a field means that the server leaves out."""
+    """The value of a field that the server omits."""
     return {bool: False, int: 0, str: "", list: []}[type(want)]

@@ -1,1 +1,1 @@
-"""What runs in a session: its worker, its inbox, programs and their protocol."""
+"""What runs in a session: workers, their inboxes, programs and their protocol."""

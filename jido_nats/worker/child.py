@@ -1,8 +1,8 @@
-"""The other end of a worker's own process: runs a Python worker as a program that talks in lines.
+"""The child side of `--isolation process`: runs a Python worker as a program that speaks the line protocol.
 
     python -m jido_nats.worker.child package.module:callable
 
-What the worker prints goes to standard error: standard output belongs to the lines.
+What the worker prints goes to standard error: standard output is reserved for the protocol.
 """
 
 import asyncio
@@ -29,30 +29,30 @@ from jido_nats.worker.protocol import Done, FromProgram, Refused, RoundRobin, Se
 from jido_nats.worker.run import Outcome, WorkerRun
 from jido_nats.worker.session import Session
 
-# More, and what is answered could fill the pipe to a worker that is just writing, with nobody left to read.
-ASKED_AT_ONCE: Final = 100
+# With more, the answers could fill the pipe to a worker that blocks in a write and so reads nothing: a deadlock.
+REQUESTS_MAX: Final = 100
 
 ToProgram = SessionLine | Message | StatusLine | Done | Refused
 
 
-class _AskingInbox(Inbox):
-    """An inbox whose messages are asked for one by one: what nobody takes here waits, bounded, at the manager."""
+class _PullInbox(Inbox):
+    """An inbox that requests its messages one by one: those that the worker has not taken wait at the manager."""
 
-    __slots__ = ("_ask", "_is_asked")
+    __slots__ = ("_parent", "_requested")
 
-    def __init__(self, ask: "Parent") -> None:
+    def __init__(self, parent: "Parent") -> None:
         super().__init__()
-        self._ask = ask
-        self._is_asked = False
+        self._parent = parent
+        self._requested = False
 
     def add(self, message: Message) -> None:
-        self._is_asked = False
+        self._requested = False
         super().add(message)
 
     async def _wait(self) -> None:
-        if not self._is_asked:
-            self._is_asked = True
-            self._ask.write(protocol.Next())
+        if not self._requested:
+            self._requested = True
+            self._parent.write(protocol.Next())
         await super()._wait()
 
 
@@ -61,34 +61,34 @@ class Parent:
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self.record: SessionRecord
-        self.inbox: Inbox = _AskingInbox(self)
+        self.inbox: Inbox = _PullInbox(self)
         self.on_change: Callable[[SessionRecord], None] | None = None
         self._pipe = pipe
         self._ids = itertools.count(1)
-        self._asked: dict[int, asyncio.Future[int | None]] = {}
-        self._gate = asyncio.Semaphore(ASKED_AT_ONCE)
+        self._pending: dict[int, asyncio.Future[int | None]] = {}
+        self._gate = asyncio.Semaphore(REQUESTS_MAX)
 
     def write(self, line: FromProgram) -> None:
-        """Write one line. It waits for room in the pipe, which blocks the worker, and nobody else."""
-        with contextlib.suppress(OSError):  # the manager is gone, and this process soon
+        """Write one line. It blocks while the pipe is full, which holds up this worker only."""
+        with contextlib.suppress(OSError):  # the manager is gone, and this process will soon end
             self._pipe.write(codec.encode(line) + b"\n")
             self._pipe.flush()
 
-    async def ask(self, line: FromProgram) -> int | None:
-        """Write one line and wait until it is done; raises the error with which it was refused."""
+    async def request(self, line: FromProgram) -> int | None:
+        """Write one line and wait for its answer; raises the error with which it was refused."""
         async with self._gate:
             line.id = number = next(self._ids)
             future: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-            self._asked[number] = future
+            self._pending[number] = future
             self.write(line)
             try:
                 return await future
             finally:
-                del self._asked[number]
+                del self._pending[number]
 
     def answered(self, answer: Done | Refused) -> None:
-        """Give an answer to who waits for it."""
-        future = self._asked.get(answer.id) if isinstance(answer.id, int) else None
+        """Pass an answer to the request that waits for it."""
+        future = self._pending.get(answer.id) if isinstance(answer.id, int) else None
         if future is None or future.done():
             return
         if isinstance(answer, Done):
@@ -97,7 +97,7 @@ class Parent:
             future.set_exception(command_error(answer.code, answer.message, None))
 
     def changed(self, status: Status, version: int) -> None:
-        """The session has changed, by the manager's word."""
+        """The manager has reported a change of the session."""
         self.record = msgspec.structs.replace(self.record, status=status, version=version)
         if self.on_change is not None:
             self.on_change(self.record)
@@ -108,32 +108,32 @@ class Parent:
 
     async def step(self, status: Status) -> None:
         """See `Session.idle` and `Session.activate`."""
-        await self.ask(protocol.Idle() if status is Status.IDLE else protocol.Activate())
+        await self.request(protocol.Idle() if status is Status.IDLE else protocol.Activate())
 
     async def emit(self, name: str, data: Any, *, ephemeral: bool) -> int:
         """See `Session.emit`."""
-        check_emitted(name, data)  # here: on the way, what is no JSON would become something else
-        return await self.ask(protocol.OutputLine(name=name, data=data, ephemeral=ephemeral)) or 0
+        check_emitted(name, data)  # check before encoding, which would change data that is not JSON
+        return await self.request(protocol.OutputLine(name=name, data=data, ephemeral=ephemeral)) or 0
 
     async def say(self, role: str, content: Any) -> int:
         """See `Session.say`."""
         check_said(role, content)
-        return await self.ask(protocol.Say(role=role, content=content)) or 0
+        return await self.request(protocol.Say(role=role, content=content)) or 0
 
     async def flush(self) -> None:
         """See `Session.flush`."""
-        await self.ask(protocol.Flush())
+        await self.request(protocol.Flush())
 
     def touch(self) -> None:
         """See `Session.touch`."""
         self.write(protocol.Touch())
 
     def stop_waiting_for_room(self) -> None:
-        """The manager has the queue."""
+        """Nothing to do: the manager has the queue."""
 
 
 async def run(name: str, pipe: IO[bytes]) -> int:
-    """Run the worker of that name for the session that standard input names; the exit code."""
+    """Run the worker of that name for the session in the first line of standard input; the exit code."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -147,17 +147,17 @@ async def run(name: str, pipe: IO[bytes]) -> int:
     work = WorkerRun(load_worker(name), Session(parent))
     work.start(ended.set_result)
     loop.add_signal_handler(signal.SIGTERM, work.cancel)
-    listening = asyncio.create_task(_listen(incoming, parent, work))
+    reading = asyncio.create_task(_read(incoming, parent, work))
     outcome = await ended
-    listening.cancel()
+    reading.cancel()
     if outcome.error is None:
         return 0
     parent.write(protocol.Failed(error=outcome.error))
     return 1
 
 
-async def _listen(incoming: Any, parent: Parent, work: WorkerRun) -> None:
-    """Take in lines until the manager is gone; then the worker has to stop too."""
+async def _read(incoming: Any, parent: Parent, work: WorkerRun) -> None:
+    """Handle lines until the manager is gone; then stop the worker."""
     async for data, _ in incoming:
         match codec.decode(data, ToProgram):  # type: ignore[arg-type]
             case Message() as message:
@@ -170,7 +170,7 @@ async def _listen(incoming: Any, parent: Parent, work: WorkerRun) -> None:
 
 
 def main() -> None:
-    """Keep standard output for the lines, and run."""
+    """Reserve standard output for the protocol, and run."""
     pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     try:
@@ -183,7 +183,7 @@ def main() -> None:
         Parent(pipe).write(protocol.Failed(error=f"{type(error).__name__}: {error}"))
         code = 1
     sys.stdout.flush()
-    os._exit(code)  # a thread that the worker has left behind does not hold the session open
+    os._exit(code)  # a thread that the worker has left running must not keep the session open
 
 
 if __name__ == "__main__":

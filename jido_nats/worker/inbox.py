@@ -1,4 +1,4 @@
-"""What was sent to a session and its worker has not taken yet: in order, each message once, and bounded."""
+"""The messages sent to a session that its worker has not taken yet: in order, each once, and bounded."""
 
 import asyncio
 import hashlib
@@ -13,12 +13,12 @@ from jido_nats.core import codec
 from jido_nats.core.requests import SendRequest
 from jido_nats.errors import AlreadyExists, Overloaded
 
-# How many message ids a session remembers, so that a repeated send is known.
+# How many message ids a session remembers, to recognize a repeated send.
 SEEN_MAX: Final = 1000
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="message"):
-    """A message to a worker. `number` is that of its `conversation_added`; `traceparent` that of the send."""
+    """A message to a worker. `number`: that of its `conversation_added`; `traceparent`: that of the `send` request."""
 
     role: str
     content: Any
@@ -39,7 +39,10 @@ class Inbox:
         self._arrived = asyncio.Event()
 
     def number_of(self, request: SendRequest) -> int | None:
-        """The number under which the same request was taken before, or None. `AlreadyExists`: it said another thing."""
+        """The number of the message if the same request was accepted before, else None.
+
+        Raises `AlreadyExists` if that `message_id` was used for different content.
+        """
         if request.message_id is None or request.message_id not in self._seen:
             return None
         number, digest = self._seen[request.message_id]
@@ -48,12 +51,12 @@ class Inbox:
         return number
 
     def check_room(self, messages_max: int) -> None:
-        """`Overloaded` where as many messages wait."""
+        """Raise `Overloaded` if `messages_max` messages wait already."""
         if len(self._waiting) >= messages_max:
-            raise Overloaded(f"{messages_max} messages wait for the session's worker; send again later")
+            raise Overloaded(f"{messages_max} messages are waiting for the session's worker; send again later")
 
     def put(self, message: Message, request: SendRequest) -> None:
-        """Take in a message."""
+        """Add a message, and remember its id."""
         self._waiting.append(message)
         self._seen[message.message_id] = (message.number, _digest(request))
         if len(self._seen) > SEEN_MAX:
@@ -61,7 +64,7 @@ class Inbox:
         self._arrived.set()
 
     def add(self, message: Message) -> None:
-        """Take in a message that nobody can repeat."""
+        """Add a message whose id need not be remembered."""
         self._waiting.append(message)
         self._arrived.set()
 
@@ -71,7 +74,7 @@ class Inbox:
         return self._waiting.popleft()
 
     async def take_all(self) -> list[Message]:
-        """All that wait, as soon as there is one."""
+        """All waiting messages, as soon as there is one."""
         await self._some()
         taken = list(self._waiting)
         self._waiting.clear()
@@ -87,7 +90,7 @@ class Inbox:
 
 
 class Messages:
-    """See `Session.messages`: awaited, all that wait (at least one); iterated with `async for`, one after the other."""
+    """See `Session.messages`: `await` returns all waiting messages (at least one); `async for` yields one at a time."""
 
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox

@@ -1,4 +1,4 @@
-"""A worker by its name, `package.module:callable`."""
+"""Load a worker by its name, `package.module:callable`."""
 
 import contextlib
 import importlib
@@ -10,7 +10,7 @@ from jido_nats.worker.session import Worker
 
 
 def load_worker(name: str) -> Worker:
-    """The worker of that name, from the current folder or what is installed. Raises `ConfigurationError`."""
+    """The worker of that name, from the current folder or an installed package. Raises `ConfigurationError`."""
     module_name, separator, attribute = name.partition(":")
     if not (separator and module_name and attribute) or module_name.startswith("."):
         raise ConfigurationError(f"--worker takes package.module:callable, not {name!r}")
@@ -24,6 +24,6 @@ def load_worker(name: str) -> Worker:
     except AttributeError as error:
         raise ConfigurationError(f"--worker {name}: {module_name} has no {attribute!r}") from error
     if not callable(worker):
-        raise ConfigurationError(f"--worker {name}: {attribute!r} cannot be called")
+        raise ConfigurationError(f"--worker {name}: {attribute!r} is not callable")
     chosen: Worker = worker
     return chosen

@@ -1,4 +1,4 @@
-"""One process group: started, signalled, and known to be gone."""
+"""One process group: start it, signal it, and know when it is gone."""
 
 import asyncio
 import contextlib
@@ -16,19 +16,19 @@ from typing import IO, Final
 
 POLL_S: Final = 0.02
 POLL_MAX_S: Final = 0.5
-# A look at all processes takes milliseconds: not before this, nor more often.
-LOOK_S: Final = 0.2
+# Scanning /proc takes milliseconds: wait this long before the first scan, and between scans.
+SCAN_INTERVAL_S: Final = 0.2
 BUFFER_BYTES: Final = 16 * 1024
 
 
 class ProcessGroup:
-    """A program in a process group of its own, with pipes to its standard streams."""
+    """A program in its own process group, with pipes to its standard streams."""
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], living: "LivingGroups") -> None:
-        """Start it. Raises `OSError` where the program cannot be run."""
-        self._living = living
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], live: "LiveGroups") -> None:
+        """Start it. Raises `OSError` if the program cannot be run."""
+        self._live = live
         pipe = subprocess.PIPE
-        # It takes milliseconds; asyncio's own way needs a thread for each child on Python 3.11.
+        # This blocks for milliseconds; asyncio's subprocesses need a thread for each child on Python 3.11.
         self._process = subprocess.Popen(
             argv, stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env), process_group=0, bufsize=0
         )
@@ -55,7 +55,7 @@ class ProcessGroup:
 
     @property
     def returncode(self) -> int | None:
-        """The exit code of the first process, minus the signal's number where one ended it; None while it runs."""
+        """The exit code of the first process, or minus the number of the signal that ended it; None while it runs."""
         return self._process.returncode
 
     async def wait_exited(self) -> None:
@@ -63,10 +63,12 @@ class ProcessGroup:
         await asyncio.shield(self._exited)
 
     async def wait_gone(self) -> None:
-        """Return when nothing of the group is left, but for zombies: those are somebody's to reap, and do nothing."""
+        """Return when only zombies are left of the group: they do nothing, and their parent has to reap them."""
         await self.wait_exited()
         exited_at, wait_s = time.monotonic(), POLL_S
-        while self._exists() and (time.monotonic() < exited_at + LOOK_S or self._living.has(self.id, since=exited_at)):
+        while self._exists() and (
+            time.monotonic() < exited_at + SCAN_INTERVAL_S or self._live.has(self.id, since=exited_at)
+        ):
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, POLL_MAX_S)
 
@@ -75,25 +77,25 @@ class ProcessGroup:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.id, number)
 
-    def hang_up(self) -> None:
-        """Take in what the group has written, and no more: who has left the group may hold the pipes open."""
-        self._let_go_of_stdin()
+    def finish_reading(self) -> None:
+        """Read what is in the pipes, and close them: a process that has left the group may hold them open."""
+        self._close_stdin()
         for pipe, (transport, reader) in self._reading.items():
             if transport.is_closing():
                 continue
             transport.pause_reading()
             if left := int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder):
                 reader.feed_data(os.read(pipe.fileno(), left))
-            transport.close()  # the reader's end
+            transport.close()  # EOF for the reader
 
     def close(self) -> None:
-        """Let go of the pipes, also with what nobody has read."""
-        self._let_go_of_stdin()
+        """Close the pipes, including what has not been read."""
+        self._close_stdin()
         for pipe in (self._process.stdout, self._process.stderr):
             assert pipe is not None
             (self._reading[pipe][0] if pipe in self._reading else pipe).close()
 
-    def _let_go_of_stdin(self) -> None:
+    def _close_stdin(self) -> None:
         assert self._process.stdin is not None
         if self._writing is None:
             self._process.stdin.close()
@@ -101,14 +103,14 @@ class ProcessGroup:
             self._writing.abort()
 
     def _exists(self) -> bool:
-        """Whether the group has members, be they zombies."""
+        """Whether the group has members, zombies included."""
         try:
             os.killpg(self.id, 0)
         except ProcessLookupError:
             return False
         except PermissionError:
             return True
-        with contextlib.suppress(ChildProcessError):  # where this process is the one that orphans are given to
+        with contextlib.suppress(ChildProcessError):  # reap orphans, if this process is their subreaper
             while os.waitpid(-self.id, os.WNOHANG) != (0, 0):
                 pass
         return True
@@ -117,7 +119,7 @@ class ProcessGroup:
         loop = asyncio.get_running_loop()
         try:
             fd = os.pidfd_open(self.id)
-        except (AttributeError, OSError):  # not Linux, or an old one, or no descriptor is free
+        except (AttributeError, OSError):  # not Linux, an old kernel, or no free file descriptor
             threading.Thread(target=self._wait_in_thread, args=(loop,), name=f"wait {self.id}", daemon=True).start()
             return
 
@@ -154,27 +156,30 @@ class ProcessGroup:
         return asyncio.StreamWriter(transport, protocol, None, loop)
 
 
-class LivingGroups:
-    """The process groups that have a member which is no zombie, as /proc shows them: one look serves all who ask."""
+class LiveGroups:
+    """The process groups that have a member that is not a zombie, according to /proc: one scan serves all callers."""
 
     def __init__(self) -> None:
-        self._looked_at = 0.0
+        self._scanned_at = 0.0
         self._groups: frozenset[int] = frozenset()
 
     def has(self, group: int, *, since: float) -> bool:
-        """Whether it was so within the last `LOOK_S`, and after `since` (monotonic); True where /proc does not tell."""
+        """Whether the group was live within the last `SCAN_INTERVAL_S` and after `since` (monotonic).
+
+        True if there is no /proc.
+        """
         now = time.monotonic()
-        if self._looked_at < max(since, now - LOOK_S):
-            self._groups, self._looked_at = _living_groups(), now
+        if self._scanned_at < max(since, now - SCAN_INTERVAL_S):
+            self._groups, self._scanned_at = _live_groups(), now
         return not self._groups or group in self._groups
 
 
-def _living_groups() -> frozenset[int]:
+def _live_groups() -> frozenset[int]:
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
-        except (OSError, ValueError):  # it has gone meanwhile
+        except (OSError, ValueError):  # the process has ended meanwhile
             continue
         if state not in "ZX":
             found.add(int(group))

@@ -1,4 +1,4 @@
-"""A program, in any language, as a worker: each session is one process group that talks in lines of JSON."""
+"""A program, in any language, as a worker: each session is one process group that speaks JSON lines."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from jido_nats.core.codec import DecodeError
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.errors import CommandError, ConfigurationError
-from jido_nats.worker.process_group import LivingGroups, ProcessGroup
+from jido_nats.worker.process_group import LiveGroups, ProcessGroup
 from jido_nats.worker.protocol import (
     LINE_BYTES_MAX,
     Activate,
@@ -44,14 +44,14 @@ from jido_nats.worker.run import ERROR_LENGTH_MAX, WorkerFailed, WorkerKilled
 from jido_nats.worker.session import Session, host_of
 
 STOP_TIMEOUT_S: Final = 3.0
-# How long what the program has written last may take to be taken in, once it is gone.
+# How long reading a program's last output may take, after it has ended.
 DRAIN_S: Final = 5.0
 ERROR_LINES_MAX: Final = 20
 ERROR_LINE_BYTES_MAX: Final = 2000
 ERROR_LINES_LOGGED_PER_S: Final = 100
 WARNINGS_MAX: Final = 20
 ENV_VALUE_BYTES_MAX: Final = 100 * 1024
-# What a program does not inherit: credentials of the manager, and settings of its own.
+# Environment variables that a program does not inherit: the manager's credentials and settings.
 _NOT_INHERITED: Final = ("NATS_", "JIDO_")
 
 log = logging.getLogger(__name__)
@@ -62,8 +62,8 @@ class Program:
     """A worker that runs a program for each session.
 
     The program gets its session as the first line on standard input and in `JIDO_SESSION_ID`, `JIDO_METADATA` and
-    `JIDO_LLM_CONFIG`, then messages as lines, and says what it wants in lines (`jido_nats.worker.protocol`).
-    Exit code 0 is `completed`, anything else `crashed`. A session that ends takes the whole process group with it:
+    `JIDO_LLM_CONFIG`, then messages as lines, and writes its own requests as lines (`jido_nats.worker.protocol`).
+    Exit code 0 is `completed`, anything else `crashed`. The end of a session ends the whole process group:
     SIGTERM, and SIGKILL after `stop_timeout_s` (seconds).
     """
 
@@ -75,29 +75,29 @@ class Program:
         wait_ready: bool = False,
         python_worker: bool = False,
     ) -> None:
-        """`command`: a command line (no shell reads it) or its words. Raises `ConfigurationError` where it is none.
+        """`command`: a command line (not run by a shell) or its words. Raises `ConfigurationError` if it cannot be run.
 
-        `wait_ready`: as the manager is set. `python_worker`: the program asks for each message with a line `next`,
-        and is told of every change of its status.
+        `wait_ready`: the manager's setting. `python_worker`: the program requests each message with a line `next`,
+        and gets a line `status` for each change of its session's status.
         """
         try:
             self._argv = shlex.split(command) if isinstance(command, str) else list(command)
         except ValueError as error:
-            raise ConfigurationError(f"the command {command!r} cannot be read: {error}") from error
+            raise ConfigurationError(f"the command {command!r} cannot be parsed: {error}") from error
         if not self._argv or shutil.which(self._argv[0]) is None:
-            raise ConfigurationError(f"there is no program {self._argv[0] if self._argv else ''!r} that can be run")
+            raise ConfigurationError(f"there is no executable program {self._argv[0] if self._argv else ''!r}")
         self._stop_timeout_s = stop_timeout_s
         self._wait_ready = wait_ready
         self._python_worker = python_worker
         self._reaper = ReaperHandle()
-        self._living = LivingGroups()
+        self._live = LiveGroups()
         self._turns = RoundRobin()
 
     async def __call__(self, session: Session) -> None:
         """Run the program for this session, to its end."""
         host = host_of(session)
         try:
-            group = ProcessGroup(self._argv, environment(host.record, os.environ), self._living)
+            group = ProcessGroup(self._argv, environment(host.record, os.environ), self._live)
         except OSError as error:
             raise WorkerFailed(f"{self._argv[0]} cannot be started: {error.strerror or error}") from error
         try:
@@ -109,27 +109,27 @@ class Program:
 
     async def _run(self, session: Session, group: ProcessGroup) -> None:
         exchange = _Exchange(session, group, self._turns, python_worker=self._python_worker)
-        cancelled, trouble = False, None
+        cancelled, problem = False, None
         try:
             await group.connect()
             exchange.start(self._wait_ready)
             await group.wait_exited()
         except asyncio.CancelledError:
             cancelled = True
-        except Exception as error:  # no descriptor is free, say, or no thread: what has started is ended
-            trouble = f"{self._argv[0]} cannot be talked to: {getattr(error, 'strerror', None) or error}"
+        except Exception as error:  # no free file descriptor or thread, for example: end what has started
+            problem = f"the pipes to {self._argv[0]} failed: {getattr(error, 'strerror', None) or error}"
         forced = await _uninterrupted(self._end(group, exchange))
         if forced and cancelled:
             raise WorkerKilled
-        if trouble:
-            raise WorkerFailed(trouble)
+        if problem:
+            raise WorkerFailed(problem)
         if group.returncode and (exchange.failure or not cancelled):
             raise WorkerFailed(exchange.failure or _how_it_ended(group.returncode, exchange.last_errors()))
         if cancelled:
             raise asyncio.CancelledError
 
     async def _end(self, group: ProcessGroup, exchange: "_Exchange") -> bool:
-        """Return when nothing of the group is left, and all that it said is read; whether it had to be killed."""
+        """Return when the group is gone and its output is read; whether it had to be killed."""
         gone = asyncio.create_task(group.wait_gone())
         if not await _done_within(gone, 0.0):
             group.signal(signal.SIGTERM)
@@ -142,7 +142,7 @@ class Program:
 
 
 def isolated(name: str, settings: Settings) -> Program:
-    """The Python worker of that name (`package.module:callable`), each session in a process of its own."""
+    """The Python worker of that name (`package.module:callable`), each session in its own process."""
     return Program(
         [sys.executable, "-m", "jido_nats.worker.child", name],
         stop_timeout_s=settings.stop_timeout_s,
@@ -152,97 +152,97 @@ def isolated(name: str, settings: Settings) -> Program:
 
 
 class _Exchange:
-    """What goes back and forth between one session and its program."""
+    """The lines between one session and its program."""
 
     def __init__(self, session: Session, group: ProcessGroup, turns: RoundRobin, *, python_worker: bool) -> None:
         self._session = session
         self._host = host_of(session)
         self._group = group
         self._turns = turns
-        self._asked = asyncio.Semaphore(0) if python_worker else None
+        self._requested = asyncio.Semaphore(0) if python_worker else None
         self._tasks: list[asyncio.Task[None]] = []
         self._errors: deque[str] = deque(maxlen=ERROR_LINES_MAX)
         self._warnings = 0
         self.failure: str | None = None
 
     def start(self, wait_ready: bool) -> None:
-        """Begin with the session's line, and relay from now on."""
+        """Write the session's line, and relay from now on."""
         host = self._host
         self._write(SessionLine(**msgspec.structs.asdict(host.record), wait_ready=wait_ready))
-        if self._asked is not None:
+        if self._requested is not None:
             host.on_change = self._write_status
         self._tasks = [
             asyncio.create_task(work, name=f"{name} of {host.record.session_id}")
             for name, work in (
-                ("stdout", self._hear()),
-                ("stderr", self._hear_errors()),
+                ("stdout", self._read_stdout()),
+                ("stderr", self._read_stderr()),
                 ("stdin", self._deliver()),
             )
         ]
         for task in self._tasks:
-            task.add_done_callback(_report)
+            task.add_done_callback(_log_failure)
 
     def last_errors(self) -> str:
         """The last lines of standard error."""
         return "\n".join(self._errors)
 
     async def end(self) -> None:
-        """The program is gone: take in what it said last."""
+        """The program is gone: read its last output."""
         self._host.on_change = None
         if not self._tasks:
             return
-        *hearing, delivering = self._tasks
+        *reading, delivering = self._tasks
         delivering.cancel()
         self._host.stop_waiting_for_room()
-        self._group.hang_up()
-        _, left = await asyncio.wait(hearing, timeout=DRAIN_S)
+        self._group.finish_reading()
+        _, left = await asyncio.wait(reading, timeout=DRAIN_S)
         if left:
-            data = {"session_id": self._session.session_id}
-            log.error("what a program said last could not be taken in within %g s", DRAIN_S, extra=data)
+            data = {"session_id": self._session.session_id, "timeout_s": DRAIN_S}
+            log.error("the last output of a program was not read in time", extra=data)
         for task in left:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _deliver(self) -> None:
         async for message in self._session.messages():
-            if self._asked is not None:
-                await self._asked.acquire()
+            if self._requested is not None:
+                await self._requested.acquire()
             self._write(message)
             try:
                 await self._group.stdin.drain()
             except OSError:
-                log.info("the program takes no more messages", extra={"session_id": self._session.session_id})
+                log.info("a program has closed its standard input", extra={"session_id": self._session.session_id})
                 return
 
-    async def _hear(self) -> None:
+    async def _read_stdout(self) -> None:
         async for line, whole in lines_of(self._group.stdout, LINE_BYTES_MAX, self._turns):
             if not line.strip():
                 continue
             try:
                 if not whole:
                     raise DecodeError(f"a line of more than {LINE_BYTES_MAX} bytes")
-                said: FromProgram = codec.decode(line, FromProgram)  # type: ignore[arg-type]
+                request: FromProgram = codec.decode(line, FromProgram)  # type: ignore[arg-type]
             except DecodeError as error:
-                sentence = "a program printed what is no line of its protocol, passing it over"
+                sentence = "a program printed a line that is not in its protocol, skipping it"
                 self._warn(sentence, line=repr(line[:100]), error=str(error))
                 continue
-            await self._obey(said)
+            await self._handle(request)
 
-    async def _obey(self, said: FromProgram) -> None:
+    async def _handle(self, request: FromProgram) -> None:
         try:
-            number = await self._carry_out(said)
+            number = await self._carry_out(request)
         except CommandError as error:
-            if said.id is None:
-                self._warn("what a program asked for was refused", error=str(error))
+            if request.id is None:
+                self._warn("a program's request was refused", error=str(error))
             else:
-                await self._answer(Refused(said.id, error.code, str(error)))
+                await self._answer(Refused(request.id, error.code, str(error)))
         else:
-            if said.id is not None:
-                await self._answer(Done(said.id, number))
+            if request.id is not None:
+                await self._answer(Done(request.id, number))
 
-    async def _carry_out(self, said: FromProgram) -> int | None:
+    async def _carry_out(self, request: FromProgram) -> int | None:
         session = self._session
-        match said:
+        match request:
             case Ready():
                 await session.ready()
             case Idle():
@@ -254,17 +254,17 @@ class _Exchange:
             case Flush():
                 await session.flush()
             case Next():
-                if self._asked is not None:
-                    self._asked.release()
+                if self._requested is not None:
+                    self._requested.release()
             case Failed(error=error):
                 self.failure = error
             case OutputLine():
-                return await session.emit(said.name, said.data, ephemeral=said.ephemeral)
+                return await session.emit(request.name, request.data, ephemeral=request.ephemeral)
             case Say():
-                return await session.say(said.content, role=said.role)
+                return await session.say(request.content, role=request.role)
         return None
 
-    async def _hear_errors(self) -> None:
+    async def _read_stderr(self) -> None:
         loop = asyncio.get_running_loop()
         second, logged = loop.time(), 0
         data = {"session_id": self._session.session_id}
@@ -273,8 +273,8 @@ class _Exchange:
             self._errors.append(text)
             if loop.time() - second >= 1:
                 if logged > ERROR_LINES_LOGGED_PER_S:
-                    left_out = logged - ERROR_LINES_LOGGED_PER_S
-                    stderr_log.warning("lines of standard error were left out", extra=data | {"lines": left_out})
+                    omitted = logged - ERROR_LINES_LOGGED_PER_S
+                    stderr_log.warning("lines of standard error were omitted", extra=data | {"lines": omitted})
                 second, logged = loop.time(), 0
             logged += 1
             if logged <= ERROR_LINES_LOGGED_PER_S:
@@ -282,7 +282,7 @@ class _Exchange:
 
     async def _answer(self, answer: Done | Refused) -> None:
         self._write(answer)
-        if self._asked is not None:  # ours, which asks for few things at once: it may be writing, and read nothing yet
+        if self._requested is not None:  # `child`, with few requests in flight: it may be writing, and reading nothing
             return
         with contextlib.suppress(OSError):
             await self._group.stdin.drain()
@@ -302,12 +302,12 @@ class _Exchange:
 
 
 def environment(record: SessionRecord, inherited: Mapping[str, str]) -> dict[str, str]:
-    """What a session's program finds in its environment: the manager's, without its credentials, and the session."""
+    """The environment of a session's program: the manager's, without its credentials, and the session."""
     env = {name: value for name, value in inherited.items() if not name.startswith(_NOT_INHERITED)}
     env["JIDO_SESSION_ID"] = record.session_id
     for name, value in (("JIDO_METADATA", record.metadata), ("JIDO_LLM_CONFIG", record.llm_config)):
         text = codec.encode(value)
-        if value is not None and len(text) <= ENV_VALUE_BYTES_MAX:  # the kernel takes no longer ones
+        if value is not None and len(text) <= ENV_VALUE_BYTES_MAX:  # the kernel accepts no longer ones
             env[name] = text.decode()
     if record.traceparent is not None:
         env["TRACEPARENT"] = record.traceparent
@@ -315,7 +315,7 @@ def environment(record: SessionRecord, inherited: Mapping[str, str]) -> dict[str
 
 
 def _how_it_ended(returncode: int, errors: str) -> str:
-    """Such as `exit code 3: no such model`; of what is too long, the end."""
+    """For example `exit code 3: no such model`; if that is too long, its end."""
     if returncode > 0:
         how = f"exit code {returncode}"
     else:
@@ -326,10 +326,10 @@ def _how_it_ended(returncode: int, errors: str) -> str:
     return f"{how}: {errors[-(ERROR_LENGTH_MAX - len(how) - 2) :]}" if errors else how
 
 
-def _report(task: "asyncio.Task[None]") -> None:
-    """A defect of ours must not end in silence."""
+def _log_failure(task: "asyncio.Task[None]") -> None:
+    """Log a bug of ours, which would otherwise stay silent."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("a program is not listened to any more", exc_info=error, extra={"task": task.get_name()})
+        log.error("a task that relays a program's lines failed", exc_info=error, extra={"task": task.get_name()})
 
 
 async def _done_within(task: "asyncio.Task[None]", timeout_s: float) -> bool:
@@ -338,7 +338,7 @@ async def _done_within(task: "asyncio.Task[None]", timeout_s: float) -> bool:
 
 
 async def _uninterrupted(work: Coroutine[Any, Any, bool]) -> bool:
-    """The result of `work`, which has to come to its end whoever cancels meanwhile."""
+    """The result of `work`, which runs to its end even if the caller is cancelled meanwhile."""
     task = asyncio.create_task(work)
     while not task.done():
         with contextlib.suppress(asyncio.CancelledError):

@@ -1,7 +1,7 @@
-"""The lines between a manager and a program: JSON objects, told apart by `type`.
+"""The lines between a manager and a program: JSON objects, distinguished by `type`.
 
-To the program: first `session` (the whole record), then `message`, and for a line that had an `id` either `done` or
-`refused`; a program that was started to speak the whole protocol also gets `status` when its status changed.
+To the program: first `session` (the whole record), then `message`, and for each line with an `id` either `done` or
+`refused`; a Python worker's program (`python_worker`) also gets `status` when the session's status changes.
 From the program: see `FromProgram`.
 """
 
@@ -21,7 +21,7 @@ Id = int | str | None
 
 
 class FromProgramBase(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A line with an `id` is answered with it."""
+    """A line with an `id` gets an answer with the same `id`."""
 
     id: Id = None
 
@@ -39,11 +39,11 @@ class Activate(FromProgramBase, tag="activate"):
 
 
 class Touch(FromProgramBase, tag="touch"):
-    """At work: `idle_after_s` begins anew."""
+    """The worker is busy: `idle_after_s` starts over."""
 
 
 class OutputLine(FromProgramBase, tag="output"):
-    """Tell of `data`, under a name."""
+    """Publish `data`, under a name."""
 
     data: Any = None
     name: str = "output"
@@ -58,15 +58,15 @@ class Say(FromProgramBase, tag="say"):
 
 
 class Flush(FromProgramBase, tag="flush"):
-    """Answered when all output is stored."""
+    """Answered once all output is stored."""
 
 
 class Next(FromProgramBase, tag="next"):
-    """One more message may come; only for programs that were started to ask."""
+    """Request one more message; only from a Python worker's program."""
 
 
 class Failed(FromProgramBase, tag="failed"):
-    """What the session's `error` will be if the program ends with another exit code than 0."""
+    """The session's `error` if the program ends with an exit code other than 0."""
 
     error: str
 
@@ -75,27 +75,27 @@ FromProgram = Ready | Idle | Activate | Touch | OutputLine | Say | Flush | Next 
 
 
 class SessionLine(SessionRecord, tag="session", frozen=True, kw_only=True, omit_defaults=True):
-    """The first line to a program: the record; `wait_ready` where it has to say that it is ready."""
+    """The first line to a program: the record; `wait_ready`: whether it has to report that it is ready."""
 
     wait_ready: bool = False
 
 
 class StatusLine(msgspec.Struct, tag="status"):
-    """The session's status is another one now."""
+    """The session's status has changed."""
 
     status: Status
     version: int
 
 
 class Done(msgspec.Struct, tag="done", omit_defaults=True):
-    """What the line with this `id` asked for is done; `number` of the output."""
+    """The request with this `id` is done; `number`: that of the output."""
 
     id: Id
     number: int | None = None
 
 
 class Refused(msgspec.Struct, tag="refused"):
-    """What the line with this `id` asked for was refused: an API error's code and message."""
+    """The request with this `id` was refused, with an API error's code and message."""
 
     id: Id
     code: str
@@ -103,30 +103,30 @@ class Refused(msgspec.Struct, tag="refused"):
 
 
 class Readable(Protocol):
-    """What lines are read from."""
+    """A source of bytes."""
 
     async def read(self, n: int) -> bytes:
-        """Up to `n` bytes; none at the end."""
+        """Up to `n` bytes; none at EOF."""
 
 
 class RoundRobin:
-    """Those who have much to say take turns: together they have one turn in each round of the event loop."""
+    """Busy readers take turns: together they get one turn in each iteration of the event loop."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
 
     async def next(self) -> None:
-        """Let the others go first."""
+        """Wait for this reader's turn."""
         async with self._lock:
             await asyncio.sleep(0)
 
 
 async def lines_of(stream: Readable, bytes_max: int, turns: RoundRobin) -> AsyncIterator[tuple[bytes, bool]]:
-    """(line, whole) of a stream, without the newline; of a line beyond `bytes_max` only the beginning, not whole."""
+    """(line, whole) for each line, without its newline; a line above `bytes_max` is truncated, and not `whole`."""
     line, whole, count = bytearray(), True, 0
     while chunk := await stream.read(_CHUNK_BYTES):
         for number, part in enumerate(chunk.split(b"\n")):
-            if number:  # a newline stood before this part
+            if number:  # a newline came before this part
                 yield bytes(line), whole
                 line, whole, count = bytearray(), True, count + 1
                 if count % LINES_AT_ONCE == 0:

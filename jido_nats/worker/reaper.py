@@ -1,8 +1,8 @@
-"""The guard: ends the process groups of a manager that was killed. Run as a program; only the standard library.
+"""The reaper: ends the process groups of a manager that was killed. Run as a program; standard library only.
 
-It reads lines from its standard input: `+PGID` and `-PGID`. When the input ends, its manager is gone, however it
-died: what is still registered gets SIGTERM, and SIGKILL a moment later. It lives in a session of its own, so that
-what is sent to the manager's group or terminal does not reach it.
+It reads lines from its standard input: `+PGID` and `-PGID`. EOF means that the manager is gone, however it died:
+the groups that are still registered get SIGTERM, and SIGKILL a moment later. It runs in its own session, so that
+signals to the manager's process group or terminal do not reach it.
 """
 
 import os
@@ -15,7 +15,7 @@ POLL_S = 0.05
 
 
 def main() -> None:
-    """Serve until standard input ends, then leave nothing behind."""
+    """Keep the list of groups until EOF, then end them all."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     groups: set[int] = set()
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def _signal(group: int, number: int) -> bool:
-    """Whether there is anybody in the group to signal."""
+    """Signal a group; whether it has any members."""
     try:
         os.killpg(group, number)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""The manager's side of the guard: started with the first process group, ended with the last."""
+"""The manager's handle on its reaper, which is started with the first process group and ended with the last."""
 
 import asyncio
 import contextlib
@@ -9,91 +9,93 @@ import threading
 from pathlib import Path
 from typing import Final
 
-_GUARD: Final = str(Path(__file__).with_name("reaper.py"))
+_REAPER: Final = str(Path(__file__).with_name("reaper.py"))
 
-SUCCESSOR_WAIT_S: Final = 0.1
+RESTART_WAIT_S: Final = 0.1
 
 log = logging.getLogger(__name__)
 
 
 class ReaperHandle:
-    """Tells the guard which process groups there are."""
+    """Registers process groups with the reaper, and keeps it running while there are any."""
 
     def __init__(self) -> None:
         self._groups: set[int] = set()
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._reaper: subprocess.Popen[bytes] | None = None
 
     def add(self, group: int) -> None:
-        """From now on the group does not outlive this process."""
+        """Register a group: from now on it does not outlive this process."""
         self._groups.add(group)
-        if not self._tell(f"+{group}\n"):
+        if not self._write(f"+{group}\n"):
             self._start()
 
     def remove(self, group: int) -> None:
-        """The group is gone."""
+        """Remove a group that is gone."""
         self._groups.discard(group)
-        told = self._tell(f"-{group}\n")
+        written = self._write(f"-{group}\n")
         if not self._groups:
             self._stop()
-        elif not told:
+        elif not written:
             self._start()
 
     def _start(self) -> None:
-        """Start a guard, also in the place of one that was killed, and tell it all."""
+        """Start a reaper, or replace one that was killed, and register every group."""
         self._stop()
         try:
-            self._guard = subprocess.Popen(
-                [sys.executable, "-I", "-S", _GUARD],
+            self._reaper = subprocess.Popen(
+                [sys.executable, "-I", "-S", _REAPER],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
                 env={},
             )
-        except OSError as error:  # tried again with the next group
-            log.error("no guard: if this manager is killed, its programs may live on", extra={"error": str(error)})
+        except OSError as error:  # retried with the next group
+            log.error(
+                "no reaper: if this manager is killed, its programs may keep running", extra={"error": str(error)}
+            )
             return
         watching = threading.Thread(
             target=self._watch,
-            args=(self._guard, asyncio.get_running_loop()),
-            name="jido_nats guard's end",
+            args=(self._reaper, asyncio.get_running_loop()),
+            name="jido_nats reaper watch",
             daemon=True,
         )
         try:
             watching.start()
-        except RuntimeError as error:  # no more threads: it guards all the same
-            log.error("nobody would see the guard end", extra={"error": str(error)})
+        except RuntimeError as error:  # no more threads: the reaper works, but is not restarted at once
+            log.error("the end of the reaper would not be noticed", extra={"error": str(error)})
         for group in self._groups:
-            self._tell(f"+{group}\n")
+            self._write(f"+{group}\n")
 
-    def _watch(self, guard: "subprocess.Popen[bytes]", loop: asyncio.AbstractEventLoop) -> None:
-        """In a thread: reap the guard when it ends, whoever ended it."""
-        guard.wait()
+    def _watch(self, reaper: "subprocess.Popen[bytes]", loop: asyncio.AbstractEventLoop) -> None:
+        """In a thread: wait for the end of the reaper, for whatever reason."""
+        reaper.wait()
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(loop.call_later, SUCCESSOR_WAIT_S, self._on_end, guard)
+            loop.call_soon_threadsafe(loop.call_later, RESTART_WAIT_S, self._on_end, reaper)
 
-    def _on_end(self, guard: "subprocess.Popen[bytes]") -> None:
-        """One that was killed has a successor."""
-        if guard is self._guard:
+    def _on_end(self, reaper: "subprocess.Popen[bytes]") -> None:
+        """Replace a reaper that was killed."""
+        if reaper is self._reaper:
             self._start()
 
-    def _tell(self, line: str) -> bool:
-        if self._guard is None or self._guard.poll() is not None:
+    def _write(self, line: str) -> bool:
+        if self._reaper is None or self._reaper.poll() is not None:
             return False
-        assert self._guard.stdin is not None
+        assert self._reaper.stdin is not None
         try:
-            self._guard.stdin.write(line.encode())
-            self._guard.stdin.flush()
+            self._reaper.stdin.write(line.encode())
+            self._reaper.stdin.flush()
         except OSError:
             return False
         return True
 
     def _stop(self) -> None:
-        """Let the guard end, which takes milliseconds that nobody waits for."""
-        if self._guard is not None:
-            assert self._guard.stdin is not None
-            for group in self._groups:  # of a guard that is replaced: nothing is left for it to end
-                self._tell(f"-{group}\n")
+        """Let the reaper end, without waiting for the milliseconds that this takes."""
+        if self._reaper is not None:
+            assert self._reaper.stdin is not None
+            for group in self._groups:  # unregister all from a reaper that is replaced: it must end none of them
+                self._write(f"-{group}\n")
             with contextlib.suppress(OSError):
-                self._guard.stdin.close()
-            self._guard = None
+                self._reaper.stdin.close()
+            self._reaper = None

@@ -1,4 +1,4 @@
-"""One run of a session's worker: start it, know when it is ready, cancel it, and learn how it ended."""
+"""One run of a session's worker: start it, wait until it is ready, cancel it, and report how it ended."""
 
 import asyncio
 import inspect
@@ -13,7 +13,7 @@ ERROR_LENGTH_MAX: Final = 2000
 class Outcome(NamedTuple):
     """How a worker ended.
 
-    `error` is None where it returned, `cancelled` where it was cancelled from outside, `forced` where it was killed.
+    `error`: None if it returned. `cancelled`: it was cancelled from outside. `forced`: it was killed.
     """
 
     error: str | None
@@ -22,7 +22,7 @@ class Outcome(NamedTuple):
 
 
 class WorkerFailed(Exception):
-    """A worker failed; the message, as it is, is the session's `error`."""
+    """A worker failed; the message is the session's `error`, verbatim."""
 
 
 class WorkerKilled(Exception):
@@ -35,42 +35,42 @@ class WorkerRun:
     __slots__ = ("_awaitable", "_cancels", "_name", "_on_end", "_ready_waiter", "_task")
 
     def __init__(self, worker: Worker, session: Session) -> None:
-        """Call it; it runs once it is started.
+        """Call the worker; its coroutine runs once it is started.
 
-        Raises what `worker(session)` raises, and `TypeError` if that returns nothing to await.
+        Raises what `worker(session)` raises, and `TypeError` if that does not return an awaitable.
         """
         self._name = session.session_id
         self._cancels = 0
         self._ready_waiter: asyncio.Future[Any] | None = None
         work = worker(session)
         if not inspect.isawaitable(work):
-            raise TypeError(f"the worker has to be a coroutine function, and returned {type(work).__name__}")
+            raise TypeError(f"the worker has to be a coroutine function, but returned {type(work).__name__}")
         self._awaitable: Awaitable[None] | None = work
 
     def start(self, on_end: Callable[[Outcome], None]) -> None:
-        """Run it, as a task with the session's id as its name; `on_end(outcome)` is called at its end."""
+        """Run it as a task named after the session's id; `on_end(outcome)` is called when it ends."""
         assert self._awaitable is not None, "started once"
         self._on_end = on_end
         self._task = asyncio.create_task(self._work(self._awaitable), name=self._name)
         self._task.add_done_callback(self._report_end)
 
     def discard(self) -> None:
-        """It will not be started."""
+        """Close a coroutine that will not be started."""
         if inspect.iscoroutine(self._awaitable):
             self._awaitable.close()
 
     @property
     def ended(self) -> bool:
-        """Whether the worker is gone."""
+        """Whether the worker has ended."""
         return self._task.done()
 
     @property
     def forced(self) -> bool:
-        """Whether it is gone because it was killed."""
+        """Whether it has ended because it was killed."""
         return self._task.done() and _outcome(self._task).forced
 
     async def wait_ready(self, ready: asyncio.Event, timeout_s: float) -> str | None:
-        """None when the worker is ready; else what went wrong: it ended, or took longer than `timeout_s`."""
+        """None once the worker is ready; else what went wrong: it ended, or took longer than `timeout_s`."""
         self._ready_waiter = waiter = asyncio.ensure_future(ready.wait())
         await asyncio.wait({waiter, self._task}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         waiter.cancel()
@@ -81,14 +81,14 @@ class WorkerRun:
         return f"the worker was not ready within {timeout_s:g} s"
 
     def cancel(self) -> None:
-        """Ask it to stop, and wait for its being ready no more. One that swallows this can be asked again."""
+        """Cancel the worker, and any `wait_ready`. May be repeated, for a worker that swallows a cancellation."""
         self._cancels += 1
         if self._ready_waiter is not None:
             self._ready_waiter.cancel()
         self._task.cancel()
 
     async def wait_ended(self, timeout_s: float) -> bool:
-        """Whether the worker was gone within `timeout_s`."""
+        """Whether the worker ended within `timeout_s`."""
         await asyncio.wait({self._task}, timeout=timeout_s)
         return self._task.done()
 
@@ -103,18 +103,18 @@ class WorkerRun:
             return Outcome(None, cancelled=True, forced=True)
         except WorkerFailed as failure:
             return Outcome(in_record(str(failure)))
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # the last two would end the manager's loop
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # the last two would stop the manager's loop
             return Outcome(error_text(error))
         return Outcome(None)
 
     def _report_end(self, task: "asyncio.Task[Outcome]") -> None:
         if task.cancelled():
-            self.discard()  # before its first step
+            self.discard()  # it was cancelled before its first step
         self._on_end(_outcome(task))
 
 
 def error_text(error: BaseException) -> str:
-    """An exception in one line for a record, such as `RuntimeError: boom`; always valid UTF-8."""
+    """An exception as one line for a record, such as `RuntimeError: boom`; always valid UTF-8."""
     try:
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     except Exception:
@@ -123,12 +123,12 @@ def error_text(error: BaseException) -> str:
 
 
 def in_record(text: str) -> str:
-    """The text as a record can hold it: valid UTF-8, and not too long."""
+    """The text in a form that a record can hold: valid UTF-8, and not too long."""
     return text.encode("utf-8", "replace").decode()[:ERROR_LENGTH_MAX]
 
 
 def _outcome(task: "asyncio.Task[Outcome]") -> Outcome:
     if task.cancelled():
         return Outcome(None, cancelled=True)
-    error = task.exception()  # what is not even an `Exception` ends the session as well
+    error = task.exception()  # a `BaseException` ends the session as well
     return task.result() if error is None else Outcome(error_text(error))

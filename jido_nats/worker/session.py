@@ -1,4 +1,4 @@
-"""A session as its worker sees it, and what a worker's host has to offer."""
+"""A session as its worker sees it, and the interface of a worker's host."""
 
 import copy
 from collections.abc import Awaitable, Callable
@@ -8,18 +8,18 @@ from jido_nats.core.session import SessionRecord, Status
 from jido_nats.worker.inbox import Inbox, Messages
 
 Worker = Callable[["Session"], Awaitable[None]]
-"""What one session runs: a coroutine function that is given its `Session`. Returning completes the session."""
+"""What one session runs: a coroutine function that takes its `Session`. Returning completes the session."""
 
 
 class WorkerHost(Protocol):
-    """What carries out a worker's requests: its manager, or the other end of the pipe of a process of its own."""
+    """Carries out a worker's requests: its manager or, in a process of its own, the pipe to it."""
 
     # Called with the session's new record after each change of its status, if set.
     on_change: Callable[[SessionRecord], None] | None
 
     @property
     def record(self) -> SessionRecord:
-        """The session's record, as it was committed last."""
+        """The session's record, as last committed."""
 
     @property
     def inbox(self) -> Inbox:
@@ -41,10 +41,10 @@ class WorkerHost(Protocol):
         """Return when all output is stored."""
 
     def touch(self) -> None:
-        """The worker is at work."""
+        """The worker is busy."""
 
     def stop_waiting_for_room(self) -> None:
-        """The worker is gone: take in the last of its output, however much is waiting to be stored."""
+        """The worker is gone: accept the rest of its output, however much is waiting to be stored."""
 
 
 class Session:
@@ -63,12 +63,12 @@ class Session:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the session was created with, a copy; broadcast in `session_created`."""
+        """The metadata that the session was created with, a copy; published in `session_created`."""
         return copy.deepcopy(self._host.record.metadata)
 
     @property
     def llm_config(self) -> dict[str, Any] | None:
-        """What the session was created with, a copy; stored, not broadcast."""
+        """The configuration that the session was created with, a copy; stored, but not published in events."""
         return copy.deepcopy(self._host.record.llm_config)
 
     @property
@@ -77,7 +77,7 @@ class Session:
         return self._host.record.status
 
     async def ready(self) -> None:
-        """Report that the start is done; with `wait_ready` the session becomes `active` now, else nothing happens."""
+        """Report that the start is done; with `wait_ready` the session becomes `active`, else this does nothing."""
         await self._host.ready()
 
     async def idle(self) -> None:
@@ -89,32 +89,33 @@ class Session:
         await self._host.step(Status.ACTIVE)
 
     def messages(self) -> Messages:
-        """What is sent to the session, in order, each message once.
+        """The messages sent to the session, in order, each once.
 
-        `await session.messages()` gives all that wait, as soon as there is one; `async for message in
-        session.messages()` one after the other.
+        `await session.messages()` returns all that are waiting, as soon as there is one; `async for message in
+        session.messages()` yields one at a time.
         """
         return Messages(self._host.inbox)
 
     async def emit(self, name: str, data: Any = None, *, ephemeral: bool = False) -> int:
-        """Publish something on the session's output subject, as `session_output`; its number.
+        """Publish something on the session's output subject, as `session_output`; returns its number.
 
-        `name`: 1 to 64 characters; `data`: plain JSON. It is kept, in order, and waits only while too much is on its
-        way; `flush()` returns when it is stored. `ephemeral` output (streamed tokens, say) is heard live only.
-        Raises `BadRequest`, `TooLarge`, and `InvalidTransition` when the session has ended.
+        `name`: 1 to 64 characters; `data`: plain JSON. Output is stored, in order; `emit` waits only while too much of
+        it is in flight, and `flush()` returns once it is stored. `ephemeral` output (streamed tokens, for example)
+        reaches current subscribers only. Raises `BadRequest`, `TooLarge`, and `InvalidTransition` once the session has
+        ended.
         """
         return await self._host.emit(name, data, ephemeral=ephemeral)
 
     async def say(self, content: Any, *, role: str = "assistant") -> int:
-        """Add to the conversation, published as `conversation_added` and kept; its number. Raises as `emit`."""
+        """Add to the conversation, as a stored `conversation_added`; returns its number. Raises as `emit` does."""
         return await self._host.say(role, content)
 
     async def flush(self) -> None:
-        """Return when everything that was emitted and said is stored."""
+        """Return when everything emitted and said so far is stored."""
         await self._host.flush()
 
     async def touch(self) -> None:
-        """Report that the worker is at work: the time until `idle_after_s` (or `idle_timeout_s`) begins again."""
+        """Report that the worker is busy: `idle_after_s` (or `idle_timeout_s`) starts over."""
         self._host.touch()
 
     def __repr__(self) -> str:
@@ -123,5 +124,5 @@ class Session:
 
 
 def host_of(session: Session) -> WorkerHost:
-    """The host of a session: for workers that are part of jido_nats, such as `Program`."""
+    """The host of a session, for workers that are part of jido_nats, such as `Program`."""
     return session._host

@@ -231,7 +231,7 @@ async def test_nats_url_says_where(server: LocalServer, stranger: Stranger, mana
         (["serve", "--worker", "nothing"], "package.module:callable"),
         (["serve", "--worker", "no_such_module:worker"], "no_such_module"),
         (["serve", "--worker", "tests.tools.workers:nothing"], "nothing"),
-        (["serve", "--worker", "tests.tools.workers:NO_WORKER"], "cannot be called"),
+        (["serve", "--worker", "tests.tools.workers:NO_WORKER"], "is not callable"),
         (["serve", "--worker", ":"], "--worker"),
         (["serve", "--worker", ".a:b"], "--worker"),
         (["serve", "--config", "/no/such/file.toml"], "/no/such/file.toml"),

@@ -114,7 +114,7 @@ async def test_an_error_is_told_on_a_terminal_that_was_given_back(server: LocalS
     async with in_terminal("watch", "--server", server.url) as terminal:
         assert await terminal.ended() == 1
         assert terminal.is_as_before()
-        assert terminal.raw.endswith(b"a manager makes it: 'jido-nats serve'\r\n")
+        assert terminal.raw.endswith(b"a manager creates it: 'jido-nats serve'\r\n")
 
 
 @pytest.mark.usefixtures("manager")

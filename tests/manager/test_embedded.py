@@ -177,7 +177,7 @@ async def test_a_look_after_a_lapse_that_fails_is_repeated(
     await server.start()
 
     await eventually(lambda: failed and manager._ownership.may_write())
-    assert [r for r in caplog.records if "is started again" in r.getMessage() and r.levelno == logging.ERROR]
+    assert [r for r in caplog.records if "failed; restarting it" in r.getMessage() and r.levelno == logging.ERROR]
 
 
 class Stop(BaseException):
@@ -234,10 +234,10 @@ async def all_are(manager: SessionManager, status: Status, number: int) -> bool:
 async def test_a_manager_is_entered_once(server: LocalServer) -> None:
     manager = SessionManager.connect(server.url, worker=wait_for_ever)
     async with manager:
-        with pytest.raises(JidoError, match="one incarnation"):
+        with pytest.raises(JidoError, match="entered only once"):
             await manager.__aenter__()
 
-    with pytest.raises(JidoError, match="one incarnation"):
+    with pytest.raises(JidoError, match="entered only once"):
         await manager.__aenter__()
     with pytest.raises(JidoError, match="does not run"):
         await manager.create_session()

@@ -251,7 +251,7 @@ async def test_a_worker_that_swallows_its_cancellation_does_not_keep_the_program
         finished = await program.finished()
 
     assert finished.code == 0
-    assert "a worker does not stop and is abandoned" in finished.err
+    assert "a worker does not stop; abandoning it" in finished.err
     record = await stranger.ends("s1")
     assert (record["reason"], record["forced"]) == ("manager_stopped", True)
 
@@ -260,7 +260,7 @@ async def test_a_second_signal_while_it_leaves_does_not_keep_it(server: LocalSer
     async with serving(server.url, "--worker", "tests.tools.workers:never_stops", "--stop-timeout-s", "0.2") as program:
         await stranger.create("s1")
         program.process.send_signal(signal.SIGTERM)
-        await program.said("is abandoned")
+        await program.said("abandoning it")
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
             await asyncio.sleep(0.4)
             program.process.send_signal(number)

@@ -99,12 +99,12 @@ async def test_the_look_takes_nothing_of_another_version(event_log: EventLog) ->
 
 
 async def test_a_session_is_remembered_by_its_own_subject(event_log: EventLog) -> None:
-    assert not await event_log.remembers("s1")
+    assert not await event_log.has_events("s1")
 
     await event_log.publish(OWED[-1], 0)
 
-    assert await event_log.remembers("s1")
-    assert not await event_log.remembers("s2")
+    assert await event_log.has_events("s1")
+    assert not await event_log.has_events("s2")
 
 
 async def test_claims_are_followed(event_log: EventLog) -> None:

@@ -11,7 +11,7 @@ from jido_nats import Status
 from jido_nats.core import lifecycle
 from jido_nats.core.requests import ListRequest
 from jido_nats.core.session import SessionRecord
-from jido_nats.store.index import LOOK, SessionIndex, matches
+from jido_nats.store.index import RECORDS_PER_TURN, SessionIndex, matches
 from jido_nats.store.records import Entry
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -60,7 +60,7 @@ async def test_a_page_is_what_a_sort_gives(changes: list[tuple[str, Status | Non
 
 
 async def test_others_run_while_all_are_looked_at() -> None:
-    index = filled(3 * LOOK)
+    index = filled(3 * RECORDS_PER_TURN)
     making = asyncio.create_task(index.page(ListRequest(status=Status.IDLE), NO_LIMIT))
 
     await asyncio.sleep(0)
@@ -70,22 +70,22 @@ async def test_others_run_while_all_are_looked_at() -> None:
 
 
 async def test_a_page_is_whole_though_the_index_begins_anew() -> None:
-    index = filled(3 * LOOK)
-    making = asyncio.create_task(index.page(ListRequest(limit=3 * LOOK), NO_LIMIT))
+    index = filled(3 * RECORDS_PER_TURN)
+    making = asyncio.create_task(index.page(ListRequest(limit=3 * RECORDS_PER_TURN), NO_LIMIT))
     await asyncio.sleep(0)
 
     index.clear()
 
-    assert len((await making).sessions) == 3 * LOOK
+    assert len((await making).sessions) == 3 * RECORDS_PER_TURN
     assert (await index.page(ListRequest(), NO_LIMIT)).sessions == []
 
 
 async def test_a_session_that_ends_meanwhile_is_not_in_the_rest_of_the_page() -> None:
-    index = filled(3 * LOOK)
-    making = asyncio.create_task(index.page(ListRequest(limit=3 * LOOK), NO_LIMIT))
+    index = filled(3 * RECORDS_PER_TURN)
+    making = asyncio.create_task(index.page(ListRequest(limit=3 * RECORDS_PER_TURN), NO_LIMIT))
     await asyncio.sleep(0)
 
-    last = f"{3 * LOOK - 1:06}"
-    index.apply(Entry(last, 3 * LOOK + 1, record(last, Status.TERMINATED)))
+    last = f"{3 * RECORDS_PER_TURN - 1:06}"
+    index.apply(Entry(last, 3 * RECORDS_PER_TURN + 1, record(last, Status.TERMINATED)))
 
-    assert len((await making).sessions) == 3 * LOOK - 1
+    assert len((await making).sessions) == 3 * RECORDS_PER_TURN - 1

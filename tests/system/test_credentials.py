@@ -265,7 +265,7 @@ async def test_a_server_without_tls_hears_no_password_where_tls_was_asked_for(
             else {"servers": (f"nats://127.0.0.1:{port}",), "tls_ca": certificates.ca}
         )
 
-        await refused(ConnectOptions(user="u", password="s3cret", **named), "offers no TLS")
+        await refused(ConnectOptions(user="u", password="s3cret", **named), "does not offer TLS")
 
     assert heard == b""
 
@@ -301,7 +301,7 @@ async def test_a_file_that_is_no_certificate(tmp_path: Path, field: str) -> None
     (tmp_path / "file").write_text(SECRET)
     async with LocalServer() as server:
         options = replace(ConnectOptions(servers=(server.url,)), **{field: str(tmp_path / "file")})  # type: ignore[arg-type]
-        await refused(options, "no certificate or key that can be used")
+        await refused(options, "no usable certificate or key")
 
 
 async def test_a_file_that_is_no_nkey(tmp_path: Path) -> None:
@@ -477,7 +477,10 @@ async def test_a_context_that_is_not_there_is_told(tmp_path: Path, name: str) ->
 async def test_a_context_that_asks_for_more_is_told(tmp_path: Path) -> None:
     home = write_context(tmp_path, "prod", nsc="nsc://O/A/U", socks_proxy="127.0.0.1:1")
 
-    assert "uses nsc, socks_proxy, which jido-nats cannot" in (await run("list", "--context", "prod", env=home)).err
+    assert (
+        "uses nsc, socks_proxy, which jido-nats does not support"
+        in (await run("list", "--context", "prod", env=home)).err
+    )
 
 
 async def test_a_context_that_is_broken_is_told_without_its_secrets(tmp_path: Path) -> None:
@@ -486,5 +489,5 @@ async def test_a_context_that_is_broken_is_told_without_its_secrets(tmp_path: Pa
 
     finished = await run("list", "--context", "prod", env=home)
 
-    assert "is not one of the nats CLI's" in finished.err
+    assert "is not a valid nats CLI context" in finished.err
     assert SECRET not in finished.err

@@ -284,7 +284,7 @@ async def test_an_inbox_that_may_not_be_heard_is_told(server: LocalServer) -> No
     async with Client.connect(replace(as_user(server, "client"), inbox_prefix="_INBOX.other")) as client:
         for _ in range(2):
             async with asyncio.timeout(4):
-                with pytest.raises(NotAllowed, match=r"may not hear replies under _INBOX\.other"):
+                with pytest.raises(NotAllowed, match=r"may not receive replies under _INBOX\.other"):
                     await client.list_sessions()
 
 

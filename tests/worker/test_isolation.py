@@ -12,7 +12,7 @@ import pytest
 from jido_nats import Session, Settings
 from jido_nats.worker.program import Program, isolated
 from tests.conftest import StartManager
-from tests.tools.children.kin import guards, kin_of, new_id
+from tests.tools.children.kin import kin_of, new_id, reapers
 from tests.tools.support import Stranger, eventually, nothing, wait_for_ever
 from tests.worker.test_programs import READY, has_said, said
 
@@ -195,7 +195,7 @@ async def test_a_worker_that_cannot_be_imported_did_not_start(stranger: Stranger
     answer = await stranger.create("s1")
 
     assert "has no 'no_such_worker'" in answer["error"]["message"]
-    await nothing(lambda: guards(os.getpid()))
+    await nothing(lambda: reapers(os.getpid()))
 
 
 # In the manager's own process

@@ -17,7 +17,7 @@ from jido_nats import LocalServer, Settings
 from jido_nats.errors import ConfigurationError
 from jido_nats.worker.program import DRAIN_S, Program
 from tests.conftest import StartManager
-from tests.tools.children.kin import child, command, guards, kill, kin_of, leaders, new_id, open_files
+from tests.tools.children.kin import child, command, kill, kin_of, leaders, new_id, open_files, reapers
 from tests.tools.programs import serving
 from tests.tools.support import Stranger, eventually, nothing
 
@@ -128,7 +128,7 @@ async def test_a_terminate_during_the_start_waits_for_it(stranger: Stranger, sta
 
 
 def test_a_program_that_does_not_exist_is_told_at_the_start() -> None:
-    with pytest.raises(ConfigurationError, match="there is no program 'no-such-program'"):
+    with pytest.raises(ConfigurationError, match="there is no executable program 'no-such-program'"):
         Program("no-such-program --verbose")
 
 
@@ -279,37 +279,37 @@ async def test_200_at_once_leave_nothing(stranger: Stranger, start_manager: Star
     print(f"200 started in {started_at - began_at:.2f} s, ended in {time.monotonic() - started_at:.2f} s")
     assert not kin_of(prefix)
     await nothing(lambda: open_files() - before)
-    await nothing(lambda: guards(os.getpid()))
+    await nothing(lambda: reapers(os.getpid()))
 
 
-async def test_one_guard_is_enough_for_all(stranger: Stranger, start_manager: StartManager) -> None:
+async def test_one_reaper_is_enough_for_all(stranger: Stranger, start_manager: StartManager) -> None:
     await start_manager(child("waits.sh"), **READY)
     await asyncio.gather(*(stranger.create(session_id) for session_id in ("s1", "s2", "s3")))
 
-    await eventually(lambda: len(guards(os.getpid())) == 1)  # that of an earlier test may be ending
+    await eventually(lambda: len(reapers(os.getpid())) == 1)  # that of an earlier test may be ending
 
 
-async def test_a_guard_that_was_killed_has_a_successor_at_once(server: LocalServer, stranger: Stranger) -> None:
+async def test_a_reaper_that_was_killed_is_replaced_at_once(server: LocalServer, stranger: Stranger) -> None:
     async with serving(server.url, "--exec", command("ignores_term.sh"), "--wait-ready") as manager:
         session_id = new_id()
         await stranger.create(session_id)
-        killed = guards(manager.process.pid)
+        killed = reapers(manager.process.pid)
         kill(killed)
-        await eventually(lambda: set(guards(manager.process.pid)) - set(killed))
+        await eventually(lambda: set(reapers(manager.process.pid)) - set(killed))
 
         manager.process.kill()
 
         await eventually(lambda: not kin_of(session_id), within_s=5)
 
 
-async def test_a_guard_that_was_killed_has_a_successor(server: LocalServer, stranger: Stranger) -> None:
+async def test_a_reaper_that_was_killed_is_replaced(server: LocalServer, stranger: Stranger) -> None:
     async with serving(server.url, "--exec", command("ignores_term.sh"), "--wait-ready") as manager:
         ids = [new_id(), new_id()]
         await stranger.create(ids[0])
-        killed = guards(manager.process.pid)
+        killed = reapers(manager.process.pid)
         kill(killed)
         await stranger.create(ids[1])
-        await eventually(lambda: set(guards(manager.process.pid)) - set(killed))
+        await eventually(lambda: set(reapers(manager.process.pid)) - set(killed))
 
         manager.process.kill()
 
@@ -325,10 +325,10 @@ async def test_nothing_outlives_a_manager_that_is_killed(server: LocalServer, st
     async with serving(server.url, *options) as manager:
         for name in ("family", "ignores_term"):
             assert (await stranger.create(f"{prefix}_{name}", metadata={"program": f"{name}.sh"}))["status"] == "active"
-        guard = guards(manager.process.pid)
+        reaper = reapers(manager.process.pid)
         manager.process.kill()
         killed_at = time.monotonic()
-        await eventually(lambda: not kin_of(prefix) and not any(map(is_there, guard)), within_s=5)
+        await eventually(lambda: not kin_of(prefix) and not any(map(is_there, reaper)), within_s=5)
         print(f"nothing left {time.monotonic() - killed_at:.2f} s after the manager's end")
 
     async with serving(server.url, *options):
@@ -352,7 +352,7 @@ async def test_a_manager_that_is_stopped_ends_stubborn_programs(server: LocalSer
 
 
 def is_there(pid: int) -> bool:
-    return b"guard.py" in Path(f"/proc/{pid}/cmdline").read_bytes() if Path(f"/proc/{pid}").exists() else False
+    return b"reaper.py" in Path(f"/proc/{pid}/cmdline").read_bytes() if Path(f"/proc/{pid}").exists() else False
 
 
 async def test_serve_ends_them_on_whichever_event_loop_it_runs(server: LocalServer, stranger: Stranger) -> None:

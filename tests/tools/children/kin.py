@@ -55,8 +55,8 @@ def leaders(prefix: str) -> list[int]:
     return [pid for pid in kin_of(prefix) if _group_of(pid) == pid]
 
 
-def guards(parent: int) -> list[int]:
-    """The guards of that process, zombies too."""
+def reapers(parent: int) -> list[int]:
+    """The reapers of that process, zombies too."""
     mine = {pid: stat[0] for pid in _pids() if (stat := _stat(pid))[1:2] == [str(parent)]}
     return [pid for pid, state in mine.items() if state == "Z" or b"reaper.py" in _read(f"/proc/{pid}/cmdline")]
 
