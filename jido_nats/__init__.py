@@ -1,4 +1,4 @@
-"""jido_nats: sessions whose every status change is an event on NATS."""
+"""jido_nats: sessions that publish every status change as an event on NATS."""
 
 from jido_nats.broker.local_server import LocalServer
 from jido_nats.broker.options import ConnectOptions
@@ -21,6 +21,7 @@ from jido_nats.errors import (
     NotFound,
     Overloaded,
     PositionTooOld,
+    PositionUnavailable,
     ServerUnusable,
     StartFailed,
     StopTimeout,
@@ -55,6 +56,7 @@ __all__ = [
     "OutputStream",
     "Overloaded",
     "PositionTooOld",
+    "PositionUnavailable",
     "Program",
     "Reason",
     "ServerUnusable",

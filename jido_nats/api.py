@@ -1,4 +1,4 @@
-"""The commands on sessions as Python calls: the same on a manager and, over NATS, on a client."""
+"""The session commands as Python methods: the same on a manager and, over NATS, on a client."""
 
 from abc import ABC, abstractmethod
 from typing import Any, TypeVar
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class SessionApi(ABC):
-    """What can be asked of sessions: carried out by a `SessionManager`, asked for by a `Client`."""
+    """The session commands. A `SessionManager` carries them out; a `Client` sends them to a manager."""
 
     async def create_session(
         self,
@@ -41,9 +41,12 @@ class SessionApi(ABC):
     ) -> CreateReply:
         """Create a session and return its record once it is `active`.
 
-        With a chosen `session_id` it is safe to repeat: the same request gives the same session.
-        `metadata` is broadcast, `llm_config` is stored; both are plain JSON objects.
-        The time limits (seconds; 0: none, None: as the manager is set): see `CreateRequest`.
+        With your own `session_id` it is safe to retry: if the same request created the session before, its record is
+        returned, with `replayed` set.
+        `metadata` is published in `session_created`; `llm_config` is only stored. Both are plain JSON objects.
+        Time limits, in seconds (0: no limit; None: the manager's setting): an `active` session becomes `idle` after
+        `idle_after_s` without a message, output or `touch()`; an `idle` one ends after `idle_timeout_s`; any session
+        ends `max_lifetime_s` after its creation.
         Raises `StartFailed`, `AlreadyExists`, `Overloaded`, `BadRequest`, `TooLarge`, `Unavailable`.
         """
         request = CreateRequest(
@@ -57,7 +60,7 @@ class SessionApi(ABC):
         return await self._checked("create", "", request, CreateReply)
 
     async def get_session_info(self, session_id: str) -> SessionRecord:
-        """The record, also of a session that has ended and not yet expired. Raises `NotFound`, `Unavailable`."""
+        """Return a session's record, until it expires some time after the end. Raises `NotFound`, `Unavailable`."""
         return await self._checked("get", session_id, Empty(), SessionRecord)
 
     async def list_sessions(
@@ -67,7 +70,12 @@ class SessionApi(ABC):
         metadata: dict[str, Any] | None = None,
         include_terminated: bool = False,
     ) -> list[SessionRecord]:
-        """The live sessions (or those of a status, or with these metadata), ordered by id. Raises `Unavailable`."""
+        """Return the live sessions, ordered by id.
+
+        `status`: only those in this status; `metadata`: only those that have all of these pairs;
+        `include_terminated`: ended sessions too, until their records expire.
+        Raises `BadRequest` for an unknown status, `Unavailable`.
+        """
         found: list[SessionRecord] = []
         request = ListRequest(
             status=status,
@@ -83,9 +91,10 @@ class SessionApi(ABC):
             request = msgspec.structs.replace(request, cursor=page.next_cursor)
 
     async def session_history(self, session_id: str) -> list[Event]:
-        """Every event of a session, in order: without JetStream on this side, and after its record has expired.
+        """Return every event of a session, in order; also after its record has expired.
 
-        Raises `NotFound` when the stream remembers none, `Unavailable`.
+        It is a request, so the caller needs no access to JetStream.
+        Raises `NotFound` if the stream has no event of it, `Unavailable`.
         """
         found: list[Event] = []
         request = HistoryRequest(limit=requests.HISTORY_LIMIT_MAX)
@@ -97,9 +106,10 @@ class SessionApi(ABC):
             request = msgspec.structs.replace(request, after=page.next)
 
     async def terminate_session(self, session_id: str, *, detail: str | None = None) -> SessionRecord:
-        """End a session and return its record, `terminated`; again on a terminated one: the same, nothing is told.
+        """End a session and return its record, now `terminated`.
 
-        Raises `NotFound`, `StopTimeout` (stopping goes on), `Unavailable`.
+        If it has already ended, the same record is returned and no event is published.
+        Raises `NotFound`, `StopTimeout` (stopping continues), `Unavailable`.
         """
         return await self._checked("terminate", session_id, TerminateRequest(detail), SessionRecord)
 
@@ -114,11 +124,11 @@ class SessionApi(ABC):
     async def send_message(
         self, session_id: str, role: str, content: Any, *, message_id: str | None = None
     ) -> SendReply:
-        """Send a message to the session's worker; one that is `idle` becomes `active` first.
+        """Send a message to the session's worker; an `idle` session becomes `active` first.
 
-        `content`: plain JSON. With a chosen `message_id` it is safe to repeat: the message is delivered once.
-        Raises `NotFound`, `InvalidTransition` where the session is neither `active` nor `idle`, `Overloaded` where
-        its inbox is full, `AlreadyExists` where that id was another message's, `BadRequest`, `Unavailable`.
+        `content`: plain JSON, not None. With your own `message_id` it is safe to retry: the message is delivered once.
+        Raises `NotFound`, `InvalidTransition` if the session is neither `active` nor `idle`, `Overloaded` if its inbox
+        is full, `AlreadyExists` if that id belongs to a different message, `BadRequest`, `Unavailable`.
         """
         request = SendRequest(role=role, content=content, message_id=message_id)
         return await self._checked("send", session_id, request, SendReply)
@@ -130,4 +140,4 @@ class SessionApi(ABC):
 
     @abstractmethod
     async def _command(self, verb: str, session_id: str, request: msgspec.Struct, kind: type[T]) -> T:
-        """The reply, of that kind. `session_id`: "" for a command that is about no one session."""
+        """Carry out the command and return its reply, a `kind`. `session_id`: "" if it is not about one session."""

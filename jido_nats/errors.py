@@ -2,37 +2,37 @@
 
 JidoError
 ├── CommandError              a command was answered with an error (has .status and .code)
-│   ├── BadRequest            400  mend the request
+│   ├── BadRequest            400  fix the request
 │   ├── NotFound              404  no such session, or its record has expired
-│   ├── InvalidTransition     409  the session is not in a status that allows it
+│   ├── InvalidTransition     409  the session's status does not allow it
 │   ├── AlreadyExists         409  choose another session id
 │   ├── TooLarge              413  send less
-│   ├── Overloaded            429  ask again later
+│   ├── Overloaded            429  retry later
 │   ├── StartFailed           500  the worker did not start; see .session_id
-│   ├── InternalError         500  a defect; the log has it under the id in the message
-│   ├── Unavailable           503  not done, or not known: ask again with the same id
-│   └── StopTimeout           504  stopping goes on; `terminated` follows
-├── ServerUnusable            no server, too old, no JetStream, refused credentials
-├── ConfigurationError        a setting, or a stream that differs from the design
-├── PositionTooOld            the stream no longer has what a reader wants to resume from
+│   ├── InternalError         500  a bug; the manager logged it under the id in the message
+│   ├── Unavailable           503  not done, or outcome unknown: retry with the same id
+│   └── StopTimeout           504  stopping continues; `terminated` follows
+├── ServerUnusable            no server, too old, no JetStream, or credentials refused
+├── ConfigurationError        a wrong setting, or a stream configured differently
+├── PositionUnavailable       a reader cannot resume from that position in the stream: start over
 └── BrokerError               inside jido_nats; only NotAllowed reaches a caller
-    ├── NotAllowed            the server's permissions forbid it to this user: known not to be done
-    ├── Conflict              refused, known not to be stored: somebody else was first
-    ├── NotSent               known not to be sent: wait for the connection, then again
-    │   └── NoResponders      sent, and nobody was there to take it
-    ├── OutcomeUnknown        it may be stored: look before you retry
-    └── Fenced                another manager has this session now: stop
+    ├── NotAllowed            the server's permissions deny it to this user; not done
+    ├── Conflict              a compare-and-set lost; not stored
+    ├── NotSent               the connection was down; not sent: wait for it, then retry
+    │   └── NoResponders      nothing subscribes to the subject; not done
+    ├── OutcomeUnknown        it may have been stored: check before you retry
+    └── Fenced                another manager owns the session now: stop writing it
 """
 
 from typing import ClassVar, Final
 
 
 class JidoError(Exception):
-    """Something that jido_nats reports; the message says what to do."""
+    """The base of every error of jido_nats; the message says what to do."""
 
 
 class CommandError(JidoError):
-    """A command was not carried out.
+    """A command failed.
 
     Attributes: `status` (HTTP-like number, sent as `Nats-Service-Error-Code`), `code` (stable token),
     `session_id` (str or None).
@@ -47,28 +47,28 @@ class CommandError(JidoError):
 
 
 class BadRequest(CommandError):
-    """The request is not well formed; the message names what is wrong."""
+    """The request is malformed; the message says what is wrong."""
 
     status = 400
     code = "bad_request"
 
 
 class NotFound(CommandError):
-    """No session of that id, or its record has expired (`history` may still have its events)."""
+    """There is no session with that id, or its record has expired (`history` may still have its events)."""
 
     status = 404
     code = "not_found"
 
 
 class InvalidTransition(CommandError):
-    """The lifecycle does not allow this step; the session is unchanged."""
+    """The lifecycle does not allow this transition; the session is unchanged."""
 
     status = 409
     code = "invalid_transition"
 
 
 class AlreadyExists(CommandError):
-    """That session id is taken by a session with other content; choose another."""
+    """A session with that id exists and was created with different content; choose another id."""
 
     status = 409
     code = "already_exists"
@@ -82,84 +82,87 @@ class TooLarge(CommandError):
 
 
 class Overloaded(CommandError):
-    """A limit is reached; nothing was done, ask again later."""
+    """A limit was reached and nothing was done; retry later."""
 
     status = 429
     code = "overloaded"
 
 
 class StartFailed(CommandError):
-    """The session's worker ended, or was not ready in time, before the session was active."""
+    """The session's worker ended before the session was active, or was not ready in time."""
 
     code = "start_failed"
 
 
 class InternalError(CommandError):
-    """A defect of the manager; its log has the details under the id in the message."""
+    """A bug in the manager; its log has the details under the id in the message."""
 
 
 class Unavailable(CommandError):
-    """Not done, or not known to be done: ask again with the same session id, nothing happens twice."""
+    """Not done, or the outcome is unknown: retry with the same session id, which is safe."""
 
     status = 503
     code = "unavailable"
 
 
 class StopTimeout(CommandError):
-    """The worker has not stopped yet; stopping goes on and `terminated` follows."""
+    """The worker has not stopped yet; stopping continues, and `terminated` follows."""
 
     status = 504
     code = "stop_timeout"
 
 
 class ServerUnusable(JidoError):
-    """The NATS server cannot be used as it is; the message says why."""
+    """The NATS server cannot be used; the message says why."""
 
 
 class ConfigurationError(JidoError):
-    """A setting is wrong, or an existing stream or bucket differs from the design."""
+    """A setting is wrong, or an existing stream or bucket is configured differently."""
 
 
-class PositionTooOld(JidoError):
-    """The stream no longer holds the position that a reader wants to resume from: start anew.
+class PositionUnavailable(JidoError):
+    """The stream cannot be read from the position that a reader wants to resume from: start over.
 
-    Attributes, sequences all: `wanted`, and `first` and `last` of what is stored, None where that does not matter.
+    Attributes (stream sequences): `wanted`; `first` and `last`, the stored range, or None if it is irrelevant.
     """
 
     def __init__(self, wanted: int, first: int | None, last: int | None) -> None:
         if first is None or last is None:
-            why = "is too old: what came behind it may have gone again; start anew with a snapshot"
+            why = "is too old: later messages may have been removed; start over with a snapshot"
         elif wanted > last + 1:
-            why = f"is none of this stream, which ends at {last} (was it deleted, or restored from a backup?)"
-            why += f"; start anew with a snapshot, or at {first}"
+            why = f"is beyond the end of the stream ({last}); was the stream deleted, or restored from a backup?"
+            why += f" Start over with a snapshot, or at {first}"
         else:
-            why = f"is too old: what is stored starts at {first}; start anew with a snapshot, or there"
-        super().__init__(f"the position {wanted} {why}")
+            why = f"is too old: the stream starts at {first}; start over with a snapshot, or from there"
+        super().__init__(f"position {wanted} {why}")
         self.wanted = wanted
         self.first = first
         self.last = last
 
 
+PositionTooOld = PositionUnavailable  # the former name
+
+
 class BrokerError(JidoError):
-    """An operation on NATS did not succeed."""
+    """An operation on NATS failed."""
 
 
 class Conflict(BrokerError):
-    """A compare-and-set was refused: known not to be stored."""
+    """The server rejected a compare-and-set: nothing was stored."""
 
 
 class NotSent(BrokerError):
-    """The connection was down: known not to be sent."""
+    """The connection was down: nothing was sent."""
 
 
 class NoResponders(NotSent):
-    """Nobody listens on that subject: known not to be done."""
+    """Nothing subscribes to that subject: nothing was done."""
 
 
 class NotAllowed(BrokerError):
-    """The permissions of the user that this program connects as forbid it: known not to be done.
+    """The permissions of this program's NATS user deny it: nothing was done.
 
-    Attributes: `subject` (what was refused).
+    Attributes: `subject` (the subject that was denied).
     """
 
     def __init__(self, what: str, subject: str) -> None:
@@ -168,7 +171,7 @@ class NotAllowed(BrokerError):
 
 
 class OutcomeUnknown(BrokerError):
-    """No answer came: it may or may not be stored. Look before you retry."""
+    """No acknowledgement arrived: it may or may not have been stored. Check before you retry."""
 
 
 class Fenced(BrokerError):
@@ -176,10 +179,10 @@ class Fenced(BrokerError):
 
 
 def command_error(code: str, message: str, session_id: str | None) -> CommandError:
-    """The error that a reply's `code` stands for; an unknown code gives `InternalError`."""
+    """The error for a reply's `code`; `InternalError` for an unknown code."""
     return _BY_CODE.get(code, InternalError)(message, session_id=session_id)
 
 
-# What the API answers with; programs that stand on it may have errors of their own.
+# The errors of the API; programs built on it may define their own subclasses.
 COMMAND_ERRORS: Final[tuple[type[CommandError], ...]] = tuple(CommandError.__subclasses__())
 _BY_CODE: Final[dict[str, type[CommandError]]] = {kind.code: kind for kind in COMMAND_ERRORS}

@@ -1,4 +1,4 @@
-"""New identifiers: unique without asking anybody, and ordered by time."""
+"""New identifiers: unique without coordination, and ordered by time."""
 
 import secrets
 import time
@@ -6,7 +6,7 @@ import uuid
 
 
 def uuid7() -> uuid.UUID:
-    """A UUID of version 7: milliseconds since 1970, then random bits (RFC 9562, section 5.7)."""
+    """A version 7 UUID: milliseconds since 1970, then random bits (RFC 9562, section 5.7)."""
     milliseconds = time.time_ns() // 1_000_000
     value = milliseconds << 80 | secrets.randbits(80)
     value = value & ~(0xF << 76) | 0x7 << 76
@@ -24,5 +24,5 @@ def new_message_id() -> str:
 
 
 def new_manager_id() -> str:
-    """`manager_<uuid7>`: one incarnation of a manager, never used again."""
+    """`manager_<uuid7>`: one incarnation of a manager, never reused."""
     return f"manager_{uuid7()}"

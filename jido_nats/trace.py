@@ -1,6 +1,6 @@
-"""The trace that the current task works for: a `traceparent` as W3C Trace Context writes it.
+"""The trace of the current task, as a W3C Trace Context `traceparent`.
 
-A command's header sets it; tasks inherit it, so what the command causes, and the worker that it starts, have it too.
+A command's header sets it and tasks inherit it, so everything that the command causes has it, its worker included.
 """
 
 import re
@@ -16,11 +16,11 @@ _TRACEPARENT: Final = re.compile(r"\A(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!
 
 
 def traceparent_in(headers: Mapping[str, str]) -> str | None:
-    """The `traceparent` of a message, None where there is none that is valid (which is then ignored)."""
+    """The `traceparent` in a message's headers; None if it is absent or invalid (invalid ones are ignored)."""
     found = next((value for name, value in headers.items() if name.lower() == HEADER), "")
     return found if _TRACEPARENT.match(found) else None
 
 
 def headers(traceparent: str | None) -> dict[str, str]:
-    """The header that carries it, or none."""
+    """The headers that carry it; empty without one."""
     return {HEADER: traceparent} if traceparent else {}

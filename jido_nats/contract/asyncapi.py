@@ -1,6 +1,6 @@
 """The contract as AsyncAPI 3: channels, operations with their replies and errors, headers, streams and buckets.
 
-It describes a session manager: it sends events and receives commands.
+It is written from a session manager's side, which sends events and receives commands.
 """
 
 from typing import Any, Final
@@ -43,18 +43,19 @@ def _event_channels() -> Document:
     return {
         "events": {
             "address": subjects.EVENTS,
-            "description": "Every event of every session, in the order of the versions of each session.",
+            "description": "Every event of every session; those of one session in the order of its versions.",
             "messages": _references(kind.__name__ for kind in schema.EVENTS),
         },
         "session": {
             "address": _address(subjects.ALL_SESSIONS),
-            "description": "The `session_status` events of one session, each stored behind its original on `events`.",
+            "description": "The `session_status` events of one session: copies, each stored after its original on "
+            "`events`.",
             "parameters": _SESSION_PARAMETER,
             "messages": _references([f"{SessionStatus.__name__}Copy"]),
         },
         "output": {
             "address": _address(subjects.ALL_OUTPUT),
-            "description": "What the session's worker says and is told; not transitions.",
+            "description": "The output and the conversation of the session's worker; no status changes.",
             "parameters": _SESSION_PARAMETER,
             "messages": _references(kind.__name__ for kind in schema.OUTPUTS),
         },
@@ -62,10 +63,14 @@ def _event_channels() -> Document:
 
 
 def _event_operations() -> Document:
-    told = {"events": "Tell every change.", "session": "Tell a session's changes.", "output": "Pass on output."}
+    summaries = {
+        "events": "Publish every status change.",
+        "session": "Publish one session's status changes.",
+        "output": "Publish a worker's output and conversation.",
+    }
     return {
         f"tell_{channel}": {"action": "send", "channel": _channel(channel), "summary": summary}
-        for channel, summary in told.items()
+        for channel, summary in summaries.items()
     }
 
 
@@ -79,7 +84,7 @@ def _command_channels() -> Document:
         channels[verb] = channel
         channels[f"{verb}_reply"] = {
             "address": None,
-            "description": "The request's reply subject, an inbox; a subject that is none is never answered.",
+            "description": "The request's reply subject. It must be an inbox; no other reply subject is answered.",
             "messages": _references([_reply_name(verb), *map(_error_name, _errors(command))]),
         }
     return channels
@@ -104,7 +109,7 @@ def _messages() -> Document:
     messages |= {kind.__name__: _output_message(kind) for kind in schema.OUTPUTS}
     for verb, command in COMMANDS.items():
         messages[_request_name(verb)] = {
-            "summary": f"{command.summary} An empty payload is the request with every default.",
+            "summary": f"{command.summary} An empty payload means the default for every field.",
             "headers": _object({"Content-Type": _CONTENT_TYPE, trace.HEADER: _TRACEPARENT}),
             "payload": _schema(command.request),
         }
@@ -118,12 +123,15 @@ def _messages() -> Document:
 def _event_message(kind: type[Any], suffix: str) -> Document:
     message_id = rf"^[A-Za-z0-9_-]{{1,64}}\.[0-9]+\.{kind.__struct_config__.tag}{suffix}$"
     headers = {
-        jetstream.MESSAGE_ID: _text("session id, version and type: the event's name for ever", pattern=message_id),
+        jetstream.MESSAGE_ID: _text("session id, version and type; identifies the event forever", pattern=message_id),
         jetstream.CONTENT_TYPE: _CONTENT_TYPE,
         jetstream.EXPECTED_SEQUENCE: _text(
-            "the fence under which it was stored; 0 until somebody claims", pattern=_INT
+            "the sequence of the last claim on the session, which fences off older owners; 0 before the first claim",
+            pattern=_INT,
         ),
-        jetstream.EXPECTED_SUBJECT: _text("the session's fence", pattern=r"^jido\.fence\.[A-Za-z0-9_-]{1,64}$"),
+        jetstream.EXPECTED_SUBJECT: _text(
+            "the subject of the session's claims", pattern=r"^jido\.fence\.[A-Za-z0-9_-]{1,64}$"
+        ),
     }
     required = list(headers)
     headers[trace.HEADER] = _TRACEPARENT
@@ -150,7 +158,7 @@ def _output_message(kind: type[Any]) -> Document:
 def _error_message(code: str) -> Document:
     headers = {
         micro.ERROR_CODE: {"type": "string", "const": str(schema.ERRORS[code])},
-        micro.ERROR_TEXT: _text("the message, in one line of ASCII"),
+        micro.ERROR_TEXT: _text("the error message as one line of ASCII"),
         "Content-Type": _CONTENT_TYPE,
     }
     code_is = {"properties": {"error": {"properties": {"code": {"const": code}}}}}
@@ -162,7 +170,7 @@ def _error_message(code: str) -> Document:
 
 
 def _jetstream() -> Document:
-    """The streams and buckets, as a manager with default settings makes them; times are nanoseconds, as NATS has it."""
+    """The streams and buckets that a manager with default settings creates; times in nanoseconds, as in NATS."""
     settings = Settings()
     values = {settings.sessions_bucket: "SessionRecord", settings.managers_bucket: "ManagerInfo"}
     configs = {config["name"]: config for config in topology.stream_configs(settings)}
@@ -217,7 +225,7 @@ def _text(description: str, **rules: Any) -> Document:
 
 
 _INT: Final = "^[0-9]+$"
-_TRACEPARENT: Final = {"type": "string", "description": "W3C Trace Context, of the command that caused it"}
+_TRACEPARENT: Final = {"type": "string", "description": "the W3C Trace Context of the command that caused it"}
 _CONTENT_TYPE: Final = {"type": "string", "enum": [encoding.content_type for encoding in Encoding]}
 _ID_PARAMETER: Final = {"description": "1 to 64 letters, digits, '_' or '-'"}
 _SESSION_PARAMETER: Final = {"session_id": _ID_PARAMETER}

@@ -1,7 +1,7 @@
-"""Whether a row of events keeps the contract: what a checker says to teams who write a manager or a consumer.
+"""Check that a sequence of events conforms to the contract, for teams that write their own manager or consumer.
 
-It reads `{"sequence", "subject", "event"}` rows, from a file or from the stream itself. After a violation it goes on
-from what it saw, so that one defect is told once.
+It reads `{"sequence", "subject", "event"}` rows, from a file or from the stream itself. After a violation it takes the
+event as it is and continues from there, so that one bug is reported once.
 """
 
 import asyncio
@@ -21,15 +21,15 @@ from jido_nats.contract.rules import Copies, Finding, Life, Place
 from jido_nats.core import codec, subjects
 from jido_nats.core.events import Event, SessionStatus
 
-# How long the rest of a version, which is published message by message, is waited for at the end of the stream.
+# A version's messages are published one by one: how long to wait at the end of the stream for those still missing.
 REST_WAIT_S: Final = 5.0
-TELL_EVERY: Final = 100
+PROGRESS_EVERY: Final = 100
 _KINDS: Final[dict[object, type[Any]]] = {kind.__struct_config__.tag: kind for kind in Event.__args__}
 _STATUS: Final = str(SessionStatus.__struct_config__.tag)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One event as it was recorded."""
+    """One recorded event."""
 
     event: dict[str, Any]
     subject: str
@@ -37,9 +37,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Checker:
-    """Takes rows in, one by one, and says what is wrong; `finish` says what is missing.
+    """Checks rows one by one and reports what is wrong; `finish` reports what is missing.
 
-    `partial`: the recording may begin, and end, in the middle of a session's life.
+    `partial`: the recording may begin and end in the middle of a session's life.
     """
 
     def __init__(self, *, partial: bool = False) -> None:
@@ -52,16 +52,16 @@ class Checker:
 
     @property
     def sessions(self) -> int:
-        """How many sessions were seen."""
+        """The number of sessions seen so far."""
         return len(self._lives | self._copies)
 
     @property
     def incomplete(self) -> bool:
-        """Whether something that was seen has a rest that is still to come."""
+        """Whether messages are still missing of a version seen so far."""
         return any(True for _ in self._missing())
 
     def line(self, line: bytes, number: int) -> Iterator[Finding]:
-        """What is wrong with a line of a recording."""
+        """Check a line of a recording."""
         try:
             row = codec.decode(line, Row)
         except codec.DecodeError as error:
@@ -70,7 +70,7 @@ class Checker:
         yield from self.row(row, line=number)
 
     def message(self, message: StreamMessage) -> Iterator[Finding]:
-        """What is wrong with a message of the stream; its headers too."""
+        """Check a message of the stream, including its headers."""
         place = Place(None, message.sequence)
         try:
             encoding = codec.encoding_of(message.headers.get(CONTENT_TYPE))
@@ -83,12 +83,12 @@ class Checker:
         yield from self.row(row)
 
     def row(self, row: Row, *, line: int | None = None) -> Iterator[Finding]:
-        """What is wrong with a row, by itself and after those before it."""
+        """Check a row, by itself and against the rows before it."""
         self.messages += 1
         yield from self._count(self._check(row, Place(line, row.sequence)))
 
     def finish(self) -> Iterator[Finding]:
-        """What is missing at the end."""
+        """Report what is missing at the end."""
         if not self.partial:
             yield from self._count(self._missing())
 
@@ -109,13 +109,13 @@ class Checker:
         event = msgspec.convert(row.event, kind)
         if row.subject == subjects.EVENTS:
             life = self._lives.setdefault(event.session_id, Life(self.partial))
-            yield from life.take(event, place)
+            yield from life.check(event, place)
         elif isinstance(event, SessionStatus):
             copies = self._copies.setdefault(event.session_id, Copies(self.partial))
-            yield from copies.take(event, place, self._lives.get(event.session_id))
+            yield from copies.check(event, place, self._lives.get(event.session_id))
 
     def _lose_track(self, session_id: object) -> None:
-        """An event could not be read: what its session told before says nothing about the next one."""
+        """An event could not be read, so the session's next event cannot be checked against earlier ones."""
         if isinstance(session_id, str):
             self._lives.setdefault(session_id, Life(self.partial)).lose_track()
             self._copies.setdefault(session_id, Copies(self.partial)).lose_track()
@@ -123,7 +123,7 @@ class Checker:
     def _check_sequence(self, row: Row, place: Place) -> Iterator[Finding]:
         last = self._sequences.get(row.subject, 0)
         if row.sequence and row.sequence <= last:
-            yield place.finding("sequence", f"sequence {row.sequence} comes behind {last} on {row.subject}")
+            yield place.finding("sequence", f"sequence {row.sequence} comes after {last} on {row.subject}")
         self._sequences[row.subject] = max(last, row.sequence)
 
     def _missing(self) -> Iterator[Finding]:
@@ -139,29 +139,29 @@ class Checker:
 
 
 def _check_fields(event: Mapping[str, Any], kind: type[Any], place: Place) -> Iterator[Finding]:
-    """Fields that are missing or of the wrong type; unknown ones are nobody's business."""
+    """Report fields that are missing or of the wrong type; unknown fields are allowed."""
     session_id = event.get("session_id")
     about = session_id if isinstance(session_id, str) else None
-    told = event["type"]
+    name = event["type"]
     for field in msgspec.structs.fields(kind):
         if field.encode_name not in event:
             if field.required:
-                yield place.finding("field_missing", f"{told} has no {field.encode_name}", about)
+                yield place.finding("field_missing", f"{name} has no {field.encode_name}", about)
         elif (wrong := _wrong(event[field.encode_name], field)) is not None:
-            yield place.finding("field_type", f"{told}: {field.encode_name}: {wrong}", about)
+            yield place.finding("field_type", f"{name}: {field.encode_name}: {wrong}", about)
 
 
 def _wrong(value: object, field: msgspec.structs.FieldInfo) -> str | None:
-    """What is wrong with a field's value."""
+    """What is wrong with a field's value, None if it is valid."""
     try:
-        taken = msgspec.convert(value, field.type)
+        converted = msgspec.convert(value, field.type)
     except msgspec.ValidationError as error:
         return f"{error}"
-    if field.name == "session_id" and not subjects.is_token(taken):
-        return "it has to be 1 to 64 letters, digits, '_' or '-'"
-    if field.name == "version" and taken < 1:
-        return f"it is {taken}, and versions start at 1"
-    if isinstance(taken, datetime) and (taken.tzinfo is None or taken.utcoffset()):
+    if field.name == "session_id" and not subjects.is_token(converted):
+        return "it must be 1 to 64 letters, digits, '_' or '-'"
+    if field.name == "version" and converted < 1:
+        return f"it is {converted}, but versions start at 1"
+    if isinstance(converted, datetime) and (converted.tzinfo is None or converted.utcoffset()):
         return f"{value!r} is not in UTC"
     return None
 
@@ -172,10 +172,10 @@ def _check_subject(row: Row, place: Place) -> Iterator[Finding]:
         return
     if row.subject != subjects.session(session_id):
         wanted = f"{subjects.EVENTS} or {subjects.session(session_id)}"
-        yield place.finding("subject", f"it is on {row.subject}, and belongs on {wanted}", session_id)
+        yield place.finding("subject", f"it is on {row.subject}, but belongs on {wanted}", session_id)
     elif row.event["type"] != _STATUS:
         yield place.finding(
-            "subject", f"a {row.event['type']} is on {row.subject}, where {_STATUS} alone belongs", session_id
+            "subject", f"a {row.event['type']} is on {row.subject}, which is for {_STATUS} only", session_id
         )
 
 
@@ -185,7 +185,7 @@ def _check_headers(row: Row, headers: Mapping[str, str], place: Place) -> Iterat
     suffix = "" if row.subject == subjects.EVENTS else ".session"
     wanted = f"{row.event.get('session_id')}.{row.event.get('version')}.{row.event['type']}{suffix}"
     if headers.get(MESSAGE_ID) != wanted:
-        yield place.finding("header", f"{MESSAGE_ID} is {headers.get(MESSAGE_ID)!r}, and should be {wanted!r}")
+        yield place.finding("header", f"{MESSAGE_ID} is {headers.get(MESSAGE_ID)!r}, but should be {wanted!r}")
     if CONTENT_TYPE not in headers:
         yield place.finding("header", f"{CONTENT_TYPE} is missing")
 
@@ -198,12 +198,12 @@ def _kind(event: Mapping[str, Any]) -> type[Any] | None:
 def _unknown(row: Row, place: Place) -> Finding:
     name = row.event.get("type")
     if isinstance(name, str):
-        return place.finding("unknown_type", f"an event of the type {name!r}, which is not known here", note=True)
-    return place.finding("field_missing" if name is None else "field_type", "an event has to have a type, as text")
+        return place.finding("unknown_type", f"an event of an unknown type, {name!r}", note=True)
+    return place.finding("field_missing" if name is None else "field_type", "an event must have a type, a string")
 
 
 def check_file(lines: Iterable[bytes], checker: Checker) -> Iterator[Finding]:
-    """What is wrong in a recording; empty lines do not count."""
+    """Check a recording; empty lines are ignored."""
     for number, line in enumerate(lines, start=1):
         if line.strip():
             yield from checker.line(line, number)
@@ -211,11 +211,11 @@ def check_file(lines: Iterable[bytes], checker: Checker) -> Iterator[Finding]:
 
 
 async def check_server(
-    options: ConnectOptions, stream: str, checker: Checker, tell: Callable[[int, int], None]
+    options: ConnectOptions, stream: str, checker: Checker, on_progress: Callable[[int, int], None]
 ) -> AsyncIterator[Finding]:
-    """What is wrong in what the stream holds now; one that has lost its beginning to its limits is partial.
+    """Check what is stored in the stream now; if its first messages have been removed, it counts as partial.
 
-    `tell` is called now and then with how many sequences have been read, and of how many.
+    `on_progress` is called from time to time with the number of sequences read so far, and their total.
     """
     connection = await Connection.open(options, "jido-nats conform")
     try:
@@ -226,8 +226,8 @@ async def check_server(
             async for message in _until_settled(consumer, checker, until):
                 for finding in checker.message(message):
                     yield finding
-                if checker.messages % TELL_EVERY == 0:
-                    tell(message.sequence - first + 1, max(until, message.sequence) - first + 1)
+                if checker.messages % PROGRESS_EVERY == 0:
+                    on_progress(message.sequence - first + 1, max(until, message.sequence) - first + 1)
         for finding in checker.finish():
             yield finding
     finally:
@@ -235,7 +235,7 @@ async def check_server(
 
 
 async def _until_settled(consumer: OrderedConsumer, checker: Checker, until: int) -> AsyncIterator[StreamMessage]:
-    """The messages that there are, and the rest of what is just being published."""
+    """The stored messages, and the rest of a version that is being published right now."""
     until = min(until, await consumer.last_position())
     while consumer.position < until:
         yield await consumer.next()

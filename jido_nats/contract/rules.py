@@ -1,4 +1,4 @@
-"""The rules of one session's life, as whoever reads its events sees it; pure."""
+"""The rules that one session's events must follow, as a reader sees them. Pure."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -15,7 +15,7 @@ _FAILURES: Final = frozenset({Reason.CRASHED, Reason.START_FAILED, Reason.OWNER_
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One violation (or note): which rule, where, and what is wrong."""
+    """One violation, or note: the rule, the place, and what is wrong."""
 
     rule: str
     message: str
@@ -32,12 +32,13 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where a row stands; `sequence` 0 where it was heard live."""
+    """Where a row comes from; `sequence` is 0 if it was recorded from a plain subscription."""
 
     line: int | None
     sequence: int
 
     def finding(self, rule: str, message: str, session_id: str | None = None, *, note: bool = False) -> Finding:
+        """A finding at this place."""
         return Finding(
             rule=rule,
             message=message,
@@ -49,21 +50,21 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Life:
-    """One session as `jido.client.events` tells it."""
+    """One session's events on `jido.client.events`."""
 
     def __init__(self, partial: bool) -> None:
         self._partial = partial
-        self._told: set[tuple[int, str]] = set()
+        self._seen: set[tuple[int, str]] = set()
         self._last: Event | None = None
         self.statuses: dict[int, tuple[SessionStatus, Place]] = {}
 
-    def take(self, event: Event, place: Place) -> Iterator[Finding]:
-        """What is wrong with the next event."""
+    def check(self, event: Event, place: Place) -> Iterator[Finding]:
+        """Check the next event."""
         last, name = self._last, (event.version, event_type(event))
-        if name in self._told:
-            yield place.finding("repeated", f"version {name[0]} {name[1]} was told already", event.session_id)
+        if name in self._seen:
+            yield place.finding("repeated", f"version {name[0]} {name[1]} was published already", event.session_id)
             return
-        self._told.add(name)
+        self._seen.add(name)
         for rule, message in self._check(event, last):
             yield place.finding(rule, message, event.session_id)
         if isinstance(event, SessionStatus):
@@ -76,7 +77,7 @@ class Life:
         self._last, self._partial = None, True
 
     def missing(self) -> Iterator[Finding]:
-        """What the last event has to be followed by."""
+        """Report an end without its `session_terminated`."""
         last = self._last
         if last is not None and _is_end(last):
             _, place = self.statuses[last.version]
@@ -87,40 +88,40 @@ class Life:
             yield from _check_first(event, self._partial)
             return
         if event.version < last.version:
-            yield "order", f"version {event.version} {event_type(event)} comes behind version {last.version}"
+            yield "order", f"version {event.version} {event_type(event)} comes after version {last.version}"
             return
         if isinstance(last, SessionTerminated):
-            yield "after_end", f"version {event.version} {event_type(event)} comes behind session_terminated"
+            yield "after_end", f"version {event.version} {event_type(event)} comes after session_terminated"
             return
         if isinstance(event, SessionTerminated):
             yield from _check_end(event, last)
         elif _is_end(last):
             yield (
                 "after_end",
-                f"version {event.version} {event_type(event)} comes behind the end, version {last.version}",
+                f"version {event.version} {event_type(event)} comes after the end, version {last.version}",
             )
         else:
             yield from _check_next(event, last)
 
 
 class Copies:
-    """One session as its own subject tells it: the `session_status` events alone."""
+    """One session's events on its own subject: copies of its `session_status` events."""
 
     def __init__(self, partial: bool) -> None:
         self._partial = partial
         self._last: SessionStatus | None = None
-        self._told: set[int] = set()
+        self._seen: set[int] = set()
         self._first = 0
 
-    def take(self, event: SessionStatus, place: Place, life: Life | None) -> Iterator[Finding]:
-        """What is wrong with the next copy; `life` is what `jido.client.events` told, where that was recorded."""
+    def check(self, event: SessionStatus, place: Place, life: Life | None) -> Iterator[Finding]:
+        """Check the next copy; `life`: the session's events on `jido.client.events`, if they were recorded."""
         last = self._last
-        if event.version in self._told:
+        if event.version in self._seen:
             yield place.finding(
-                "repeated", f"version {event.version} was told already on {_own(event)}", event.session_id
+                "repeated", f"version {event.version} was published already on {_own(event)}", event.session_id
             )
             return
-        self._told.add(event.version)
+        self._seen.add(event.version)
         for rule, message in self._check(event, last):
             yield place.finding(rule, f"{message} (on {_own(event)})", event.session_id)
         if life is not None:
@@ -134,9 +135,9 @@ class Copies:
         self._last, self._partial, self._first = None, True, 0
 
     def missing(self, life: Life) -> Iterator[Finding]:
-        """The events that have no copy."""
+        """Report events that have no copy."""
         for version, (event, place) in life.statuses.items():
-            if self._first and version >= self._first and version not in self._told:
+            if self._first and version >= self._first and version not in self._seen:
                 yield place.finding("copy", f"version {version} has no copy on {_own(event)}", event.session_id)
 
     def _check(self, event: SessionStatus, last: SessionStatus | None) -> Iterator[tuple[str, str]]:
@@ -145,9 +146,9 @@ class Copies:
                 yield "first", f"it begins with version {event.version}, not 2; --partial allows that"
             yield from _check_legal(event)
         elif event.version < last.version:
-            yield "order", f"version {event.version} comes behind version {last.version}"
+            yield "order", f"version {event.version} comes after version {last.version}"
         elif last.status is Status.TERMINATED:
-            yield "after_end", f"version {event.version} comes behind the end"
+            yield "after_end", f"version {event.version} comes after the end"
         else:
             yield from _check_next(event, last)
 
@@ -158,8 +159,8 @@ def _check_first(event: Event, partial: bool) -> Iterator[tuple[str, str]]:
             yield "version", f"session_created is version {event.version}, not 1"
         return
     if not partial:
-        told = f"version {event.version} {event_type(event)}"
-        yield "first", f"it begins with {told}, not with version 1 session_created; --partial allows that"
+        begin = f"version {event.version} {event_type(event)}"
+        yield "first", f"it begins with {begin}, not with version 1 session_created; --partial allows that"
     if isinstance(event, SessionStatus):
         yield from _check_legal(event)
 
@@ -167,31 +168,34 @@ def _check_first(event: Event, partial: bool) -> Iterator[tuple[str, str]]:
 def _check_next(
     event: SessionCreated | SessionStatus, last: SessionCreated | SessionStatus
 ) -> Iterator[tuple[str, str]]:
-    """A new version behind `last`, which did not end the session."""
+    """Check the event after `last`, which did not end the session."""
     if isinstance(event, SessionCreated):
-        yield "order", f"version {event.version} session_created comes behind version {last.version}"
+        yield "order", f"version {event.version} session_created comes after version {last.version}"
         return
     if event.version == last.version:
-        yield "version", f"version {event.version} is given to two changes: {_change(last)} and {_change(event)}"
+        yield "version", f"version {event.version} is used for two changes: {_change(last)} and {_change(event)}"
     elif event.version > last.version + 1:
         missing = (
             f"{last.version + 1}" if event.version == last.version + 2 else f"{last.version + 1} to {event.version - 1}"
         )
-        yield "gap", f"version {event.version} comes behind version {last.version}: {missing} missing"
+        yield "gap", f"version {event.version} comes after version {last.version}: {missing} missing"
     elif event.previous_status is not (status := _status(last)):
-        yield "transition", f"version {event.version} comes from {event.previous_status}, but the session was {status}"
+        yield (
+            "transition",
+            f"version {event.version} has previous_status {event.previous_status}, but the session was {status}",
+        )
     if _time(event) < _time(last):
         yield "time", f"version {event.version} is older than version {last.version}: {_time(event)} < {_time(last)}"
     yield from _check_legal(event)
     if isinstance(last, SessionStatus) and last.reason is not None and event.reason is not last.reason:
         yield (
             "reason",
-            f"the reason {last.reason} became {event.reason} in version {event.version}; the first one stays",
+            f"the reason {last.reason} became {event.reason} in version {event.version}; it must not change",
         )
 
 
 def _check_legal(event: SessionStatus) -> Iterator[tuple[str, str]]:
-    """What the table of the lifecycle says of one step."""
+    """Check one transition against the lifecycle's table."""
     step = f"version {event.version}: {_change(event)}"
     if event.status not in TRANSITIONS[event.previous_status]:
         allowed = " or ".join(sorted(TRANSITIONS[event.previous_status])) or "nothing"
@@ -201,18 +205,18 @@ def _check_legal(event: SessionStatus) -> Iterator[tuple[str, str]]:
     elif event.status is Status.TERMINATED and event.reason not in _ending_reasons(event):
         yield "reason", f"{step} has the reason {event.reason}, not {_either(_ending_reasons(event))}"
     elif event.status in (Status.ACTIVE, Status.IDLE) and event.reason is not None:
-        yield "reason", f"{step} has the reason {event.reason}, though nothing ends"
+        yield "reason", f"{step} has the reason {event.reason}, but the session is not ending"
     if event.reason in _FAILURES and not event.error:
-        yield "field_missing", f"{step}: the field error is missing where the reason is {event.reason}"
+        yield "field_missing", f"{step}: the reason {event.reason} requires the field error"
 
 
 def _ending_reasons(event: SessionStatus) -> frozenset[Reason]:
-    # A lost owner's session may have been terminating: the first reason stays then.
+    # A session that was terminating when its owner was lost keeps its first reason.
     return PASSING_REASONS if event.previous_status is Status.TERMINATING else DIRECT_REASONS
 
 
 def _check_end(event: SessionTerminated, last: SessionCreated | SessionStatus) -> Iterator[tuple[str, str]]:
-    """The end is told twice: `session_status` with `terminated`, then `session_terminated` of the same version."""
+    """An end has two events: `session_status` with `terminated`, then `session_terminated` of the same version."""
     if not isinstance(last, SessionStatus) or not _is_end(last):
         yield "end", f"version {event.version} session_terminated does not follow a session_status with terminated"
         return

@@ -1,4 +1,4 @@
-"""The contract as JSON Schema (2020-12), made from the message types, so that it cannot say anything else."""
+"""The contract as JSON Schema (2020-12), generated from the message types so that the two cannot differ."""
 
 import inspect
 from typing import Any, Final
@@ -22,9 +22,9 @@ _ERROR_KINDS: Final[list[type[CommandError]]] = [CommandError, *COMMAND_ERRORS]
 ERRORS: Final = {kind.code: kind.status for kind in _ERROR_KINDS}
 DESCRIPTION: Final = (
     "Every event, command, reply and stored value of a jido_nats session manager. "
-    "Readers ignore fields and event types that they do not know; unknown fields of a request are refused. "
-    "This is the JSON; in MessagePack (application/msgpack) the fields are the same, and times are its timestamps "
-    "(extension type -1)."
+    "Readers ignore unknown fields and unknown event types; a request with an unknown field is rejected. "
+    "The schema is of the JSON encoding. In MessagePack (application/msgpack) the fields are the same, and times are "
+    "MessagePack timestamps (extension type -1)."
 )
 KINDS: Final = (
     *EVENTS,
@@ -39,7 +39,7 @@ _SESSION_ID: Final = {"pattern": "^[A-Za-z0-9_-]{1,64}$"}
 _TIME: Final = {"format": "date-time", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)$"}
 _COUNT: Final = {"minimum": 0}
 _LIMIT: Final = {"minimum": 0, "maximum": requests.LIMIT_MAX_S}
-# What the code checks, or promises, beyond the types: by field and type.
+# Constraints that the code checks or guarantees beyond the types, by field and type.
 _FIELDS: Final[dict[tuple[str, str], dict[str, Any]]] = {
     ("session_id", "string"): _SESSION_ID,
     ("cursor", "string"): _SESSION_ID,
@@ -67,8 +67,8 @@ _FIELDS_OF: Final[dict[str, dict[str, dict[str, Any]]]] = {
     "SessionCreated": {"version": {"const": 1}},
 }
 _DESCRIPTIONS: Final = {
-    "Status": "Where a session stands; `x-may-become` says what may follow.",
-    "SessionRecord": f"The whole value of a session, as the bucket {subjects.SESSIONS_BUCKET} holds it.",
+    "Status": "A session's place in its lifecycle; `x-may-become` lists the allowed next ones.",
+    "SessionRecord": f"Everything about a session, as stored in the bucket {subjects.SESSIONS_BUCKET}.",
 }
 
 
@@ -84,7 +84,7 @@ def document() -> dict[str, Any]:
 
 
 def definitions(prefix: str) -> dict[str, Any]:
-    """Every message by its name; references to others begin with `prefix`."""
+    """Every message by its name; references to other messages begin with `prefix`."""
     _, components = msgspec.json.schema_components(KINDS, ref_template=prefix + "{name}")
     for name, component in components.items():
         _complete(name, component)
@@ -97,7 +97,7 @@ def definitions(prefix: str) -> dict[str, Any]:
 def _event(prefix: str) -> dict[str, Any]:
     return {
         "title": "Event",
-        "description": "One event; `type` says which. Ignore a `type` that is not here.",
+        "description": "One event; its kind is in `type`. Ignore events of an unknown `type`.",
         "oneOf": [{"$ref": f"{prefix}{kind.__name__}"} for kind in EVENTS],
     }
 
@@ -105,13 +105,13 @@ def _event(prefix: str) -> dict[str, Any]:
 def _output(prefix: str) -> dict[str, Any]:
     return {
         "title": "Output",
-        "description": "What a worker says or is told; `type` says which. Ignore a `type` that is not here.",
+        "description": "Output or a conversation message of a worker; its kind is in `type`. Ignore unknown types.",
         "oneOf": [{"$ref": f"{prefix}{kind.__name__}"} for kind in OUTPUTS],
     }
 
 
 def _complete(name: str, component: dict[str, Any]) -> None:
-    """Say what msgspec's schema leaves open."""
+    """Add what msgspec's schema leaves out."""
     component["description"] = _DESCRIPTIONS.get(name) or inspect.cleandoc(component["description"])
     if "properties" not in component:
         return
@@ -126,6 +126,6 @@ def _complete(name: str, component: dict[str, Any]) -> None:
 
 
 def _typed(schema: dict[str, Any]) -> dict[str, Any]:
-    """Of a schema that also allows null, the part that does not."""
+    """The part of the schema that is not null, if it also allows null."""
     parts: list[dict[str, Any]] = schema.get("anyOf", [schema])
     return next(part for part in parts if part != {"type": "null"})

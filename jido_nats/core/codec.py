@@ -1,4 +1,4 @@
-"""Bytes to structs and back, as JSON or MessagePack; every way that bytes can be wrong is one `DecodeError`."""
+"""Encode and decode structs as JSON or MessagePack; invalid bytes of any kind raise one error, `DecodeError`."""
 
 import math
 from collections.abc import Hashable
@@ -19,14 +19,14 @@ _INT64_MAX: Final = 2**63 - 1
 
 
 class Encoding(StrEnum):
-    """How a payload is written; the value is the short name of the settings, `content_type` the header's."""
+    """How a payload is encoded. The value is its name in the settings; `content_type` is its name in headers."""
 
     JSON = "json"
     MSGPACK = "msgpack"
 
     @property
     def content_type(self) -> str:
-        """The media type that goes into `Content-Type`."""
+        """The media type for the `Content-Type` header."""
         return _CONTENT_TYPES[self]
 
 
@@ -34,22 +34,22 @@ _CONTENT_TYPES: Final = {Encoding.JSON: "application/json", Encoding.MSGPACK: "a
 
 
 class DecodeError(ValueError):
-    """The bytes are not what they should be; the message says where."""
+    """The bytes cannot be decoded, or the value cannot be encoded; the message says what is wrong, and where."""
 
 
 def encoding_of(content_type: str | None) -> Encoding:
-    """The encoding that a `Content-Type` header names, JSON where there is none; else `DecodeError`."""
+    """The encoding that a `Content-Type` header names; JSON without one. Raises `DecodeError` for any other."""
     if not content_type or content_type == _CONTENT_TYPES[Encoding.JSON]:
         return Encoding.JSON
     media_type = content_type.partition(";")[0].strip().lower()
     for encoding, known in _CONTENT_TYPES.items():
         if media_type == known:
             return encoding
-    raise DecodeError(f"Content-Type {media_type[:80]!r} is not known; use {' or '.join(_CONTENT_TYPES.values())}")
+    raise DecodeError(f"unknown Content-Type {media_type[:80]!r}; use {' or '.join(_CONTENT_TYPES.values())}")
 
 
 def encode(value: object, encoding: Encoding = Encoding.JSON) -> bytes:
-    """The value's bytes; `DecodeError` where it holds what the encoding cannot carry."""
+    """The value's bytes. Raises `DecodeError` if the encoding cannot represent it."""
     try:
         return _JSON_ENCODER.encode(value) if encoding is Encoding.JSON else _MSGPACK_ENCODER.encode(value)
     except (msgspec.MsgspecError, OverflowError, RecursionError, TypeError, UnicodeError) as error:
@@ -57,11 +57,11 @@ def encode(value: object, encoding: Encoding = Encoding.JSON) -> bytes:
 
 
 def decode(data: bytes, kind: type[T], encoding: Encoding = Encoding.JSON) -> T:
-    """A value of `kind`; `DecodeError` for anything that is not one."""
+    """The bytes as a `kind`. Raises `DecodeError` if they are not one."""
     try:
         return cast(T, _decoder(cast(Hashable, kind), encoding).decode(data))
     except RecursionError as error:
-        raise DecodeError("the payload is nested too deep") from error
+        raise DecodeError("the payload is nested too deeply") from error
     except UnicodeDecodeError as error:
         raise DecodeError("the payload is not valid UTF-8") from error
     except (msgspec.MsgspecError, ValueError) as error:
@@ -69,12 +69,12 @@ def decode(data: bytes, kind: type[T], encoding: Encoding = Encoding.JSON) -> T:
 
 
 def decode_event(data: bytes, encoding: Encoding = Encoding.JSON) -> Event | None:
-    """The event, or None for an event of a type that is not known here (readers ignore those)."""
+    """The event, or None if its type is unknown (readers ignore those)."""
     return _decode_tagged(data, cast(type[Event], Event), encoding)
 
 
 def decode_output(data: bytes, encoding: Encoding = Encoding.JSON) -> Output | None:
-    """What a worker said or was told, or None for a type that is not known here."""
+    """The output or conversation message, or None if its type is unknown."""
     return _decode_tagged(data, cast(type[Output], Output), encoding)
 
 
@@ -89,23 +89,23 @@ def _decode_tagged(data: bytes, union: type[T], encoding: Encoding) -> T | None:
 
 
 def check_plain(value: Any, name: str) -> None:
-    """`DecodeError` unless the value is the same in JSON and in MessagePack.
+    """Raise `DecodeError` unless the value is plain: the same in JSON and in MessagePack.
 
-    Plain is: None, bool, finite float, integer of 64 bits, text, and lists and objects of those with text
-    as keys, at most `DEPTH_MAX` deep.
+    Plain values are None, bool, finite floats, 64-bit integers, strings, and lists and dicts of those with string
+    keys, nested at most `DEPTH_MAX` levels deep.
     """
     stack = [(value, 1)]
     while stack:
         item, depth = stack.pop()
         if depth > DEPTH_MAX:
-            raise DecodeError(f"{name} is nested more than {DEPTH_MAX} deep")
+            raise DecodeError(f"{name} is nested more than {DEPTH_MAX} levels deep")
         match item:
             case list():
                 stack += [(element, depth + 1) for element in item]
             case dict():
                 for key, element in item.items():
                     if not isinstance(key, str):
-                        raise DecodeError(f"{name} has a key that is not text")
+                        raise DecodeError(f"{name} has a key that is not a string")
                     _check_scalar(key, name)
                     stack.append((element, depth + 1))
             case _:
@@ -120,15 +120,15 @@ def _check_scalar(value: Any, name: str) -> None:
             try:
                 value.encode()
             except UnicodeEncodeError as error:
-                raise DecodeError(f"{name} holds text that is not valid Unicode") from error
+                raise DecodeError(f"{name} contains a string that is not valid Unicode") from error
         case int():
             if not _INT64_MIN <= value <= _INT64_MAX:
-                raise DecodeError(f"{name} holds an integer beyond 64 bits")
+                raise DecodeError(f"{name} contains an integer that does not fit into 64 bits")
         case float():
             if not math.isfinite(value):
-                raise DecodeError(f"{name} holds a number that is not finite")
+                raise DecodeError(f"{name} contains a number that is not finite")
         case _:
-            raise DecodeError(f"{name} holds a {type(value).__name__}, which JSON cannot carry")
+            raise DecodeError(f"{name} contains a {type(value).__name__}, which JSON cannot represent")
 
 
 class _AnyTagged(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""The table of commands: the one place that says which there are. Everything else is derived from it or checked by it.
+"""The table of commands. Everything else about a command is derived from it, or checked against it by a test.
 
 A new command is one row here, one handler in `manager/handlers.py` and one method of `SessionApi`.
 Requests and replies are in `requests.py`.
@@ -41,7 +41,7 @@ ERRORS_OF_EVERY_COMMAND: Final = (BadRequest, TooLarge, Overloaded, InternalErro
 
 
 class About(StrEnum):
-    """What a command is about: its subject ends with the id of that."""
+    """What a command is about; the id of that session or manager is the last token of its subject."""
 
     NOTHING = "nothing"
     SESSION = "session"
@@ -49,21 +49,21 @@ class About(StrEnum):
 
 
 class RunsAt(StrEnum):
-    """Which manager carries a command out; any other forwards it there."""
+    """Which manager carries out a command; other managers forward it there."""
 
     OWNER = "owner"
     ANYBODY = "anybody"
 
 
 class Replies(StrEnum):
-    """How many replies a command has; exports of a stream have to say so in `nats.conf`."""
+    """How many replies a command has; a service export in `nats.conf` must declare it if there are several."""
 
     ONE = "one"
     STREAM = "stream"
 
 
 class Role(StrEnum):
-    """A user of `nats.conf` that sends commands (a guest: about one session). Its operator may send them all."""
+    """A user in `nats.conf` that may send commands (a guest: about one session). The operator may send all of them."""
 
     CLIENT = "client"
     OBSERVER = "observer"
@@ -71,10 +71,10 @@ class Role(StrEnum):
 
 
 class Admission(StrEnum):
-    """What a command costs a manager.
+    """How a manager treats a command under load.
 
-    A full manager leaves the queue group of what would CREATE a session. A READ writes nothing and is cancelled when
-    it takes too long. A CHANGE goes on, whether its caller waits or not.
+    A full manager leaves the queue group of commands that CREATE a session. A READ writes nothing and is cancelled if
+    it takes too long. A CHANGE runs to its end, even if its caller no longer waits.
     """
 
     CREATE = "create"
@@ -83,7 +83,7 @@ class Admission(StrEnum):
 
 
 class Command(NamedTuple):
-    """One row. `subject` has a `*` for the id of what it is about; `errors`: those of every command apart."""
+    """One row. `subject` has a `*` for the session's or manager's id; `errors` excludes `ERRORS_OF_EVERY_COMMAND`."""
 
     subject: str
     request: type[Request]
@@ -97,9 +97,9 @@ class Command(NamedTuple):
     replies: Replies = Replies.ONE
 
     def subject_for(self, target: str) -> str:
-        """The subject of this command about one session or manager; `target`: "" where it is about nothing.
+        """The subject for one session or manager; `target` is ignored by a command that is about neither.
 
-        Raises `BadRequest` where the target is no token.
+        Raises `BadRequest` if the target is not a valid token.
         """
         if self.about is About.NOTHING:
             return self.subject
@@ -120,7 +120,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         runs_at=RunsAt.ANYBODY,
         roles=frozenset({Role.CLIENT}),
         admission=Admission.CREATE,
-        summary="Create a session; answered once it is active. Safe to repeat with the same session_id.",
+        summary="Create a session; the reply comes once it is active. Safe to retry with the same session_id.",
     ),
     "list": Command(
         subject=subjects.LIST,
@@ -142,7 +142,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         runs_at=RunsAt.ANYBODY,
         roles=_EVERYBODY,
         admission=Admission.READ,
-        summary="The record of a session.",
+        summary="Get the record of a session.",
     ),
     "terminate": Command(
         subject=subjects.all_commands("terminate"),
@@ -153,7 +153,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         runs_at=RunsAt.OWNER,
         roles=_NO_OBSERVER,
         admission=Admission.CHANGE,
-        summary="End a session; again on one that has ended: the same record and no new event.",
+        summary="End a session. If it has already ended, the reply is the same record and no event is published.",
     ),
     "idle": Command(
         subject=subjects.all_commands("idle"),
@@ -186,8 +186,8 @@ COMMANDS: Final[Mapping[str, Command]] = {
         runs_at=RunsAt.OWNER,
         roles=_NO_OBSERVER,
         admission=Admission.CHANGE,
-        summary="Send a message to the worker of an active or idle session (which wakes it); "
-        "safe to repeat with a message_id.",
+        summary="Send a message to the worker of an active or idle session; an idle one becomes active. "
+        "Safe to retry with the same message_id.",
     ),
     "history": Command(
         subject=subjects.all_commands("history"),
@@ -198,6 +198,6 @@ COMMANDS: Final[Mapping[str, Command]] = {
         runs_at=RunsAt.ANYBODY,
         roles=_EVERYBODY,
         admission=Admission.READ,
-        summary="Every event of a session, by request-reply, also after its record has expired.",
+        summary="Get every event of a session by request-reply, also after its record has expired.",
     ),
 }

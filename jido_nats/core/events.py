@@ -1,4 +1,4 @@
-"""The events, a tagged union: `type` is the contract, fields may be added with defaults."""
+"""The events, a union tagged by `type`. The tags are the contract; fields may be added, with defaults."""
 
 from datetime import datetime
 from typing import Any
@@ -9,7 +9,7 @@ from jido_nats.core.session import Reason, Status
 
 
 class SessionCreated(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="session_created"):
-    """A session exists; always version 1."""
+    """A session was created; always version 1."""
 
     session_id: str
     version: int
@@ -18,7 +18,7 @@ class SessionCreated(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class SessionStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="session_status"):
-    """A session went from `previous_status` to `status`; `reason` and `error` where it is ending."""
+    """A session went from `previous_status` to `status`; `reason` and `error` are set if it is ending."""
 
     session_id: str
     version: int
@@ -32,7 +32,7 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class SessionTerminated(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="session_terminated"):
-    """A session has ended; follows the `session_status` of the same version."""
+    """A session has ended; published after the `session_status` of the same version."""
 
     session_id: str
     version: int

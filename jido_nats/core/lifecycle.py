@@ -1,8 +1,8 @@
-"""The rules of a session's life, as data, and the two functions that apply them.
+"""The rules of a session's lifecycle, as data, and the functions that apply them.
 
-`create` and `transition` return the new record and its events, or refuse; they touch nothing.
-A record carries everything that its events are made of, so `events_of` gives them again at any time:
-that is how a survivor publishes what a dead manager had committed.
+`create` and `transition` return the new record and its events, or raise; they have no side effects.
+A record holds everything that its events contain, so `events_of` can rebuild them at any time:
+that is how another manager publishes the events of a version that a dead manager had committed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,8 @@ TRANSITIONS: Final[Mapping[Status, frozenset[Status]]] = {
     Status.TERMINATED: frozenset(),
 }
 
-# A reason that a command or a limit gave passes through `terminating`; the others say what has happened already.
+# Ends that a command, a limit or a stopping manager requests pass through `terminating`; the other reasons report
+# an end that has happened already.
 PASSING_REASONS: Final = frozenset({Reason.REQUESTED, Reason.TIMED_OUT, Reason.MANAGER_STOPPED})
 DIRECT_REASONS: Final = frozenset(Reason) - PASSING_REASONS
 
@@ -41,7 +42,7 @@ def create(
     idle_timeout_s: float | None = None,
     max_lifetime_s: float | None = None,
 ) -> tuple[SessionRecord, tuple[Event, ...]]:
-    """Version 1 of a session, `initializing`, and its `session_created`."""
+    """Version 1 of a session, `initializing`, and its `session_created` event."""
     record = SessionRecord(
         session_id=session_id,
         status=Status.INITIALIZING,
@@ -61,7 +62,7 @@ def create(
 
 
 def opened(record: SessionRecord) -> tuple[SessionRecord, tuple[Event, ...]]:
-    """Version 2, `active`, of a session whose version 1 is not written by itself: its events are those of both."""
+    """Version 2, `active`, of a session whose version 1 is not written separately; its events are those of both."""
     assert record.version == 1, "just created"
     changed = msgspec.structs.replace(
         record, status=Status.ACTIVE, previous_status=Status.INITIALIZING, version=2, opening=True
@@ -84,8 +85,8 @@ def transition(
 ) -> tuple[SessionRecord, tuple[Event, ...]]:
     """The record's next version, in `status`, and its events.
 
-    `owner` is given where another manager takes over. Time never runs backwards within a session.
-    Raises `InvalidTransition` where the table, or the way that the reason has to take, does not allow it.
+    `owner`: the new owner if another manager takes over. `updated_at` never goes backwards within a session.
+    Raises `InvalidTransition` if the table does not allow it, or the reason does not fit the transition.
     """
     _check(record, status, reason)
     changed = msgspec.structs.replace(
@@ -107,7 +108,7 @@ def transition(
 
 
 def events_of(record: SessionRecord) -> tuple[Event, ...]:
-    """The events of the record's version, in the order in which they are told."""
+    """The events of the record's version, in the order in which they are published."""
     if record.previous_status is None:
         return (created_event(record),)
     changed = SessionStatus(
@@ -129,12 +130,12 @@ def events_of(record: SessionRecord) -> tuple[Event, ...]:
 
 
 def step_of(record: SessionRecord) -> list[SessionStatus]:
-    """The `session_status` of the record's version; none for version 1."""
+    """The `session_status` events of the record's version: one, or none for version 1."""
     return [event for event in events_of(record) if isinstance(event, SessionStatus)]
 
 
 def after_event(record: SessionRecord, event: Event) -> SessionRecord:
-    """The record as it was when `event` had happened; what events do not carry (`owner`, …) is the record's."""
+    """The record as it was right after `event`; fields that events lack (`owner`, …) are those of `record`."""
     if isinstance(event, SessionCreated):
         return msgspec.structs.replace(
             record,
@@ -172,7 +173,7 @@ def after_event(record: SessionRecord, event: Event) -> SessionRecord:
 
 
 def ended_event(status: SessionStatus) -> SessionTerminated:
-    """The `session_terminated` that follows the `session_status` of a session's end."""
+    """The `session_terminated` that follows a session's last `session_status`."""
     assert status.status is Status.TERMINATED and status.reason is not None, "an end has a reason"
     return SessionTerminated(
         session_id=status.session_id,
@@ -195,7 +196,7 @@ def created_event(record: SessionRecord) -> SessionCreated:
 def history(
     created: SessionCreated | None, steps: Sequence[SessionStatus], *, after: int, limit: int
 ) -> tuple[list[Event], int | None]:
-    """(events, next) of the versions behind `after`: whole versions, about `limit` events; `next` where more follow."""
+    """(events, next) of the versions after `after`: whole versions, about `limit` events; `next` if there are more."""
     versions: list[list[Event]] = [[created]] if created is not None else []
     versions += [[s, ended_event(s)] if s.status is Status.TERMINATED else [s] for s in steps]
     wanted = [events for events in versions if events[0].version > after]
@@ -222,11 +223,13 @@ def _check(record: SessionRecord, status: Status, reason: Reason | None) -> None
         allowed = " or ".join(sorted(TRANSITIONS[record.status])) or "nothing"
         raise refuse(f"a session that is {record.status} cannot become {status}, only {allowed}")
     if status is Status.TERMINATING and reason not in PASSING_REASONS:
-        raise refuse(f"a session passes through terminating for {_either(PASSING_REASONS)}, not for {reason}")
+        raise refuse(f"the reason for terminating must be {_either(PASSING_REASONS)}, not {reason}")
     if status is Status.TERMINATED and record.status is not Status.TERMINATING and reason not in DIRECT_REASONS:
-        raise refuse(f"a session that is {record.status} ends at once for {_either(DIRECT_REASONS)}, not for {reason}")
+        raise refuse(
+            f"the reason for going from {record.status} to terminated must be {_either(DIRECT_REASONS)}, not {reason}"
+        )
     if status in (Status.ACTIVE, Status.IDLE) and reason is not None:
-        raise refuse(f"a session that becomes {status} is not ending and takes no reason")
+        raise refuse(f"a session that becomes {status} is not ending, so it must have no reason")
 
 
 def _either(reasons: frozenset[Reason]) -> str:

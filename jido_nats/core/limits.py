@@ -1,4 +1,4 @@
-"""Which time limit of a session is over next. Pure: the moments are handed in, of whichever clock the caller has."""
+"""Which of a session's time limits expires next. Pure: the caller passes all times in, from a clock of its choice."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from jido_nats.core.session import SessionRecord, Status
 
 
 class Limit(NamedTuple):
-    """A time limit: the moment when it is over, which it is, and how many seconds it allows."""
+    """A time limit: when it expires, its name, and its length in seconds."""
 
     moment: float
     name: str
@@ -18,10 +18,10 @@ class Limit(NamedTuple):
 def next_limit(
     record: SessionRecord, defaults: Mapping[str, float], *, began_at: float, active_at: float
 ) -> Limit | None:
-    """The limit that is over first, of those that count in the session's status; None: no limit counts.
+    """The limit that expires first, of those that apply in the session's status; None if none applies.
 
-    A limit of the record wins over the default of that name; 0 means none. `began_at`: when the session was created;
-    `active_at`: when it last had a change, a message or output.
+    A limit in the record overrides the default of the same name; 0 means no limit. `began_at`: when the session was
+    created; `active_at`: when it last had a status change, a message or output.
     """
     since = {"max_lifetime_s": began_at}
     match record.status:

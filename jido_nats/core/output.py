@@ -1,4 +1,4 @@
-"""What a session's worker says and what is said to it; a tagged union like the events, but no transitions."""
+"""A worker's output and its conversation: a tagged union like the events, but not status changes."""
 
 from datetime import datetime
 from typing import Any
@@ -9,10 +9,10 @@ from jido_nats.core.subjects import output
 
 
 class SessionOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="session_output"):
-    """Something that the worker said: `session.emit(name, data)`.
+    """Output that the worker published with `session.emit(name, data)`.
 
-    `number` counts a session's kept output (with its conversation) from 1, and its ephemeral output apart:
-    a number that was seen before is a repeat. `ephemeral` output is heard live only.
+    `number` counts a session's stored output and conversation from 1; ephemeral output has a count of its own.
+    A number that a reader has seen before is a duplicate. `ephemeral` output is not stored, only published live.
     """
 
     session_id: str
@@ -24,7 +24,7 @@ class SessionOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class ConversationAdded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="conversation_added"):
-    """A message of the conversation: sent to the worker, or said by it. `number` as of `SessionOutput`."""
+    """A message of the conversation, sent to or by the worker. `number`: see `SessionOutput`."""
 
     session_id: str
     number: int
@@ -38,7 +38,7 @@ Output = SessionOutput | ConversationAdded
 
 
 class OutputPublication(msgspec.Struct, frozen=True):
-    """One message about a session's output: where it goes, what it says, and its `Nats-Msg-Id` (None: not kept)."""
+    """One message to publish: its subject, its payload and its `Nats-Msg-Id` (None: not stored)."""
 
     subject: str
     output: Output
@@ -46,7 +46,7 @@ class OutputPublication(msgspec.Struct, frozen=True):
 
 
 def publication_of(output_: Output) -> OutputPublication:
-    """The message of one output."""
+    """The message that publishes one output."""
     kept = isinstance(output_, ConversationAdded) or not output_.ephemeral
     message_id = f"{output_.session_id}.{output_.number}.output" if kept else None
     return OutputPublication(output(output_.session_id), output_, message_id)

@@ -1,6 +1,6 @@
-"""Requests and replies of the commands, and what a request has to keep beyond its types.
+"""The commands' requests and replies, and the checks of a request beyond its types.
 
-Unknown fields of a request are refused: a typing error must not be ignored.
+A request with an unknown field is rejected: a misspelled name must not be ignored.
 """
 
 from typing import Any, Final, TypeVar
@@ -30,22 +30,22 @@ R = TypeVar("R", bound="Request")
 
 
 class Request(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What a command takes. The base of every request, so that each can be checked without knowing which it is."""
+    """The base of every request, so that any of them can be checked the same way."""
 
     def check(self) -> None:
-        """`BadRequest` unless the values are such as a manager, whatever its settings, can act on."""
+        """Raise `BadRequest` for values that no manager accepts, whatever its settings."""
 
 
 class Empty(Request, frozen=True):
-    """A request that says all it has to say by its subject."""
+    """A request without fields: its subject says everything."""
 
 
 class CreateRequest(Request, frozen=True, kw_only=True):
-    """`jido.session.create`: all of it is optional.
+    """`jido.session.create`: every field is optional.
 
-    Seconds: an `active` session becomes `idle` after `idle_after_s` without a message, output or `touch()`; one that
-    is `idle` ends after `idle_timeout_s`, and any one `max_lifetime_s` after its creation. 0: never; None: as the
-    manager is set.
+    Time limits, in seconds: an `active` session becomes `idle` after `idle_after_s` without a message, output or
+    `touch()`; an `idle` one ends after `idle_timeout_s`; any session ends `max_lifetime_s` after its creation.
+    0: no limit; None: the manager's setting.
     """
 
     session_id: str | None = None
@@ -56,7 +56,7 @@ class CreateRequest(Request, frozen=True, kw_only=True):
     max_lifetime_s: float | None = None
 
     def check(self) -> None:
-        """`BadRequest` unless a session can be made of it; `check_size` is the rest."""
+        """Raise `BadRequest` unless a session can be created from it, sizes apart: see `check_size`."""
         if self.session_id is not None:
             check_session_id(self.session_id)
         for name in ("metadata", "llm_config"):
@@ -64,24 +64,24 @@ class CreateRequest(Request, frozen=True, kw_only=True):
         for name in LIMITS:
             limit = getattr(self, name)
             if limit is not None and not (isinstance(limit, int | float) and 0 <= limit <= LIMIT_MAX_S):
-                raise BadRequest(f"{name} is seconds, from 0 (none) to {LIMIT_MAX_S}", session_id=self.session_id)
+                raise BadRequest(f"{name} must be 0 (no limit) to {LIMIT_MAX_S} seconds", session_id=self.session_id)
 
     def check_size(self, bytes_max: int) -> None:
-        """`TooLarge` where `metadata` and `llm_config` have more bytes together, in the encoding that is longer.
+        """Raise `TooLarge` if `metadata` and `llm_config` together exceed the limit in JSON or in MessagePack.
 
-        To be called after `check`: only plain values can be encoded.
+        Call `check` first: only plain values can be encoded.
         """
         size = max(len(encode([self.metadata, self.llm_config], encoding)) for encoding in Encoding)
         if size > bytes_max:
             raise TooLarge(
-                f"metadata and llm_config are {size} bytes, at most {bytes_max} are taken: "
-                "keep references to large data",
+                f"metadata and llm_config are {size} bytes together, the limit is {bytes_max}: "
+                "store large data elsewhere and send references",
                 session_id=self.session_id,
             )
 
 
 class ListRequest(Request, frozen=True, kw_only=True):
-    """`jido.session.list`: live sessions by default; `metadata` keeps those that have all these pairs."""
+    """`jido.session.list`: live sessions by default; `metadata` selects those that have all of these pairs."""
 
     status: Status | None = None
     metadata: dict[str, Any] = {}
@@ -90,34 +90,34 @@ class ListRequest(Request, frozen=True, kw_only=True):
     cursor: str | None = None
 
     def check(self) -> None:
-        """`BadRequest` unless it can be answered."""
+        """Raise `BadRequest` for a value out of range."""
         if not 1 <= self.limit <= LIST_LIMIT_MAX:
-            raise BadRequest(f"limit is 1 to {LIST_LIMIT_MAX}")
+            raise BadRequest(f"limit must be 1 to {LIST_LIMIT_MAX}")
         if self.cursor is not None:
             try:
                 check_session_id(self.cursor)
             except BadRequest as error:
-                raise BadRequest(f"cursor is what next_cursor said: {error}") from error
+                raise BadRequest(f"cursor must be the next_cursor of an earlier reply: {error}") from error
 
 
 class TerminateRequest(Request, frozen=True):
-    """`jido.session.terminate.<id>`: `detail` is kept in the record and told in the events."""
+    """`jido.session.terminate.<id>`: `detail` is stored in the record and published in the events."""
 
     detail: str | None = None
 
     def check(self) -> None:
-        """`BadRequest` unless `detail` fits into an event."""
+        """Raise `BadRequest` unless `detail` fits into an event."""
         if self.detail is None:
             return
         if len(self.detail) > DETAIL_LENGTH_MAX:
-            raise BadRequest(f"detail is at most {DETAIL_LENGTH_MAX} characters")
+            raise BadRequest(f"detail must be at most {DETAIL_LENGTH_MAX} characters")
         _check_plain(self.detail, "detail")
 
 
 class SendRequest(Request, frozen=True, kw_only=True):
-    """`jido.session.send.<id>`: a message for the worker; `content` is any JSON value but null.
+    """`jido.session.send.<id>`: a message for the worker; `content` is any JSON value except null.
 
-    With a `message_id` it is safe to repeat: the worker gets it once.
+    With a `message_id` it is safe to retry: the worker receives the message once.
     """
 
     role: str
@@ -125,14 +125,17 @@ class SendRequest(Request, frozen=True, kw_only=True):
     message_id: str | None = None
 
     def check(self) -> None:
-        """`BadRequest` unless the message can be delivered and published."""
+        """Raise `BadRequest` unless the message can be delivered and published."""
         check_said(self.role, self.content)
         if self.message_id is not None:
             check_text("message_id", self.message_id, MESSAGE_ID_LENGTH_MAX)
 
 
 class SendReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The message is in the worker's inbox, and stored as `conversation_added` under `number`."""
+    """The message is in the worker's inbox, and stored as the `conversation_added` with this `number`.
+
+    `replayed`: an earlier request with this `message_id` did that, and this one did nothing.
+    """
 
     session_id: str
     message_id: str
@@ -141,17 +144,17 @@ class SendReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class CreateReply(SessionRecord, frozen=True, kw_only=True, omit_defaults=True):
-    """The record; `replayed` where the same request had been carried out before."""
+    """The session's record; `replayed` if an earlier, equal request created the session."""
 
     replayed: bool = False
 
 
 class ListReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The sessions, ordered by id; `next_cursor` where there are more.
+    """The sessions, ordered by id; `next_cursor` if there are more.
 
-    `position`: a sequence of the event stream. Every event up to it is in the list; who follows the events
-    behind it, and ignores versions that are not greater than the list's, misses nothing. Of several pages, the
-    first one's counts.
+    `position`: a sequence of the event stream. The list reflects every event up to it, so a reader that follows the
+    events after it, and ignores versions that are not greater than those in the list, misses nothing. With several
+    pages, use the position of the first.
     """
 
     sessions: list[SessionRecord]
@@ -160,28 +163,28 @@ class ListReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class HistoryRequest(Request, frozen=True, kw_only=True):
-    """`jido.session.history.<id>`: the events of the versions behind `after`, at most `limit` of them."""
+    """`jido.session.history.<id>`: the events of the versions after `after`, about `limit` of them."""
 
     after: int = 0
     limit: int = HISTORY_LIMIT
 
     def check(self) -> None:
-        """`BadRequest` unless it can be answered."""
+        """Raise `BadRequest` for a value out of range."""
         if not 1 <= self.limit <= HISTORY_LIMIT_MAX:
-            raise BadRequest(f"limit is 1 to {HISTORY_LIMIT_MAX}")
+            raise BadRequest(f"limit must be 1 to {HISTORY_LIMIT_MAX}")
         if self.after < 0:
-            raise BadRequest("after is a version: 0, or what `next` said")
+            raise BadRequest("after must be a version: 0, or the `next` of an earlier reply")
 
 
 class HistoryReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The events, in order; `next`, where there are more, goes into the next request's `after`."""
+    """The events, in order; if there are more, `next` is the value for `after` in the next request."""
 
     events: list[Event]
     next: int | None = None
 
 
 class ErrorDetail(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What went wrong: a stable code, a sentence, and the session if there is one."""
+    """What went wrong: a stable code, a message, and the id of the session if it is about one."""
 
     code: str
     message: str
@@ -189,15 +192,15 @@ class ErrorDetail(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ErrorReply(msgspec.Struct, frozen=True):
-    """The body of every error."""
+    """The payload of every error reply."""
 
     error: ErrorDetail
 
 
 def checked(request: R) -> R:
-    """A copy of a request that was made in Python, as it comes over NATS: what its maker changes later is not in it.
+    """A checked deep copy of a request from Python, as it would arrive over NATS: later changes do not affect it.
 
-    `BadRequest` where it cannot be sent, or no manager could carry it out (whatever its settings have room for).
+    Raises `BadRequest` if it cannot be encoded, or no manager would accept it (limits in settings apart).
     """
     try:
         for name, value in msgspec.structs.asdict(request).items():
@@ -210,52 +213,51 @@ def checked(request: R) -> R:
 
 
 def limits_of(asked: "CreateRequest | SessionRecord | Settings") -> dict[str, float | None]:
-    """The time limits of a request, a record or the settings, by name."""
+    """The time limits of a request, a record or the settings, by name; None if not set there."""
     limits = {name: getattr(asked, name) for name in LIMITS}
     return {name: None if limit is None else float(limit) for name, limit in limits.items()}
 
 
 def check_said(role: str, content: Any) -> None:
-    """`BadRequest` unless this can be a message of a conversation."""
+    """Raise `BadRequest` unless this can be a message of a conversation."""
     check_text("role", role, ROLE_LENGTH_MAX)
     if content is None:
-        raise BadRequest("content is null: say something")
+        raise BadRequest("content must not be null")
     _check_plain(content, "content")
 
 
 def check_emitted(name: str, data: Any) -> None:
-    """`BadRequest` unless this can be a worker's output."""
+    """Raise `BadRequest` unless this can be a worker's output."""
     check_text("the output's name", name, OUTPUT_NAME_LENGTH_MAX)
     _check_plain(data, "the output's data")
 
 
 def check_text(name: str, text: str, length_max: int) -> None:
-    """`BadRequest` unless it is text of that length at most, and not empty."""
+    """Raise `BadRequest` unless it is a string of 1 to `length_max` characters."""
     if not isinstance(text, str) or not 1 <= len(text) <= length_max:
-        raise BadRequest(f"{name} is 1 to {length_max} characters")
+        raise BadRequest(f"{name} must be 1 to {length_max} characters")
     _check_plain(text, name)
 
 
 def same_content(request: CreateRequest, record: SessionRecord) -> bool:
-    """Whether the record was made by this request, or one that asks for the same."""
+    """Whether this request, or an equal one, created the record."""
     asked, made = [[r.metadata, r.llm_config, limits_of(r)] for r in (request, record)]
-    return asked == made and deterministic(asked) == deterministic(
-        made
-    )  # Python's 1 equals True and 1.0, JSON's does not
+    # In Python 1 equals True and 1.0, in JSON it does not.
+    return asked == made and deterministic(asked) == deterministic(made)
 
 
 def deterministic(value: Any) -> bytes:
-    """The value as JSON, the same for the same value."""
+    """The value as JSON; equal values give equal bytes."""
     return msgspec.json.encode(value, order="deterministic")
 
 
 def as_answered(record: SessionRecord) -> SessionRecord:
-    """The record as the command that ended it was answered: the seal came later and is nobody's business there."""
+    """The record without `sealed`, as in the reply to the command that ended it: it is sealed only later."""
     return msgspec.structs.replace(record, sealed=False)
 
 
 def reply_of(record: SessionRecord, *, replayed: bool) -> CreateReply:
-    """The answer to a create."""
+    """The reply to a create."""
     return CreateReply(**msgspec.structs.asdict(as_answered(record)), replayed=replayed)
 
 

@@ -8,7 +8,7 @@ import msgspec
 
 
 class Status(StrEnum):
-    """Where a session stands; `lifecycle.TRANSITIONS` says what may follow."""
+    """A session's place in its lifecycle; `lifecycle.TRANSITIONS` lists the allowed next ones."""
 
     INITIALIZING = "initializing"
     ACTIVE = "active"
@@ -30,15 +30,14 @@ class Reason(StrEnum):
 
 
 class SessionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """The whole value of a session, as `JIDO_SESSIONS` holds it.
+    """Everything about a session, as stored in `JIDO_SESSIONS`.
 
-    `version` starts at 1 and grows by one with every transition. `owner` is the id of the manager that
-    runs the session. `after` is a sequence of the event stream that was acknowledged before this version
-    was committed, so every event of this version lies behind it. `sealed` says that all events are stored
-    and nothing will change any more. Times are UTC.
-    `opening` says that this version is the first that was written, so that `session_created` is among its events.
-    The time limits are those that the session was created with (seconds, 0: none), None where the manager's hold.
-    `traceparent` (W3C Trace Context) is that of the command which caused this version, None where it had none.
+    `version` starts at 1 and grows by one with each transition. `owner` is the id of the manager that runs the
+    session. `after` is a sequence of the event stream that was acknowledged before this version was committed, so
+    every event of this version is stored after it. `sealed`: every event is stored, and the record is final.
+    `opening`: this is the first version that was written, so its events include `session_created`.
+    The time limits are those of the request that created the session (seconds; 0: no limit; None: the manager's).
+    `traceparent` (W3C Trace Context) is that of the command that caused this version, if it had one. Times are UTC.
     """
 
     session_id: str
@@ -64,5 +63,5 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     @property
     def has_limits(self) -> bool:
-        """Whether it was created with time limits of its own."""
+        """Whether the session was created with its own time limits."""
         return not (self.idle_after_s is None and self.idle_timeout_s is None and self.max_lifetime_s is None)

@@ -1,4 +1,4 @@
-"""Every setting of a deployment, with its default, and how a TOML file is read into them."""
+"""Every setting of a deployment with its default, and how to load them from TOML."""
 
 import math
 from typing import Any
@@ -10,11 +10,11 @@ from jido_nats.core.codec import Encoding
 from jido_nats.errors import ConfigurationError
 
 
-# The comments beside the fields are the text of deploy/docs/settings.md: `python -m tests.tools.reference` writes it.
+# The comments on the fields become deploy/docs/settings.md: run `python -m tests.tools.reference` after a change.
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of a manager; those that name or shape storage have to be the same in a whole deployment.
+    """The settings of a manager. Those about storage must be the same for every manager of a deployment.
 
-    Times are seconds (`_s`), sizes are bytes (`_bytes_max`); `None` and -1 mean no limit.
+    Times are in seconds (`_s`), sizes in bytes (`_bytes_max`); None and -1 mean no limit.
     """
 
     # Storage: the same for the whole deployment
@@ -51,18 +51,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     output_message_bytes_max: int = 256 * 1024  # size of one output or message; beyond it: too_large
 
     def __post_init__(self) -> None:
-        msgspec.structs.force_setattr(self, "encoding", Encoding(self.encoding))  # "msgpack" from Python will do
+        msgspec.structs.force_setattr(self, "encoding", Encoding(self.encoding))  # Python code may pass "msgpack"
         for name in ("events_stream", "output_stream", "sessions_bucket", "managers_bucket"):
             if not subjects.is_token(getattr(self, name)):
-                raise ValueError(f"{name} has to be letters, digits, '_' or '-'")
+                raise ValueError(f"{name} must be 1 to 64 letters, digits, '_' or '-'")
         for name in _POSITIVE:
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} has to be greater than 0, and finite")
+                raise ValueError(f"{name} must be greater than 0, and finite")
         for name in _LIMITS:
             if (limit := getattr(self, name)) is not None and not 0 <= limit < math.inf:
-                raise ValueError(f"{name} cannot be less than 0, and has to be finite")
+                raise ValueError(f"{name} must be 0 or more, and finite")
         if not 1 <= self.replicas <= 5:
-            raise ValueError("replicas has to be 1 to 5")
+            raise ValueError("replicas must be 1 to 5")
 
 
 _POSITIVE = (
@@ -87,13 +87,13 @@ _LIMITS = ("drain_timeout_s", "idle_after_s", "idle_timeout_s", "max_lifetime_s"
 
 
 def load(toml: bytes, **overrides: Any) -> Settings:
-    """The settings of a TOML file's bytes; `overrides` win where they are not None.
+    """Settings from the bytes of a TOML file; an override that is not None replaces the file's value.
 
-    Raises `ConfigurationError` that names the setting.
+    Raises `ConfigurationError`, which names the setting.
     """
     try:
         values = msgspec.toml.decode(toml)
         values.update({name: value for name, value in overrides.items() if value is not None})
         return msgspec.convert(values, Settings)
     except (msgspec.MsgspecError, ValueError) as error:
-        raise ConfigurationError(f"the settings cannot be used: {error}") from error
+        raise ConfigurationError(f"invalid settings: {error}") from error

@@ -1,4 +1,4 @@
-"""Every subject, stream and bucket name, built from checked tokens; the wildcard stands beside each builder."""
+"""Every subject, stream and bucket name, built from checked tokens; each builder names its wildcard."""
 
 import re
 from collections.abc import Iterator
@@ -23,12 +23,12 @@ SESSIONS_BUCKET: Final = "JIDO_SESSIONS"
 MANAGERS_BUCKET: Final = "JIDO_MANAGERS"
 
 _TOKEN: Final = re.compile(r"\A[A-Za-z0-9_-]{1,64}\Z")
-# What a requester's reply subject has to look like: an inbox, or the server's own for another account.
+# Reply subjects that are answered: inboxes, and the server's own for requests from another account.
 _INBOX: Final = re.compile(r"\A(?:_INBOX|_R_)\.[^\s*>]{1,256}\Z")
 
 
 class Publication(NamedTuple):
-    """One message that a version of a session owes: where it goes, what it says, its `Nats-Msg-Id`."""
+    """One message of a session's version: its subject, its event and its `Nats-Msg-Id`."""
 
     subject: str
     event: Event
@@ -37,19 +37,19 @@ class Publication(NamedTuple):
 
 
 def check_session_id(session_id: str) -> str:
-    """The id itself, or `BadRequest`: one token of letters, digits, `_` and `-`, at most 64 long."""
+    """Return the id. Raises `BadRequest` unless it is one token: 1 to 64 letters, digits, `_` or `-`."""
     if not isinstance(session_id, str) or not _TOKEN.match(session_id):
-        raise BadRequest("a session id is 1 to 64 letters, digits, '_' or '-'")
+        raise BadRequest("a session id must be 1 to 64 letters, digits, '_' or '-'")
     return session_id
 
 
 def is_token(text: str) -> bool:
-    """Whether the text can be one token of a subject."""
+    """Whether the text is a valid token for a subject."""
     return _TOKEN.match(text) is not None
 
 
 def is_inbox(subject: str) -> bool:
-    """Whether a reply subject is an inbox, the only kind that is ever answered."""
+    """Whether a reply subject is an inbox; no other reply subject is answered."""
     return _INBOX.match(subject) is not None
 
 
@@ -59,7 +59,7 @@ def session(session_id: str) -> str:
 
 
 def output(session_id: str) -> str:
-    """The subject of what one session's worker says; all: `ALL_OUTPUT`."""
+    """The subject of one session's output and conversation; all: `ALL_OUTPUT`."""
     return f"jido.client.session.{check_session_id(session_id)}.output"
 
 
@@ -69,12 +69,12 @@ def fence(session_id: str) -> str:
 
 
 def session_of(subject: str) -> str:
-    """The session id in a fence's, a session's or a key's subject (its last token)."""
+    """The session id in the subject of a fence, a session or a key: its last token."""
     return subject.rpartition(".")[2]
 
 
 def all_commands(verb: str) -> str:
-    """The subject pattern of a command about one session; the table `commands.COMMANDS` has that of every command."""
+    """The subject pattern of a command about one session, for the table `commands.COMMANDS`."""
     return f"jido.session.{verb}.*"
 
 
@@ -84,7 +84,7 @@ def forwarded(manager_id: str, verb: str, session_id: str) -> str:
 
 
 def all_forwarded(manager_id: str) -> str:
-    """The subject on which a manager receives the commands that others forward to it."""
+    """The subject on which a manager receives commands that other managers forward to it."""
     return f"jido.manager.{manager_id}.*.*"
 
 
@@ -99,19 +99,19 @@ def all_keys(bucket: str) -> str:
 
 
 def bucket_subjects(bucket: str) -> str:
-    """What the stream that a bucket is has to take, as every NATS client makes it."""
+    """The subjects of a bucket's stream, the same as every NATS client configures."""
     return f"$KV.{bucket}.>"
 
 
 def bucket_stream(bucket: str) -> str:
-    """The stream that a bucket is."""
+    """The name of a bucket's stream."""
     return f"KV_{bucket}"
 
 
 def publications(record: SessionRecord) -> Iterator[Publication]:
-    """The messages of the record's version, in the order in which they have to be stored.
+    """The messages of the record's version, in the order in which they must be stored.
 
-    The copy on the session's own subject comes last, so that a stored one proves the version complete.
+    The copy on the session's own subject is last: once it is stored, the version is complete.
     """
     copy: Publication | None = None
     for event in events_of(record):
@@ -124,6 +124,6 @@ def publications(record: SessionRecord) -> Iterator[Publication]:
 
 
 def last_message_id(record: SessionRecord) -> str:
-    """The `Nats-Msg-Id` of the last message that the record's version owes."""
+    """The `Nats-Msg-Id` of the last message of the record's version."""
     *_, last = publications(record)
     return last.message_id

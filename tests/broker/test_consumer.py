@@ -268,7 +268,7 @@ async def polled(consumer: OrderedConsumer) -> int | None:
 async def test_a_reader_that_cannot_begin_leaves_nothing_behind(connection: Connection, stream: str) -> None:
     before = (list(connection._on_up), list(connection._subscriptions))
 
-    with pytest.raises(PositionTooOld, match="ends at 10"):
+    with pytest.raises(PositionTooOld, match=r"beyond the end of the stream \(10\)"):
         async with OrderedConsumer(connection, stream, ["t.*"], Start.at(99), strict=True):
             pass
     with pytest.raises(JetStreamError):

@@ -225,7 +225,7 @@ async def test_nats_url_says_where(server: LocalServer, stranger: Stranger, mana
         (["create", "--llm-config", "{"], "--llm-config takes a JSON object"),
         (["create", "--llm-config", "[]"], "--llm-config takes a JSON object"),
         (["events", "--since", "yesterday"], "'yesterday' is no position"),
-        (["events", "--since", "99999"], "which ends at 3"),
+        (["events", "--since", "99999"], "beyond the end of the stream (3)"),
         (["events", "--durable", "a.b"], "durable"),
         (["wait", "nobody"], "no session of that id"),
         (["serve", "--worker", "nothing"], "package.module:callable"),
@@ -540,9 +540,9 @@ async def test_what_others_say_cannot_speak_to_the_terminal(
     ("command", "told"),
     [
         (["create", "--session-id", ""], "session id"),
-        (["create", "--metadata", b"a=\xff"], "metadata holds text that is not valid Unicode"),
-        (["terminate", "s1", "--detail", b"\xff"], "detail holds text that is not valid Unicode"),
-        (["send", "s1", b"\xff"], "content holds text that is not valid Unicode"),
+        (["create", "--metadata", b"a=\xff"], "metadata contains a string that is not valid Unicode"),
+        (["terminate", "s1", "--detail", b"\xff"], "detail contains a string that is not valid Unicode"),
+        (["send", "s1", b"\xff"], "content contains a string that is not valid Unicode"),
     ],
 )
 async def test_what_is_no_text_is_refused(server: LocalServer, command: list[Any], told: str) -> None:

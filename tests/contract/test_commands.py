@@ -29,11 +29,11 @@ EACH: Final = pytest.mark.parametrize("verb", COMMANDS)
 
 
 class Sent(Exception):
-    """Raised in place of an answer."""
+    """Raised instead of a reply."""
 
 
 class Recorder(SessionApi):
-    """An API that notes what it was asked for."""
+    """An API that records its calls."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, type[Any], type[Any]]] = []
@@ -81,7 +81,7 @@ async def stored(stranger: Stranger) -> list[int]:
 
 
 async def prepare(stranger: Stranger, command: Command) -> None:
-    """Make the session that the command is about ready for it."""
+    """Bring the command's session into a status that allows it."""
     if command is not COMMANDS["create"]:
         await stranger.create(EXAMPLE)
     if command is COMMANDS["activate"]:
@@ -153,7 +153,7 @@ async def test_an_operator_may_send_every_command() -> None:
 
 
 @pytest.mark.parametrize("user", sorted(VARIABLES.keys() - USERS.values() - {"operator"}))
-async def test_who_has_no_role_of_the_table_may_send_none(user: str) -> None:
+async def test_a_user_without_a_role_in_the_table_may_send_no_command(user: str) -> None:
     assert await arrivals(user) == set()
 
 

@@ -1,4 +1,4 @@
-"""`jido-nats conform` as its users meet it: recordings, the stream itself, and what it says of a bad manager."""
+"""`jido-nats conform` as a user runs it: on recordings, on the stream itself, and on a misbehaving manager."""
 
 from pathlib import Path
 
@@ -22,8 +22,8 @@ AGAIN = {
 }
 
 
-async def tell(stranger: Stranger, event: object, subject: str = "jido.client.events") -> None:
-    """What a bad manager would publish."""
+async def publish(stranger: Stranger, event: object, subject: str = "jido.client.events") -> None:
+    """Publish what a misbehaving manager might."""
     data = event if isinstance(event, bytes) else msgspec.json.encode(event)
     await stranger.js.publish(subject, data, headers={"Content-Type": "application/json"})
 
@@ -73,12 +73,12 @@ async def test_a_recording_conforms(
     assert (finished.code, finished.out) == (0, "20 messages of 3 sessions, 0 violations\n")
 
 
-async def test_what_a_bad_manager_publishes_is_told(
+async def test_what_a_misbehaving_manager_publishes_is_reported(
     server: LocalServer, stranger: Stranger, manager: SessionManager
 ) -> None:
     await stranger.create("s1")
     await stranger.ask("jido.session.terminate.s1")
-    await tell(stranger, AGAIN)
+    await publish(stranger, AGAIN)
 
     finished = await run("conform", "--server", server.url, "--json")
 
@@ -87,8 +87,10 @@ async def test_what_a_bad_manager_publishes_is_told(
     assert {line["sequence"] for line in finished.lines} == {9}
 
 
-async def test_what_is_no_event_is_told(server: LocalServer, stranger: Stranger, manager: SessionManager) -> None:
-    await tell(stranger, b"hello")
+async def test_a_message_that_is_not_an_event_is_reported(
+    server: LocalServer, stranger: Stranger, manager: SessionManager
+) -> None:
+    await publish(stranger, b"hello")
 
     finished = await run("conform", "--server", server.url)
 
@@ -97,12 +99,12 @@ async def test_what_is_no_event_is_told(server: LocalServer, stranger: Stranger,
 
 
 async def test_an_unknown_type_is_only_noted(server: LocalServer, stranger: Stranger, manager: SessionManager) -> None:
-    await tell(stranger, UNKNOWN)
+    await publish(stranger, UNKNOWN)
 
     finished = await run("conform", "--server", server.url, "--json")
 
     assert (finished.code, finished.out) == (0, "")
-    assert "'session_renamed', which is not known here" in finished.err
+    assert "an event of an unknown type, 'session_renamed'" in finished.err
 
 
 async def test_a_partial_recording_needs_to_say_so(tmp_path: Path) -> None:

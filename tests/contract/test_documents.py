@@ -1,4 +1,4 @@
-"""The published contract: it is up to date, valid by the official schemas, and says what the code does."""
+"""The published contract: it is up to date, valid under the official schemas, and agrees with the code."""
 
 import json
 from functools import cache
@@ -30,12 +30,12 @@ EACH: Final = pytest.mark.parametrize("line", LINES, ids=[f"{n}-{line.kind}" for
 
 @cache
 def validator(name: str) -> Draft202012Validator:
-    """Of what the contract calls by that name."""
+    """The validator for the definition of that name."""
     return Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": schema.document()["$defs"]})
 
 
 def check(name: str, value: object) -> None:
-    """`jsonschema.ValidationError` unless the contract allows the value under that name."""
+    """Raise `jsonschema.ValidationError` unless the value matches the definition of that name."""
     validator(name).validate(value)
 
 
@@ -48,7 +48,7 @@ def references(node: Any) -> list[str]:
 
 
 def resolve(document: Any, reference: str) -> Any:
-    """What a local reference points to."""
+    """The target of a local reference."""
     for part in reference.removeprefix("#/").split("/"):
         document = document[part]
     return document
@@ -62,7 +62,7 @@ def resolve(document: Any, reference: str) -> Any:
     ],
 )
 def test_the_published_contract_is_up_to_date(file: str, document: Any, command: str) -> None:
-    assert json.loads((CONTRACT / file).read_text()) == document(), f"write it anew: {command} > deploy/contract/{file}"
+    assert json.loads((CONTRACT / file).read_text()) == document(), f"regenerate it: {command} > deploy/contract/{file}"
 
 
 def test_the_json_schema_is_valid() -> None:
@@ -84,7 +84,7 @@ def test_the_official_schema_refuses_a_wrong_document() -> None:
 
 
 @pytest.mark.parametrize("document", [schema.document(), asyncapi.document()], ids=["jsonschema", "asyncapi"])
-def test_every_reference_leads_somewhere(document: Any) -> None:
+def test_every_reference_has_a_target(document: Any) -> None:
     found = references(document)
 
     assert found
@@ -162,7 +162,7 @@ def test_readers_allow_new_fields_where_requests_do_not(line: Golden) -> None:
 
 
 @EACH
-def test_a_required_field_is_missed(line: Golden) -> None:
+def test_a_missing_required_field_is_refused(line: Golden) -> None:
     kind = KINDS[line.kind]
     for field in msgspec.structs.fields(kind):
         if field.required:
@@ -171,7 +171,7 @@ def test_a_required_field_is_missed(line: Golden) -> None:
                 check(kind.__name__, message)
 
 
-@settings(deadline=None)  # the schema's validator is slow, and other tests run beside
+@settings(deadline=None)  # the schema's validator is slow, and other tests run at the same time
 @given(walks())
 def test_every_life_keeps_the_contract(walk: list[tuple[SessionRecord, tuple[Event, ...]]]) -> None:
     for record, events in walk:

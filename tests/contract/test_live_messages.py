@@ -1,4 +1,4 @@
-"""The published contract against a real run: everything that a stranger hears, reads and is answered keeps it."""
+"""The published contract against a real run: every message, stored value and reply conforms to it."""
 
 import asyncio
 from pathlib import Path
@@ -26,7 +26,7 @@ ONE_ERROR_EACH: Final = [
 
 
 def check(name: str, value: object) -> None:
-    """`jsonschema.ValidationError` unless the published JSON Schema allows the value under that name."""
+    """Raise `jsonschema.ValidationError` unless the published JSON Schema allows the value under that name."""
     published = msgspec.json.decode((CONTRACT / "jido_nats.schema.json").read_bytes())
     Draft202012Validator({"$ref": f"#/$defs/{name}", "$defs": published["$defs"]}).validate(value)
 

@@ -1,4 +1,4 @@
-"""The conformance checker: silent about what the lifecycle gives, and each violation planted is told once."""
+"""The conformance checker accepts all that the lifecycle produces, and reports each planted violation once."""
 
 from typing import Any, Final
 
@@ -22,8 +22,8 @@ OWN: Final = "jido.client.session.s1"
 
 def status(version: int, previous: str, now: str, **fields: Any) -> Row:
     """A `session_status`."""
-    told = {"type": "session_status", "session_id": "s1", "version": version, "status": now}
-    return told | {"previous_status": previous, "updated_at": f"2025-01-24T10:30:0{version}Z"} | fields
+    event = {"type": "session_status", "session_id": "s1", "version": version, "status": now}
+    return event | {"previous_status": previous, "updated_at": f"2025-01-24T10:30:0{version}Z"} | fields
 
 
 def on(subject: str, sequence: int, event: Row) -> Row:
@@ -53,18 +53,18 @@ LIFE: Final = [CREATED, ACTIVE, IDLE, TERMINATING, TERMINATED, ENDED]
 STEPS: Final = [ACTIVE, IDLE, TERMINATING, TERMINATED]
 
 
-def told(events: Rows) -> Rows:
+def published(events: Rows) -> Rows:
     """As `events --json` records them."""
     return [on(EVENTS, sequence, event) for sequence, event in enumerate(events, start=1)]
 
 
 def copied(events: Rows) -> Rows:
-    """As `events --session s1 --json` records them, behind the originals."""
+    """As `events --session s1 --json` records them, after the originals."""
     return [on(OWN, sequence, event) for sequence, event in enumerate(events, start=11)]
 
 
 def check(rows: Rows, *, partial: bool = False) -> list[Finding]:
-    """What the checker says of a recording."""
+    """The findings in a recording."""
     return list(check_file([msgspec.json.encode(row) for row in rows], Checker(partial=partial)))
 
 
@@ -74,7 +74,7 @@ def change(event: Row, **fields: Any) -> Row:
 
 
 def without(event: Row, field: str) -> Row:
-    """The event with a field less."""
+    """The event without that field."""
     return {name: value for name, value in event.items() if name != field}
 
 
@@ -94,18 +94,18 @@ CRASH_ENDED: Final = change(ENDED, version=3, updated_at=CRASHED["updated_at"], 
 STRAIGHT: Final = change(CRASH_ENDED, reason="requested")
 TIMED_OUT: Final = change(ENDED, reason="timed_out")
 
-# name, the events told on jido.client.events, rule, what the message says, the line
+# name, the events on jido.client.events, rule, what the message says, the line
 PLANTED: Final[list[tuple[str, Rows, str, str, int]]] = [
     ("no created", dropped(CREATED), "first", "begins with version 2 session_status", 1),
     ("created late", [change(CREATED, version=2)], "version", "session_created is version 2, not 1", 1),
-    ("a gap of one", dropped(IDLE), "gap", "version 4 comes behind version 2: 3 missing", 3),
-    ("a gap of two", dropped(ACTIVE, IDLE), "gap", "version 4 comes behind version 1: 2 to 3 missing", 2),
-    ("twice", [*LIFE[:2], ACTIVE, *LIFE[2:]], "repeated", "version 2 session_status was told already", 3),
-    ("created twice", [*LIFE, CREATED], "repeated", "version 1 session_created was told already", 7),
-    ("ended twice", [*LIFE, ENDED], "repeated", "version 5 session_terminated was told already", 7),
-    ("backwards", [*LIFE[:3], change(ACTIVE, version=1)], "order", "session_status comes behind version 3", 4),
-    ("created again", [*LIFE[:2], change(CREATED, version=3)], "order", "session_created comes behind", 3),
-    ("a version for two", [CREATED, change(ACTIVE, version=1)], "version", "given to two changes: created and", 2),
+    ("a gap of one", dropped(IDLE), "gap", "version 4 comes after version 2: 3 missing", 3),
+    ("a gap of two", dropped(ACTIVE, IDLE), "gap", "version 4 comes after version 1: 2 to 3 missing", 2),
+    ("twice", [*LIFE[:2], ACTIVE, *LIFE[2:]], "repeated", "version 2 session_status was published already", 3),
+    ("created twice", [*LIFE, CREATED], "repeated", "version 1 session_created was published already", 7),
+    ("ended twice", [*LIFE, ENDED], "repeated", "version 5 session_terminated was published already", 7),
+    ("backwards", [*LIFE[:3], change(ACTIVE, version=1)], "order", "session_status comes after version 3", 4),
+    ("created again", [*LIFE[:2], change(CREATED, version=3)], "order", "session_created comes after", 3),
+    ("a version for two", [CREATED, change(ACTIVE, version=1)], "version", "used for two changes: created and", 2),
     ("wrong step", [CREATED, change(ACTIVE, status="idle")], "transition", "initializing → idle is not allowed", 2),
     ("wrong start", [*LIFE[:3], change(TERMINATING, previous_status="active")], "transition", "session was idle", 4),
     ("wrong way", [*LIFE[:3], change(TERMINATING, reason="completed")], "reason", "has the reason completed", 4),
@@ -118,30 +118,36 @@ PLANTED: Final[list[tuple[str, Rows, str, str, int]]] = [
         5,
     ),
     ("no reason", [*LIFE[:3], without(TERMINATING, "reason")], "reason", "has the reason None", 4),
-    ("early reason", [CREATED, change(ACTIVE, reason="requested")], "reason", "though nothing ends", 2),
-    ("no error", [*LIFE[:2], without(CRASHED, "error"), without(CRASH_ENDED, "error")], "field_missing", "error is", 3),
+    ("early reason", [CREATED, change(ACTIVE, reason="requested")], "reason", "but the session is not ending", 2),
+    (
+        "no error",
+        [*LIFE[:2], without(CRASHED, "error"), without(CRASH_ENDED, "error")],
+        "field_missing",
+        "requires the field error",
+        3,
+    ),
     ("no ended", dropped(ENDED), "end", "no session_terminated follows", 5),
     ("ended alone", dropped(TERMINATED), "end", "does not follow a session_status with terminated", 5),
     ("ended differs", replaced(ENDED, detail="enough"), "end", "differs from its session_status in detail", 6),
     ("another version ends", replaced(ENDED, version=6), "end", "differs from its session_status in version", 6),
-    ("after the end", [*LIFE, status(6, "active", "idle")], "after_end", "comes behind session_terminated", 7),
-    ("after half an end", [*LIFE[:5], status(6, "active", "idle")], "after_end", "comes behind the end, version 5", 6),
+    ("after the end", [*LIFE, status(6, "active", "idle")], "after_end", "comes after session_terminated", 7),
+    ("after half an end", [*LIFE[:5], status(6, "active", "idle")], "after_end", "comes after the end, version 5", 6),
     ("time runs back", replaced(IDLE, updated_at=CREATED["created_at"]), "time", "is older than version 2", 3),
     ("a field missing", [*LIFE[:2], without(IDLE, "status"), *LIFE[3:]], "field_missing", "has no status", 3),
     ("a wrong type", replaced(ACTIVE, version="2"), "field_type", "version: Expected `int`, got `str`", 2),
     ("a wrong status", replaced(ACTIVE, status="asleep"), "field_type", "status: Invalid enum value", 2),
     ("version 0", replaced(CREATED, version=0), "field_type", "version: it is 0", 1),
-    ("a wrong id", [change(CREATED, session_id="a.b")], "field_type", "session_id: it has to be", 1),
+    ("a wrong id", [change(CREATED, session_id="a.b")], "field_type", "session_id: it must be", 1),
     ("no zone", replaced(CREATED, created_at="2025-01-24T10:30:01"), "field_type", "is not in UTC", 1),
     ("not UTC", replaced(CREATED, created_at="2025-01-24T10:30:01+01:00"), "field_type", "is not in UTC", 1),
-    ("no type", [without(CREATED, "type"), *LIFE[1:]], "field_missing", "has to have a type", 1),
-    ("a type that is no text", [change(CREATED, type=["x"])], "field_type", "has to have a type", 1),
+    ("no type", [without(CREATED, "type"), *LIFE[1:]], "field_missing", "must have a type", 1),
+    ("a type that is no text", [change(CREATED, type=["x"])], "field_type", "must have a type", 1),
 ]
 
 
 @pytest.mark.parametrize(("events", "rule", "says", "line"), [p[1:] for p in PLANTED], ids=[p[0] for p in PLANTED])
-def test_a_violation_is_told(events: Rows, rule: str, says: str, line: int) -> None:
-    (finding,) = check(told(events))
+def test_a_violation_is_reported(events: Rows, rule: str, says: str, line: int) -> None:
+    (finding,) = check(published(events))
 
     assert (finding.rule, finding.line, finding.sequence) == (rule, line, line)
     assert says in finding.message
@@ -150,36 +156,36 @@ def test_a_violation_is_told(events: Rows, rule: str, says: str, line: int) -> N
 COPIES_PLANTED: Final[list[tuple[str, Rows, str, str]]] = [
     ("it begins late", copied(STEPS[1:]), "first", "begins with version 3, not 2"),
     ("a gap", copied([ACTIVE, TERMINATING, TERMINATED]), "gap", "3 missing"),
-    ("twice", copied([ACTIVE, ACTIVE]), "repeated", "version 2 was told already on jido.client.session.s1"),
-    ("backwards", copied([*STEPS[:2], change(ACTIVE, version=1)]), "order", "version 1 comes behind version 3"),
+    ("twice", copied([ACTIVE, ACTIVE]), "repeated", "version 2 was published already on jido.client.session.s1"),
+    ("backwards", copied([*STEPS[:2], change(ACTIVE, version=1)]), "order", "version 1 comes after version 3"),
     ("wrong step", copied([change(ACTIVE, status="idle")]), "transition", "initializing → idle is not allowed"),
-    ("after the end", copied([*STEPS, status(6, "active", "idle")]), "after_end", "comes behind the end"),
-    ("created", copied([CREATED]), "subject", "where session_status alone belongs"),
+    ("after the end", copied([*STEPS, status(6, "active", "idle")]), "after_end", "comes after the end"),
+    ("created", copied([CREATED]), "subject", "which is for session_status only"),
     ("another session's", [on("jido.client.session.s2", 1, ACTIVE)], "subject", "belongs on jido.client.events or"),
     ("another subject", [on("elsewhere", 1, ACTIVE)], "subject", "it is on elsewhere"),
-    ("no copy", told(LIFE) + copied([ACTIVE, TERMINATING]), "gap", "3 missing"),
-    ("no last copy", told(LIFE) + copied(STEPS[:3]), "copy", "version 5 has no copy"),
-    ("no original", told([CREATED]) + copied([ACTIVE]), "copy", "was not on jido.client.events before it"),
-    ("another copy", told(LIFE[:2]) + copied([change(ACTIVE, detail="x")]), "copy", "differs in detail"),
-    ("the copy first", [*told([CREATED]), on(EVENTS, 3, ACTIVE), on(OWN, 2, ACTIVE)], "copy", "is stored before"),
+    ("no copy", published(LIFE) + copied([ACTIVE, TERMINATING]), "gap", "3 missing"),
+    ("no last copy", published(LIFE) + copied(STEPS[:3]), "copy", "version 5 has no copy"),
+    ("no original", published([CREATED]) + copied([ACTIVE]), "copy", "was not on jido.client.events before it"),
+    ("another copy", published(LIFE[:2]) + copied([change(ACTIVE, detail="x")]), "copy", "differs in detail"),
+    ("the copy first", [*published([CREATED]), on(EVENTS, 3, ACTIVE), on(OWN, 2, ACTIVE)], "copy", "is stored before"),
 ]
 
 
 @pytest.mark.parametrize(("rows", "rule", "says"), [p[1:] for p in COPIES_PLANTED], ids=[p[0] for p in COPIES_PLANTED])
-def test_a_violation_on_the_sessions_own_subject_is_told(rows: Rows, rule: str, says: str) -> None:
+def test_a_violation_on_the_sessions_own_subject_is_reported(rows: Rows, rule: str, says: str) -> None:
     finding = check(rows)[0]
 
     assert finding.rule == rule
     assert says in finding.message
 
 
-@pytest.mark.parametrize("rows", [told(LIFE), copied(STEPS), told(LIFE) + copied(STEPS)])
+@pytest.mark.parametrize("rows", [published(LIFE), copied(STEPS), published(LIFE) + copied(STEPS)])
 def test_a_whole_life_keeps_the_contract(rows: Rows) -> None:
     assert check(rows) == []
 
 
 @given(walks())
-def test_what_the_lifecycle_gives_keeps_the_contract(walk: list[tuple[SessionRecord, tuple[Event, ...]]]) -> None:
+def test_what_the_lifecycle_produces_keeps_the_contract(walk: list[tuple[SessionRecord, tuple[Event, ...]]]) -> None:
     publications = [publication for record, _ in walk for publication in subjects.publications(record)]
     rows = [
         on(publication.subject, sequence, msgspec.json.decode(codec.encode(publication.event)))
@@ -191,64 +197,64 @@ def test_what_the_lifecycle_gives_keeps_the_contract(walk: list[tuple[SessionRec
     assert findings == []
 
 
-@pytest.mark.parametrize("rows", [told(LIFE)[n:] for n in range(1, 6)] + [copied(STEPS)[n:] for n in range(1, 4)])
+@pytest.mark.parametrize("rows", [published(LIFE)[n:] for n in range(1, 6)] + [copied(STEPS)[n:] for n in range(1, 4)])
 def test_a_partial_recording_may_begin_anywhere(rows: Rows) -> None:
     assert check(rows) != []
     assert check(rows, partial=True) == []
 
 
-@pytest.mark.parametrize("rows", [told(LIFE)[:-1], told(LIFE)[:-1] + copied(STEPS)[:-1]])
+@pytest.mark.parametrize("rows", [published(LIFE)[:-1], published(LIFE)[:-1] + copied(STEPS)[:-1]])
 def test_a_partial_recording_may_end_anywhere(rows: Rows) -> None:
     assert check(rows) != []
     assert check(rows, partial=True) == []
 
 
 def test_a_partial_recording_is_checked_from_where_it_begins() -> None:
-    (finding,) = check(told([IDLE, change(TERMINATING, version=5)]), partial=True)
+    (finding,) = check(published([IDLE, change(TERMINATING, version=5)]), partial=True)
 
     assert finding.rule == "gap"
 
 
-def test_sequences_have_to_grow() -> None:
+def test_sequences_must_grow() -> None:
     (finding,) = check([on(EVENTS, 2, CREATED), on(EVENTS, 1, ACTIVE)])
 
-    assert (finding.rule, finding.message) == ("sequence", "sequence 1 comes behind 2 on jido.client.events")
+    assert (finding.rule, finding.message) == ("sequence", "sequence 1 comes after 2 on jido.client.events")
 
 
-def test_what_was_heard_live_has_no_sequence() -> None:
+def test_a_live_recording_has_no_sequences() -> None:
     assert check([on(EVENTS, 0, event) for event in LIFE]) == []
 
 
 def test_sessions_are_told_apart() -> None:
     others = [change(event, session_id="s2") for event in LIFE]
 
-    assert check(told([event for both in zip(LIFE, others, strict=True) for event in both])) == []
+    assert check(published([event for both in zip(LIFE, others, strict=True) for event in both])) == []
 
 
 def test_an_unknown_type_is_only_noted() -> None:
     unknown = {"type": "session_renamed", "session_id": "s1", "version": 3}
     checker = Checker()
 
-    (finding,) = check_file([msgspec.json.encode(row) for row in told([CREATED, ACTIVE, unknown, IDLE])], checker)
+    (finding,) = check_file([msgspec.json.encode(row) for row in published([CREATED, ACTIVE, unknown, IDLE])], checker)
 
     assert finding.note
     assert checker.violations == 0
 
 
-def test_unknown_fields_are_nobodys_business() -> None:
-    assert check(told([change(event, new=1) for event in LIFE])) == []
+def test_unknown_fields_are_ignored() -> None:
+    assert check(published([change(event, new=1) for event in LIFE])) == []
 
 
 @pytest.mark.parametrize(
     "line", [b"{", b"[]", b"{}", b'{"event":1,"subject":"x"}', b'{"event":{}}', b"\xff", b"[" * 9999]
 )
-def test_a_line_that_is_no_row_is_told(line: bytes) -> None:
+def test_a_line_that_is_not_a_row_is_reported(line: bytes) -> None:
     (finding,) = check_file([line], Checker())
 
     assert (finding.rule, finding.line) == ("not_a_row", 1)
 
 
-def test_empty_lines_do_not_count() -> None:
+def test_empty_lines_are_ignored() -> None:
     checker = Checker()
 
     assert list(check_file([b"\n", b""], checker)) == []
@@ -256,6 +262,6 @@ def test_empty_lines_do_not_count() -> None:
 
 
 def test_a_finding_says_where() -> None:
-    (finding,) = check(told(dropped(IDLE)))
+    (finding,) = check(published(dropped(IDLE)))
 
-    assert str(finding) == "line 3, sequence 3: gap: session s1: version 4 comes behind version 2: 3 missing"
+    assert str(finding) == "line 3, sequence 3: gap: session s1: version 4 comes after version 2: 3 missing"

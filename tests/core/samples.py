@@ -21,12 +21,12 @@ WAYS: dict[Status, list[tuple[Status, Reason | None]]] = {
 
 
 def seconds(number: float) -> datetime:
-    """So many seconds after the session was created."""
+    """That many seconds after the session was created."""
     return T0 + timedelta(seconds=number)
 
 
 def record_in(status: Status, **fields: Any) -> SessionRecord:
-    """A record that came to `status` by the lifecycle."""
+    """A record that reached `status` by allowed transitions."""
     record, _ = lifecycle.create("s1", owner="m1", at=T0, **fields)
     for step, (target, reason) in enumerate(WAYS[status], start=1):
         record, _ = lifecycle.transition(record, target, at=seconds(step), reason=reason)
@@ -34,7 +34,7 @@ def record_in(status: Status, **fields: Any) -> SessionRecord:
 
 
 def reason_for(source: Status, target: Status) -> Reason | None:
-    """A reason with which the lifecycle lets that step be taken, where it needs one."""
+    """A reason that the lifecycle accepts for that transition, None if it needs none."""
     if target is Status.TERMINATING:
         return Reason.REQUESTED
     if target is Status.TERMINATED and source is not Status.TERMINATING:
@@ -59,7 +59,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(Status), st.none() | st.sampled_from(
 
 @st.composite
 def walks(draw: st.DrawFn) -> list[tuple[SessionRecord, tuple[Event, ...]]]:
-    """A session's life: every version that a random row of steps, allowed and refused, gave it, with its events."""
+    """A session's life: the versions, with their events, that a random sequence of steps produced; some are refused."""
     walk = [lifecycle.create("s1", owner="m1", at=draw(TIMES), metadata=draw(METADATA))]
     for status, reason, at in draw(STEPS):
         try:

@@ -1,4 +1,4 @@
-"""Bytes and structs: what goes through both ways, and every way in which bytes can be wrong."""
+"""Encoding and decoding: round trips, and every way in which bytes can be invalid."""
 
 import contextlib
 import math
@@ -119,7 +119,7 @@ def test_json_has_no_number_that_is_not_finite(number: str) -> None:
 
 
 @pytest.mark.parametrize("number", [2**63, 2**64, 10**30, -(2**63) - 1, -(10**30)])
-def test_an_integer_beyond_64_bits_is_not_taken_from_json(number: int) -> None:
+def test_an_integer_of_more_than_64_bits_in_json_is_refused(number: int) -> None:
     with pytest.raises((DecodeError, BadRequest)):
         decode(f'{{"metadata":{{"a":{number}}}}}'.encode(), CreateRequest).check()
 
@@ -153,11 +153,11 @@ def nested(depth: int) -> dict[str, Any]:
     return {"a": value}
 
 
-def test_metadata_may_be_32_deep() -> None:
+def test_metadata_may_be_nested_32_levels_deep() -> None:
     CreateRequest(metadata=nested(31)).check()
 
 
-def test_metadata_that_is_deeper_is_refused() -> None:
+def test_metadata_that_is_nested_deeper_is_refused() -> None:
     with pytest.raises(BadRequest):
         CreateRequest(metadata=nested(33)).check()
 
@@ -177,7 +177,7 @@ def test_an_unknown_field_of_a_command_is_refused(encoding: Encoding, kind: type
 @BOTH
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [[], "text", 1, None, True])
-def test_what_is_no_object_is_refused(encoding: Encoding, kind: type[Any], value: Any) -> None:
+def test_a_command_that_is_not_an_object_is_refused(encoding: Encoding, kind: type[Any], value: Any) -> None:
     with pytest.raises(DecodeError):
         decode(packed(value, encoding), kind, encoding)
 
@@ -232,15 +232,15 @@ def test_another_content_type_is_refused() -> None:
 @pytest.mark.parametrize(
     ("one", "other"), [({"a": 1}, {"a": 2}), ({}, {"a": None}), ({"a": 1}, {"a": True}), ({"a": 0}, {"a": False})]
 )
-def test_other_metadata_is_other_content(one: dict[str, Any], other: dict[str, Any]) -> None:
+def test_different_metadata_is_different_content(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert not same_content(CreateRequest(metadata=one), record_in(Status.ACTIVE, metadata=other))
 
 
-def test_the_order_of_keys_is_no_content() -> None:
+def test_the_order_of_keys_does_not_matter() -> None:
     record = record_in(Status.ACTIVE, metadata={"a": 1, "b": 2}, llm_config={"m": 1})
 
     assert same_content(CreateRequest(metadata={"b": 2, "a": 1}, llm_config={"m": 1}), record)
 
 
-def test_another_llm_config_is_other_content() -> None:
+def test_a_different_llm_config_is_different_content() -> None:
     assert not same_content(CreateRequest(llm_config={}), record_in(Status.ACTIVE))

@@ -1,4 +1,4 @@
-"""Messages of version 1, kept for ever: every later version decodes them, and writes them the same.
+"""Messages of version 1, kept forever: every later version decodes them, and writes them the same.
 
 A line of `tests/golden/v1.jsonl` is never changed; what is new gets new lines.
 """
@@ -38,7 +38,7 @@ KINDS: Final[dict[str, type[Any]]] = {
     "history_reply": requests.HistoryReply,
     "error_reply": requests.ErrorReply,
 }
-# Where the seal of a record is nobody's business.
+# The kinds in which a record's seal is left out.
 NEVER: Final = {"create_reply": {"sealed"}}
 
 

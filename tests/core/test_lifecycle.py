@@ -1,4 +1,4 @@
-"""The table of the design, step by step."""
+"""The lifecycle's table, transition by transition."""
 
 from itertools import pairwise
 
@@ -12,7 +12,7 @@ from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.errors import InvalidTransition
 from tests.core.samples import T0, reason_for, record_in, seconds, walks
 
-# The design's table, written down a second time.
+# The table of the design, written down independently of the code.
 MAY_BECOME = {
     "initializing": {"active", "terminated"},
     "active": {"idle", "terminating", "terminated"},
@@ -90,7 +90,7 @@ def test_a_session_does_not_end_without_a_reason(source: Status) -> None:
 
 @pytest.mark.parametrize(("source", "target"), [(Status.INITIALIZING, Status.ACTIVE), (Status.ACTIVE, Status.IDLE)])
 @pytest.mark.parametrize("reason", Reason)
-def test_a_session_that_goes_on_takes_no_reason(source: Status, target: Status, reason: Reason) -> None:
+def test_a_session_that_is_not_ending_has_no_reason(source: Status, target: Status, reason: Reason) -> None:
     with pytest.raises(InvalidTransition):
         lifecycle.transition(record_in(source), target, at=T0, reason=reason)
 
@@ -174,7 +174,7 @@ def test_a_forced_end_says_so_in_both_events() -> None:
 
 
 @pytest.mark.parametrize("status", Status)
-def test_a_record_gives_its_events_again(status: Status) -> None:
+def test_a_record_can_rebuild_its_events(status: Status) -> None:
     record = record_in(status)
     again = codec.decode(codec.encode(record), SessionRecord)
 
@@ -194,11 +194,11 @@ def test_versions_have_no_gap(walk: list[tuple[SessionRecord, tuple[Event, ...]]
 
 
 @given(walks())
-def test_events_tell_the_whole_life(walk: list[tuple[SessionRecord, tuple[Event, ...]]]) -> None:
-    told = [event for _, events in walk for event in events if isinstance(event, SessionStatus)]
+def test_events_cover_the_whole_life(walk: list[tuple[SessionRecord, tuple[Event, ...]]]) -> None:
+    steps = [event for _, events in walk for event in events if isinstance(event, SessionStatus)]
 
-    assert [event.status for event in told] == [record.status for record, _ in walk[1:]]
-    assert [event.previous_status for event in told] == [record.status for record, _ in walk[:-1]]
+    assert [event.status for event in steps] == [record.status for record, _ in walk[1:]]
+    assert [event.previous_status for event in steps] == [record.status for record, _ in walk[:-1]]
 
 
 @given(walks())

@@ -1,4 +1,4 @@
-"""Settings from a TOML file: what is read, and that a wrong one is named."""
+"""Settings from a TOML file, and errors that name the wrong setting."""
 
 import pytest
 
@@ -28,15 +28,15 @@ def test_every_setting_can_be_in_the_file() -> None:
     assert settings.encoding is Encoding.MSGPACK
 
 
-def test_a_whole_number_will_do_for_seconds() -> None:
+def test_seconds_may_be_an_integer() -> None:
     assert load(b"stop_timeout_s = 2").stop_timeout_s == 2
 
 
-def test_flags_win() -> None:
+def test_flags_override_the_file() -> None:
     assert load(b"lease_s = 6\nreplicas = 3", lease_s=9).lease_s == 9
 
 
-def test_a_flag_that_was_not_given_does_not_win() -> None:
+def test_a_flag_that_was_not_passed_overrides_nothing() -> None:
     assert load(b"lease_s = 6", lease_s=None).lease_s == 6
 
 
@@ -63,7 +63,7 @@ def test_a_wrong_setting_is_named(toml: str, named: str) -> None:
 
 
 @pytest.mark.parametrize("toml", [b"lease_s = ", b"\xff", b"lease_s = 1\nlease_s = 2"])
-def test_what_is_no_toml_is_refused(toml: bytes) -> None:
+def test_invalid_toml_is_refused(toml: bytes) -> None:
     with pytest.raises(ConfigurationError):
         load(toml)
 

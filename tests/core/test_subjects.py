@@ -1,4 +1,4 @@
-"""Names on the broker: what is built, from which ids, and in which order a version is stored."""
+"""Names on the broker: the subjects, the ids they accept, and the order in which a version is stored."""
 
 import pytest
 
@@ -39,14 +39,14 @@ BAD_IDS = [
 
 @pytest.mark.parametrize("bad", BAD_IDS)
 @pytest.mark.parametrize("build", BUILDERS)
-def test_an_id_that_is_no_token_gives_no_subject(build: object, bad: str) -> None:
+def test_an_id_that_is_not_a_token_is_refused(build: object, bad: str) -> None:
     assert callable(build)
     with pytest.raises(BadRequest):
         build(bad)
 
 
 @pytest.mark.parametrize("bad", BAD_IDS)
-def test_what_is_no_id_is_no_token(bad: str) -> None:
+def test_an_invalid_id_is_not_a_token(bad: str) -> None:
     assert not subjects.is_token(bad)
 
 
@@ -55,7 +55,7 @@ def test_an_id_is_one_token_of_at_most_64(good: str) -> None:
     assert subjects.session(good) == f"jido.client.session.{good}"
 
 
-def test_an_id_is_text() -> None:
+def test_an_id_must_be_a_string() -> None:
     with pytest.raises(BadRequest):
         subjects.check_session_id(b"a")  # type: ignore[arg-type]
 
@@ -78,7 +78,7 @@ def test_an_inbox_is_answered(reply: str) -> None:
     "reply",
     ["", "_INBOX", "_INBOX.", "_INBOX.*", "_INBOX.a.>", "jido.client.events", "x_INBOX.a", "_INBOX.a b", "$JS.ACK.a"],
 )
-def test_what_is_no_inbox_is_not_answered(reply: str) -> None:
+def test_a_reply_subject_that_is_not_an_inbox_is_not_answered(reply: str) -> None:
     assert not subjects.is_inbox(reply)
 
 
@@ -86,18 +86,18 @@ def owed(status: Status) -> list[tuple[str, str]]:
     return [(publication.subject, publication.message_id) for publication in subjects.publications(record_in(status))]
 
 
-def test_the_first_version_is_told_to_everyone_alone() -> None:
+def test_the_first_version_has_no_copy_on_the_session_s_subject() -> None:
     assert owed(Status.INITIALIZING) == [("jido.client.events", "s1.1.session_created")]
 
 
-def test_the_session_s_own_copy_comes_last() -> None:
+def test_the_copy_on_the_session_s_subject_comes_last() -> None:
     assert owed(Status.ACTIVE) == [
         ("jido.client.events", "s1.2.session_status"),
         ("jido.client.session.s1", "s1.2.session_status.session"),
     ]
 
 
-def test_the_own_copy_of_an_end_comes_behind_both_events() -> None:
+def test_the_copy_of_an_end_comes_after_both_events() -> None:
     assert owed(Status.TERMINATED) == [
         ("jido.client.events", "s1.3.session_status"),
         ("jido.client.events", "s1.3.session_terminated"),
