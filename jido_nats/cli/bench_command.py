@@ -1,4 +1,4 @@
-"""The command `bench`: which deployment, how much of what, and how the results are printed."""
+"""The command `bench`: which deployment, the size of the run, and how the results are printed."""
 
 import contextlib
 from functools import partial
@@ -20,18 +20,24 @@ from jido_nats.errors import ConfigurationError
 
 @click.command()
 @click.option("--sessions", type=click.IntRange(1), default=SESSIONS, show_default=True, help="How many sessions.")
-@click.option("--concurrency", type=click.IntRange(1), default=CONCURRENCY, show_default=True, help="Commands at once.")
 @click.option(
-    "--only", type=click.Choice([p.value for p in Part]), multiple=True, help="Measure this; may be repeated."
+    "--concurrency", type=click.IntRange(1), default=CONCURRENCY, show_default=True, help="Commands in flight."
+)
+@click.option(
+    "--only", type=click.Choice([p.value for p in Part]), multiple=True, help="Measure only this part; may be repeated."
 )
 @click.option(
     "--managers",
     type=click.IntRange(1),
-    help="Start a server and so many managers.  [default: 1 where no server is named]",
+    help="Start a server and this many managers.  [default: 1 if no server is given]",
 )
-@click.option("--sync", type=click.Choice(list(deployment.SYNC_INTERVALS)), help="Of that server.  [default: always]")
-@click.option("--lease-s", type=int, help="As the managers have it; of managers that are started, theirs.")
-@click.option("--replicas", type=int, help="Copies of the stream and the buckets, as the managers have it.")
+@click.option(
+    "--sync",
+    type=click.Choice(list(deployment.SYNC_INTERVALS)),
+    help="sync_interval of that server.  [default: always]",
+)
+@click.option("--lease-s", type=int, help="Lease time of the managers, or for those that it starts.")
+@click.option("--replicas", type=int, help="Replicas of the streams and buckets, as configured in the managers.")
 @config_option
 @partial(common_options, fast=True)
 async def bench(
@@ -44,11 +50,11 @@ async def bench(
     config_file: Path | None,
     **overrides: Any,
 ) -> None:
-    """Measure a deployment, or a server and managers of its own, beside the same writes in bare nats-py."""
+    """Measure a deployment, or a local server and managers, next to the same writes with bare nats-py."""
     end_on_sigterm()
     settings, named = load_settings(config_file, **overrides), _server_is_named()
     if named and (managers or sync):
-        raise ConfigurationError("--managers and --sync are for a server of the bench's own: leave out --server")
+        raise ConfigurationError("--managers and --sync apply to the bench's own server: leave out --server")
     plan = Plan(sessions, concurrency, frozenset(map(Part, only)) or frozenset(Part))
     plan = benchmark.check(plan, own_managers=not named)
     if named:
@@ -60,7 +66,7 @@ async def bench(
 
 
 async def _measure(common: Common, where: Deployment, plan: Plan) -> None:
-    """Run the plan. Each result is a line of JSON as soon as it is known; people get a table at the end."""
+    """Run the plan. With --json each result is printed as soon as it is known, otherwise a table at the end."""
     results: list[Result] = []
     with progress() as report:
         async with contextlib.aclosing(benchmark.run(where, plan, report)) as measured:
@@ -73,7 +79,7 @@ async def _measure(common: Common, where: Deployment, plan: Plan) -> None:
 
 
 def _server_is_named() -> bool:
-    """Whether the user has said where the server is, and not only the default."""
+    """Whether the user named a server, rather than relying on the default."""
     context = click.get_current_context()
     sources = (click.core.ParameterSource.COMMANDLINE, click.core.ParameterSource.ENVIRONMENT)
     return any(context.get_parameter_source(name) in sources for name in ("server", "context"))

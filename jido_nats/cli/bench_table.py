@@ -1,4 +1,4 @@
-"""How a bench looks: a table, or a JSON line for each result."""
+"""The output of a bench: a table, or one line of JSON per result."""
 
 import sys
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def line(result: Result) -> None:
 
 
 def table(results: Sequence[Result]) -> Table:
-    """All results beside the baseline and the goals."""
+    """All results next to the baseline and the goals."""
     first = results[0]
     machine = first.machine
     shown = Table(

@@ -1,4 +1,4 @@
-"""The whole story in a few seconds: a server, a manager, four sessions, everything heard and replayed."""
+"""A demonstration in a few seconds: a server, a manager, four sessions; all events received live, then replayed."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ LEASE_S = 2
 HEAR_TIMEOUT_S = 5.0
 STEP_S = 0.3
 
-# A program, as `serve --exec` runs it: it reads its session and one message, answers, and is done.
+# A program, as `serve --exec` runs it: it reads its session and one message, answers, and exits.
 SCRIPT = """
 read -r session
 read -r message
@@ -32,7 +32,7 @@ PROGRAM = Program(["sh", "-c", SCRIPT])
 
 
 async def agent(session: Session) -> None:
-    """The demo's worker: what it does is in the session's metadata."""
+    """The demo's worker: the session's metadata says what it does."""
     match session.metadata["task"]:
         case "write a haiku":
             await asyncio.sleep(2 * STEP_S)
@@ -48,9 +48,9 @@ async def agent(session: Session) -> None:
 
 
 async def run(printer: Printer, binary: Path | None) -> bool:
-    """Tell the story; whether what was replayed is what was heard."""
+    """Run the demo; whether the replay is identical to what was received live."""
     async with LocalServer(binary=binary) as server:
-        printer.note(f"A nats-server of its own listens on {server.url}.", "bold")
+        printer.note(f"A local nats-server listens on {server.url}.", "bold")
         settings = Settings(lease_s=LEASE_S)
         async with (
             Client.connect(server.url) as client,
@@ -65,7 +65,7 @@ async def run(printer: Printer, binary: Path | None) -> bool:
 
 
 async def _play(printer: Printer, client: Client) -> list[EventMessage]:
-    """Run the sessions; what plain subscribers heard, in order."""
+    """Run the sessions; what core NATS subscribers received, in order."""
     heard: list[EventMessage] = []
 
     def on_event(message: EventMessage) -> None:
@@ -74,7 +74,7 @@ async def _play(printer: Printer, client: Client) -> list[EventMessage]:
 
     tasks = {
         "completes": "write a haiku",
-        "told-to-stop": "wait for work",
+        "terminated": "wait for work",
         "crashes": "divide by zero",
         "a-program": "run a shell script",
     }
@@ -82,12 +82,12 @@ async def _play(printer: Printer, client: Client) -> list[EventMessage]:
         for subject in (subjects.EVENTS, *(subjects.session(name) for name in tasks)):
             await stack.enter_async_context(client.listen(subject, on_event))
         await stack.enter_async_context(client.listen_output(None, printer.output))
-        printer.note("A manager runs four sessions; every event as plain subscribers hear it:", "bold")
+        printer.note("A manager runs four sessions; core NATS subscribers receive every event:", "bold")
         for session_id, task in tasks.items():
             await client.create_session(session_id=session_id, metadata={"task": task})
         await client.send_message("a-program", "user", "are you there?")
-        await client.wait("told-to-stop", Status.IDLE, timeout_s=HEAR_TIMEOUT_S)
-        await client.terminate_session("told-to-stop", detail="the demo is over")
+        await client.wait("terminated", Status.IDLE, timeout_s=HEAR_TIMEOUT_S)
+        await client.terminate_session("terminated", detail="the demo is over")
         for session_id in tasks:
             await client.wait(session_id, Status.TERMINATED, timeout_s=HEAR_TIMEOUT_S)
         await _all_heard(heard, tasks)
@@ -95,7 +95,7 @@ async def _play(printer: Printer, client: Client) -> list[EventMessage]:
 
 
 async def _all_heard(heard: list[EventMessage], tasks: dict[str, str]) -> None:
-    """Wait until the last copy of each session's end has come."""
+    """Wait until the last copy of each session's end has arrived."""
     ends = {subjects.session(session_id) for session_id in tasks}
     loop = asyncio.get_running_loop()
     deadline = loop.time() + HEAR_TIMEOUT_S
@@ -116,10 +116,10 @@ async def _replay(client: Client, heard: list[EventMessage]) -> list[EventMessag
 
 
 async def _replay_output(printer: Printer, client: Client) -> bool:
-    """Whether what the program said, and was told, is kept."""
+    """Whether the program's output and conversation are stored."""
     async with client.output(session_id="a-program", since="all") as output:
         kept = len([message async for message in output.stored()])
-    printer.note(f"  {subjects.output('a-program')}: {kept} kept")
+    printer.note(f"  {subjects.output('a-program')}: {kept} stored")
     return kept == OUTPUTS
 
 
@@ -130,12 +130,12 @@ def _compare(printer: Printer, heard: list[EventMessage], replayed: list[EventMe
         live = [m.data for m in heard if m.subject == subject]
         stored = [m.data for m in replayed if m.subject == subject]
         same = same and live == stored
-        verdict = "the same" if live == stored else "DIFFERENT"
-        printer.note(f"  {subject}: {len(live)} heard, {len(stored)} replayed, {verdict}")
+        verdict = "identical" if live == stored else "DIFFERENT"
+        printer.note(f"  {subject}: {len(live)} received, {len(stored)} replayed, {verdict}")
     kinds = Counter(type(m.event).__name__ for m in replayed)
     printer.note(f"  {', '.join(f'{number} {kind}' for kind, number in sorted(kinds.items()))}")
     if same:
-        printer.note("What was replayed is what was heard, byte for byte.", "bold green")
+        printer.note("The replay is identical to what was received live, byte for byte.", "bold green")
     else:
-        printer.note("What was replayed differs from what was heard.", "bold red")
+        printer.note("The replay differs from what was received live.", "bold red")
     return same

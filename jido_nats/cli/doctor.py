@@ -1,4 +1,4 @@
-"""What is wrong with a deployment, in sentences: each check looks, changes nothing, and says what to do."""
+"""What is wrong with a deployment, in sentences: the checks are read-only, and each says what to do."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ class Level(StrEnum):
 
 
 class Finding(NamedTuple):
-    """One line of the report: what was looked at, what was seen, and what to do."""
+    """One line of the report: what was checked, what was found, and what to do."""
 
     level: Level
     check: str
@@ -52,7 +52,7 @@ Findings = AsyncIterator[Finding]
 
 
 class CheckContext(NamedTuple):
-    """What is examined, and what was read of it once for several checks."""
+    """What is checked, and what was read once for several checks."""
 
     connection: Connection
     settings: Settings
@@ -88,10 +88,10 @@ async def _findings(name: str, check: "Check", context: CheckContext) -> list[Fi
         async with asyncio.timeout(CHECK_TIMEOUT_S):
             found += [finding async for finding in check(context)]
     except NotAllowed as error:
-        found.append(Finding(Level.WARNING, name, f"not checked: {error}; examine it as the manager's user"))
+        found.append(Finding(Level.WARNING, name, f"not checked: {error}; run the doctor as the manager's user"))
     except TimeoutError:
         found.append(
-            Finding(Level.ERROR, name, f"no answer within {CHECK_TIMEOUT_S:g} s; is JetStream on for this account?")
+            Finding(Level.ERROR, name, f"no reply within {CHECK_TIMEOUT_S:g} s; is JetStream enabled for this account?")
         )
     except JidoError as error:
         found.append(Finding(Level.ERROR, name, f"could not be checked: {error}"))
@@ -116,11 +116,11 @@ async def _jetstream(context: CheckContext) -> Findings:
         info = await api(context.connection, "INFO")
     except NoResponders:
         context.seen.add("no jetstream")
-        yield Finding(Level.ERROR, "jetstream", "JetStream is off for this account; switch it on in the server")
+        yield Finding(Level.ERROR, "jetstream", "JetStream is disabled for this account; enable it in the server")
         return
     used, limit = info.get("storage", 0), info.get("limits", {}).get("max_storage", -1)
     if 0 < limit * STORAGE_SHARE_MAX < used:
-        yield Finding(Level.WARNING, "jetstream", f"{used} of {limit} bytes of storage are used; give the account more")
+        yield Finding(Level.WARNING, "jetstream", f"{used} of {limit} bytes of storage are used; raise the limit")
     else:
         yield Finding(Level.OK, "jetstream", f"{info.get('streams', 0)} streams, {used} bytes stored")
 
@@ -130,10 +130,10 @@ async def _user(context: CheckContext) -> Findings:
         reply = await context.connection.request("$SYS.REQ.USER.INFO", timeout_s=2.0)
         user = json.loads(reply.data)["data"]
     except (BrokerError, ValueError, KeyError):
-        yield Finding(Level.WARNING, "user", "the server does not say who this user is; its permissions are not known")
+        yield Finding(Level.WARNING, "user", "the server does not report this user; its permissions are unknown")
         return
     allowed = (user.get("permissions") or {}).get("publish", {}).get("allow")
-    rights = "may publish everything" if allowed is None else f"may publish on {len(allowed)} subjects"
+    rights = "may publish to any subject" if allowed is None else f"may publish to {len(allowed)} subjects"
     level = Level.WARNING if allowed is None and context.connection.options.user is not None else Level.OK
     yield Finding(level, "user", f"{user.get('user') or 'no user'} in account {user.get('account')}, {rights}")
 
@@ -145,7 +145,7 @@ async def _clock(context: CheckContext) -> Findings:
     server = timestamp(answer["ts"])
     off_s = max((before - server).total_seconds(), (server - after).total_seconds(), 0.0)
     if off_s > CLOCK_DIFFERENCE_MAX_S:
-        text = f"this machine's clock and the server's differ by {off_s:.1f} s; let both follow NTP"
+        text = f"this machine's clock and the server's differ by {off_s:.1f} s; synchronize both with NTP"
         yield Finding(Level.WARNING, "clock", text)
     else:
         yield Finding(Level.OK, "clock", "this machine's clock and the server's agree")
@@ -162,15 +162,23 @@ async def _topology(context: CheckContext) -> Findings:
         except JetStreamError as error:
             if error.code != STREAM_NOT_FOUND:
                 raise
-            yield Finding(Level.ERROR, "storage", f"{name} is missing; a manager makes it when it starts")
+            yield Finding(Level.ERROR, "storage", f"{name} is missing; a manager creates it when it starts")
             continue
         safe, unsafe = topology.differences(wanted, found)
         if unsafe:
-            yield Finding(Level.ERROR, "storage", f"{name} differs, and no manager will start: {'; '.join(unsafe)}")
+            yield Finding(
+                Level.ERROR,
+                "storage",
+                f"{name} is configured differently, and no manager will start: {'; '.join(unsafe)}",
+            )
         elif safe:
-            yield Finding(Level.WARNING, "storage", f"{name} differs, the next start updates it: {'; '.join(safe)}")
+            yield Finding(
+                Level.WARNING,
+                "storage",
+                f"{name} is configured differently; the next manager to start updates it: {'; '.join(safe)}",
+            )
         else:
-            yield Finding(Level.OK, "storage", f"{name} is as designed")
+            yield Finding(Level.OK, "storage", f"{name} is configured correctly")
 
 
 async def _managers(context: CheckContext) -> Findings:
@@ -185,13 +193,15 @@ async def _managers(context: CheckContext) -> Findings:
         yield Finding(Level.WARNING, "managers", "no manager is alive; start one with 'jido-nats serve'")
     for info in context.leases.managers.values():
         where = f"{info.manager_id} on {info.host} (pid {info.pid}, version {info.version})"
-        text = f"{where} has its lease, and had {info.sessions} sessions"
+        text = f"{where} has a lease, and reported {info.sessions} sessions"
         yield Finding(
-            Level.WARNING if info.full else Level.OK, "managers", text + (", it is full" if info.full else "")
+            Level.WARNING if info.full else Level.OK, "managers", text + (", and is full" if info.full else "")
         )
     versions = {info.version for info in context.leases.managers.values()}
     if len(versions) > 1:
-        yield Finding(Level.WARNING, "managers", f"managers of several versions run: {', '.join(sorted(versions))}")
+        yield Finding(
+            Level.WARNING, "managers", f"managers of several versions are running: {', '.join(sorted(versions))}"
+        )
 
 
 async def _sessions(context: CheckContext) -> Findings:
@@ -208,21 +218,25 @@ async def _sessions(context: CheckContext) -> Findings:
                 if entry.record is not None and not entry.record.sealed:
                     context.records[entry.session_id] = entry.record
     if foreign:
-        text = f"{len(foreign)} entries of {context.settings.sessions_bucket} are no records ({_some(foreign)}): "
-        yield Finding(Level.WARNING, "sessions", text + "nobody ends them; delete what is not a session")
+        text = (
+            f"{len(foreign)} entries of {context.settings.sessions_bucket} are not session records ({_some(foreign)}): "
+        )
+        yield Finding(Level.WARNING, "sessions", text + "no manager ends them; delete what is not a session")
     live = sum(record.status is not Status.TERMINATED for record in context.records.values())
     orphans = [r.session_id for r in context.records.values() if r.owner not in context.leases.managers]
     if "leases" not in context.seen:
-        yield Finding(Level.WARNING, "sessions", f"{live} live sessions; whether their owners live was not checked")
+        yield Finding(
+            Level.WARNING, "sessions", f"{live} live sessions; whether their owners are alive was not checked"
+        )
     elif orphans:
-        text = f"{len(orphans)} sessions have no live owner ({_some(orphans)}): a manager that runs ends them"
+        text = f"{len(orphans)} sessions have no live owner ({_some(orphans)}): a running manager ends them"
         yield Finding(Level.ERROR, "sessions", text)
     else:
         yield Finding(Level.OK, "sessions", f"{live} live sessions, each with a live owner")
 
 
 async def _unpublished(context: CheckContext) -> Findings:
-    """A version is all stored when its copy on the session's own subject is; version 1 has none."""
+    """A version is fully stored when its copy on the session's own subject is; version 1 has none."""
     now = datetime.now(UTC)
     open_since = [r for r in context.records.values() if r.version > 1 and _age_s(r, now) > SETTLED_AFTER_S]
     last = await _last_ids(context)
@@ -238,19 +252,21 @@ async def _unpublished(context: CheckContext) -> Findings:
 
 async def _durability(context: CheckContext) -> Findings:
     if context.settings.replicas > 1:
-        yield Finding(Level.OK, "durability", f"{context.settings.replicas} replicas: one machine may be lost")
+        yield Finding(
+            Level.OK, "durability", f"{context.settings.replicas} replicas: the data survives the loss of one machine"
+        )
         return
     always = _sync_always(context.monitoring_url)
     if always:
         yield Finding(
-            Level.OK, "durability", "one replica, sync_interval always: what was answered survives a power cut"
+            Level.OK, "durability", "one replica, sync_interval always: acknowledged changes survive a power cut"
         )
     elif always is None:
-        text = "one replica, and sync_interval cannot be seen from here (--monitoring URL): it has to be 'always'"
+        text = "one replica, and sync_interval cannot be read (--monitoring URL): it has to be 'always'"
         yield Finding(Level.WARNING, "durability", text)
     else:
         text = (
-            "one replica without sync_interval 'always': a power cut loses what was answered; set it, or use 3 replicas"
+            "one replica, no sync_interval 'always': a power cut loses acknowledged changes; set it, or use 3 replicas"
         )
         yield Finding(Level.WARNING, "durability", text)
 
@@ -289,7 +305,7 @@ async def _last_ids(context: CheckContext) -> dict[str, str]:
 
 
 def _sync_always(url: str | None) -> bool | None:
-    """What the server's monitoring says of `sync_interval`; None where it cannot be asked."""
+    """Whether the server's monitoring reports `sync_interval: always`; None if it cannot be reached."""
     if url is None:
         return None
     try:

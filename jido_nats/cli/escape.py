@@ -1,13 +1,13 @@
-"""Text of others, made safe to show: metadata is data, and a terminal obeys what it is sent."""
+"""Untrusted text, made safe to print: metadata is data, but a terminal interprets control characters."""
 
 
 def printable(text: str) -> str:
-    r"""The text in one line; what a terminal would obey, or would not show as itself, as `\x1b`, `\n`, `\u202e`."""
+    r"""The text in one line; control and other unprintable characters become `\x1b`, `\n`, `\u202e`."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def printable_lines(text: str) -> str:
-    """The same for text that may have lines of its own."""
+    """The same for text that may have several lines."""
     return "\n".join(printable(line.replace("\t", "    ")) for line in text.split("\n"))

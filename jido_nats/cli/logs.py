@@ -1,4 +1,4 @@
-"""How the programs log: a sentence a line on stderr, with its data behind it."""
+"""How the programs log: one line per record on stderr, a sentence followed by its data."""
 
 import logging
 import sys
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-# Attributes that every log record has; the others are the data of `extra`.
+# Attributes that every log record has; all others come from `extra`.
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -23,7 +23,7 @@ class LineFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: `time` (RFC 3339), `level`, `logger`, `message`, its data, and an `exception`."""
+    """One JSON object a line: `time` (RFC 3339), `level`, `logger`, `message`, the data, and `exception` if any."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -39,14 +39,14 @@ class JsonFormatter(logging.Formatter):
 
 
 def use_format(name: str) -> None:
-    """`line`, for people, or `json`, for machines."""
+    """`line`, for people, or `json`, for programs."""
     formatter = JsonFormatter() if name == "json" else LineFormatter()
     for handler in logging.getLogger().handlers:
         handler.setFormatter(formatter)
 
 
 def announce(text: str) -> None:
-    """Tell on stderr what is no trouble and is told in any case: as it is, or, among JSON, as a line of its own."""
+    """Write to stderr whatever the log level is: plain text, or a JSON record if the log is JSON."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler.formatter, JsonFormatter):
             handler.handle(logging.LogRecord("jido_nats", logging.INFO, "", 0, text, (), None))
@@ -55,12 +55,12 @@ def announce(text: str) -> None:
 
 
 def configure(level: int) -> None:
-    """Log to stderr from `level` on."""
+    """Log to stderr, `level` and above."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("jido_nats.stderr").setLevel(min(level, logging.INFO))  # what programs of sessions say
-    # Of a TLS connection that ends, asyncio says "returning true from eof_received() has no effect".
+    logging.getLogger("jido_nats.stderr").setLevel(min(level, logging.INFO))  # stderr of the programs that sessions run
+    # When a TLS connection ends, asyncio warns that "returning true from eof_received() has no effect".
     logging.getLogger("asyncio").setLevel(logging.ERROR)
-    # nats-py reports what it recovers from with tracebacks; our connection says the same in a line.
+    # nats-py logs a traceback even for what it recovers from; our connection logs one line.
     logging.getLogger("nats").setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""The command `jido-nats`: the group, and which commands it has. The commands stand in files by what they are for."""
+"""The command `jido-nats`: the click group and its commands, which are in files by topic."""
 
 import logging
 
@@ -10,7 +10,7 @@ from jido_nats.manager.manager import VERSION
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="jido-nats")
-@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.option("-v", "--verbose", is_flag=True, help="Log at level DEBUG.")
 def main(verbose: bool) -> None:
     """Sessions whose every status change is an event on NATS."""
     logs.configure(logging.DEBUG if verbose else logging.WARNING)

@@ -1,4 +1,4 @@
-"""The options that commands share: where to connect and as whom, settings, pairs, JSON."""
+"""Options that commands share: connection and credentials, settings, key-value pairs, JSON."""
 
 import sys
 from collections.abc import Callable, Coroutine
@@ -23,7 +23,7 @@ PORT: Final = click.IntRange(0, 65535)
 
 
 class Common(NamedTuple):
-    """The options that every command about a server has."""
+    """The options of every command that connects to a server."""
 
     connection: ConnectOptions
     printer: Printer
@@ -32,9 +32,9 @@ class Common(NamedTuple):
 def common_options(
     command: Callable[..., Coroutine[Any, Any, int | None]], *, fast: bool = False, follows: bool = False
 ) -> Callable[..., None]:
-    """Add the options of every command, and run it; what it returns is the exit code.
+    """Add the common options, and run the command; its result is the exit code.
 
-    `fast`: on uvloop. `follows`: it shows what comes, for as long as somebody reads it.
+    `fast`: on uvloop. `follows`: it prints what arrives for as long as its stdout is read.
     """
 
     @connection_options
@@ -52,7 +52,7 @@ def common_options(
 
 
 def connection_options(command: Callable[..., None], **flags: str) -> Callable[..., None]:
-    """Where to connect, and as whom. `flags`: those that are called otherwise here."""
+    """Server and credentials. `flags`: options that have another name here."""
     for name, option in reversed(_CONNECTION.items()):
         command = click.option(flags.get(name, f"--{name.replace('_', '-')}"), name, **option)(command)
     return command
@@ -60,24 +60,27 @@ def connection_options(command: Callable[..., None], **flags: str) -> Callable[.
 
 _FILE: Final = click.Path(dir_okay=False)
 _CONNECTION: Final[dict[str, dict[str, Any]]] = {
-    "server": {"envvar": "NATS_URL", "help": f"NATS URL; several with commas.  [default: {DEFAULT_SERVER}]"},
-    "context": {"help": "A context of the nats CLI: its server and credentials, where no option says otherwise."},
+    "server": {"envvar": "NATS_URL", "help": f"NATS URL; several separated by commas.  [default: {DEFAULT_SERVER}]"},
+    "context": {"help": "Context of the nats CLI: its server and credentials; options override it."},
     "user": {"envvar": "NATS_USER", "help": "User name."},
-    "password": {"envvar": "NATS_PASSWORD", "help": "Better in NATS_PASSWORD: other users see command lines."},
-    "token": {"envvar": "NATS_TOKEN", "help": "Token; better in NATS_TOKEN."},
-    "nkey": {"envvar": "NATS_NKEY", "type": _FILE, "help": "File with the seed of an nkey."},
+    "password": {
+        "envvar": "NATS_PASSWORD",
+        "help": "Password; prefer NATS_PASSWORD: other users can see command lines.",
+    },
+    "token": {"envvar": "NATS_TOKEN", "help": "Token; prefer NATS_TOKEN."},
+    "nkey": {"envvar": "NATS_NKEY", "type": _FILE, "help": "File with an nkey seed."},
     "creds": {"envvar": "NATS_CREDS", "type": _FILE, "help": "A .creds file."},
-    "tls_ca": {"envvar": "NATS_CA", "type": _FILE, "help": "The CA of the server's certificate."},
-    "tls_cert": {"envvar": "NATS_CERT", "type": _FILE, "help": "A client certificate."},
-    "tls_key": {"envvar": "NATS_KEY", "type": _FILE, "help": "Its key."},
-    "inbox_prefix": {"help": "Where replies come.  [default: _INBOX.<user>]"},
+    "tls_ca": {"envvar": "NATS_CA", "type": _FILE, "help": "CA certificate for verifying the server."},
+    "tls_cert": {"envvar": "NATS_CERT", "type": _FILE, "help": "Client certificate."},
+    "tls_key": {"envvar": "NATS_KEY", "type": _FILE, "help": "Private key of the client certificate."},
+    "inbox_prefix": {"help": "Prefix of inbox subjects for replies.  [default: _INBOX.<user>]"},
 }
 
 
 def connect_options(
     *, server: str | None, context: str | None, nkey: str | None, creds: str | None, **others: str | None
 ) -> ConnectOptions:
-    """The context's options where one is named, with those that were given instead."""
+    """The context's options, if one is named, overridden by those that were given."""
     base = read_context(context) if context is not None else ConnectOptions()
     given: dict[str, Any] = {name: value for name, value in others.items() if value is not None}
     given |= {"nkey_seed_file": nkey} if nkey else {}
@@ -92,13 +95,13 @@ IDENTITY: Final[dict[str, Any]] = dict.fromkeys(("user", "password", "token", "n
 
 
 def config_option(command: Callable[..., None]) -> Callable[..., None]:
-    """The file of settings, as the argument `config_file`: what `load_settings` reads."""
+    """The settings file, as the argument `config_file` for `load_settings`."""
     path = click.Path(path_type=Path, dir_okay=False)
-    return click.option("--config", "config_file", type=path, help="Settings, as TOML.")(command)
+    return click.option("--config", "config_file", type=path, help="Settings file (TOML).")(command)
 
 
 def load_settings(file: Path | None, **overrides: Any) -> Settings:
-    """The settings of a TOML file, over which flags that were given win. Raises `ConfigurationError`."""
+    """The settings of a TOML file; flags that were given override it. Raises `ConfigurationError`."""
     try:
         content = file.read_bytes() if file is not None else b""
     except OSError as error:
@@ -107,7 +110,7 @@ def load_settings(file: Path | None, **overrides: Any) -> Settings:
 
 
 def pairs_of(texts: tuple[str, ...]) -> dict[str, Any]:
-    """What `KEY=VALUE` arguments say. Raises `ConfigurationError`."""
+    """`KEY=VALUE` arguments as a dictionary. Raises `ConfigurationError`."""
     for text in texts:
         if "=" not in text:
             raise ConfigurationError(f"--metadata takes KEY=VALUE, not {text!r}")
@@ -115,7 +118,7 @@ def pairs_of(texts: tuple[str, ...]) -> dict[str, Any]:
 
 
 def json_object(option: str, text: str | None) -> dict[str, Any] | None:
-    """The JSON object that an option was given, None where it was not. Raises `ConfigurationError`."""
+    """The JSON object given to an option; None without the option. Raises `ConfigurationError`."""
     if text is None:
         return None
     try:
@@ -125,7 +128,7 @@ def json_object(option: str, text: str | None) -> dict[str, Any] | None:
 
 
 def text_of_stdin() -> str:
-    """All of standard input. Raises `ConfigurationError` where it is no text."""
+    """All of standard input. Raises `ConfigurationError` if it is not UTF-8."""
     try:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:

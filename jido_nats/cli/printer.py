@@ -1,4 +1,4 @@
-"""How records and events look in a terminal, and as JSON lines."""
+"""Records and events as text for a terminal, and as JSON lines."""
 
 import sys
 from collections.abc import Iterable
@@ -32,14 +32,14 @@ LEVEL_STYLES: Final = {"ok": "green", "warning": "yellow", "error": "bold red"}
 
 
 class Printer:
-    """Prints data: one JSON object a line, or for people (80 columns, no colour in a pipe)."""
+    """Prints data: one JSON object per line, or text for people (80 columns, no colour in a pipe)."""
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
         self.console = Console(highlight=False, soft_wrap=True)
 
     def record(self, record: SessionRecord) -> None:
-        """One session, with all that is known of it."""
+        """One session, with every field of its record."""
         if self.as_json:
             _print_json(record)
             return
@@ -47,7 +47,7 @@ class Printer:
             self.console.print(Text.assemble((f"{name:<16} ", "dim"), _value(name, value)))
 
     def records(self, records: Iterable[SessionRecord]) -> None:
-        """Sessions, a line each."""
+        """Sessions, one per line."""
         rows = list(records)
         if self.as_json:
             for record in rows:
@@ -68,7 +68,7 @@ class Printer:
             self.console.print(line)
 
     def event(self, message: EventMessage, *, subject: bool = False) -> None:
-        """One event in a line, with its sequence; `subject`: and where it was heard."""
+        """One event in a line, with its sequence; `subject`: also the subject on which it arrived."""
         if self.as_json:
             _print_json_text({"sequence": message.sequence, "subject": message.subject}, message)
             return
@@ -91,11 +91,11 @@ class Printer:
         self.console.print(line)
 
     def sent(self, reply: SendReply) -> None:
-        """What a send was answered."""
+        """The reply to a send."""
         if self.as_json:
             _print_json(reply)
         else:
-            again = " (it had been before)" if reply.replayed else ""
+            again = " (sent before)" if reply.replayed else ""
             self.console.print(Text(f"{reply.message_id} is in the inbox of {reply.session_id}{again}"))
 
     def past_event(self, event: Event) -> None:
@@ -106,7 +106,7 @@ class Printer:
             self.console.print(event_text(event))
 
     def watched(self, message: Watched) -> None:
-        """A session of the snapshot, its end, or a change."""
+        """A session of the snapshot, the end of the snapshot, or a change."""
         match message:
             case WatchedSession(record):
                 if self.as_json:
@@ -117,7 +117,7 @@ class Printer:
                 if self.as_json:
                     _print_json({"kind": "snapshot_complete", "position": position})
                 else:
-                    self.console.print(f"those are all, at position {position}; changes follow", style="dim")
+                    self.console.print(f"end of the snapshot, at position {position}; changes follow", style="dim")
             case SessionChanged(event, record, position):
                 if self.as_json:
                     _print_json({"kind": "changed", "position": position, "event": event, "record": record})
@@ -125,7 +125,7 @@ class Printer:
                     self.console.print(Text(f"{position:>6} ", "dim") + event_text(event))
 
     def finding(self, level: str, check: str, message: str) -> None:
-        """One line of the doctor's."""
+        """One finding of the doctor."""
         if self.as_json:
             _print_json({"level": level, "check": check, "says": message})
         else:
@@ -134,7 +134,7 @@ class Printer:
             )
 
     def violation(self, finding: Finding) -> None:
-        """One line of the conformance check's; what is only noted goes to stderr."""
+        """One finding of the conformance check; mere notes go to stderr."""
         if finding.note:
             sys.stderr.write(f"{printable(str(finding))}\n")
         elif self.as_json:
@@ -143,7 +143,7 @@ class Printer:
             self.console.print(Text(printable(str(finding))))
 
     def note(self, text: str, style: str = "") -> None:
-        """A sentence for people; not printed among JSON."""
+        """A sentence for people; not printed with --json."""
         if not self.as_json:
             self.console.print(text, style=style)
 
@@ -191,7 +191,7 @@ def _value(name: str, value: Any) -> Text:
 
 
 def _brief(session_id: str) -> str:
-    """Enough of an id to tell sessions apart in a line: a long one keeps its end."""
+    """Enough of an id to tell sessions apart: a long one is cut at its start."""
     return printable(session_id if len(session_id) <= 16 else f"…{session_id[-15:]}")
 
 
@@ -210,6 +210,6 @@ def _print_json(value: object) -> None:
 
 
 def _print_json_text(first: dict[str, Any], message: EventMessage) -> None:
-    # The bytes as they came where they are JSON: a recording keeps what this version does not know.
+    # The original bytes if they are JSON: a recording keeps fields that this version does not know.
     event = msgspec.Raw(message.data) if message.data.startswith(b"{") else message.event
     _print_json({**first, "event": event})

@@ -1,4 +1,4 @@
-"""How a program of ours runs: its event loop, its signals, its limits, its exit code."""
+"""How our programs run: event loop, signals, limits, exit code."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ from jido_nats.manager.manager import SessionManager
 
 EXIT_INTERRUPTED: Final = 130
 HURRY_AFTER_S: Final = 1.0
-# What still runs when a program is done has so long to end.
+# How long tasks that still run when a program is done may take to end.
 LEAVE_S: Final = 2.0
 GC_YOUNG: Final = 20_000
 GC_MIDDLE: Final = 20
@@ -32,7 +32,7 @@ DESCRIPTORS_MAX: Final = 65_536
 
 
 def run_program(work: Coroutine[Any, Any, int | None], *, fast: bool = False) -> NoReturn:
-    """Run it, and end with its exit code. `fast`: on uvloop, where it is installed."""
+    """Run it, and exit with its code. `fast`: on uvloop, if installed."""
     runner = asyncio.Runner(loop_factory=_fast_loop() if fast else None)
     try:
         code = _exit_code(runner, work)
@@ -48,11 +48,11 @@ def _exit_code(runner: asyncio.Runner, work: Coroutine[Any, Any, int | None]) ->
     except JidoError as error:
         return _complain(str(error))
     except TimeoutError:
-        return _complain("it took too long; try again, or give it more time with --timeout")
+        return _complain("timed out; try again, or allow more time with --timeout")
     except (KeyboardInterrupt, asyncio.CancelledError):
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: nothing to complain of
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: not an error
         return 0
     except OSError as error:
         if error.filename is not None:
@@ -64,7 +64,7 @@ def _exit_code(runner: asyncio.Runner, work: Coroutine[Any, Any, int | None]) ->
 
 
 async def while_read(work: Coroutine[Any, Any, int | None]) -> int | None:
-    """The work's result; `BrokenPipeError` once nobody reads the pipe that stdout is, also while nothing is said."""
+    """The work's result; `BrokenPipeError` when the reader of a piped stdout has gone, even if nothing is written."""
     task, loop, gone = asyncio.current_task(), asyncio.get_running_loop(), False
     assert task is not None
 
@@ -77,7 +77,7 @@ async def while_read(work: Coroutine[Any, Any, int | None]) -> int | None:
         poll = select.poll()
         poll.register(sys.stdout, 0)
         poll.poll()
-        with contextlib.suppress(RuntimeError):  # the program has ended meanwhile
+        with contextlib.suppress(RuntimeError):  # the event loop is closed
             loop.call_soon_threadsafe(on_gone)
 
     if sys.stdout is not None and stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
@@ -91,13 +91,13 @@ async def while_read(work: Coroutine[Any, Any, int | None]) -> int | None:
 
 
 def _leave(runner: asyncio.Runner, code: int) -> NoReturn:
-    """End what still runs, then the program, also beside what does not end: workers that swallow their cancellation."""
+    """Cancel the remaining tasks, then exit, even if some do not end: workers that swallow their cancellation."""
     with contextlib.suppress(KeyboardInterrupt):
         runner.run(_end_others())
     if not asyncio.all_tasks(runner.get_loop()):
         runner.close()
         sys.exit(code)
-    for stream in (sys.stdout, sys.stderr):  # asyncio would wait, for ever
+    for stream in (sys.stdout, sys.stderr):  # closing the loop would wait forever
         with contextlib.suppress(OSError):
             stream.flush()
     os._exit(code)
@@ -120,7 +120,7 @@ def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def fail(message: str) -> NoReturn:
-    """Say in one line what is wrong, and end."""
+    """Print an error in one line, and exit."""
     sys.exit(_complain(message))
 
 
@@ -130,9 +130,9 @@ def _complain(message: str) -> int:
 
 
 async def serve_until_signal(manager: SessionManager) -> None:
-    """Serve until the first SIGTERM or Ctrl-C. One that comes a second or more later hurries what is being ended.
+    """Serve until the first SIGTERM or Ctrl-C. Another one, at least a second later, cuts the shutdown short.
 
-    (`timeout` and others send the same signal twice at once: that is one.)
+    (`timeout` and others send the same signal twice at once; that counts as one.)
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
@@ -149,13 +149,13 @@ async def serve_until_signal(manager: SessionManager) -> None:
 
 
 def end_on_sigterm() -> None:
-    """Let SIGTERM, and a terminal that is closed, unwind what is running, as Ctrl-C does."""
+    """Make SIGTERM, and SIGHUP of a closed terminal, cancel the current task, as Ctrl-C does."""
     task = asyncio.current_task()
     assert task is not None
     numbers, cancel = (signal.SIGTERM, signal.SIGHUP), task.cancel
 
     def on_signal() -> None:
-        _on_signals(numbers, _ignore)  # a second one must not interrupt the cleaning up
+        _on_signals(numbers, _ignore)  # a second one must not interrupt the cleanup
         cancel()
 
     _on_signals(numbers, on_signal)
@@ -172,7 +172,7 @@ def _ignore() -> None:
 
 @contextlib.asynccontextmanager
 async def monitored(manager: SessionManager, host: str, port: int | None) -> AsyncIterator[None]:
-    """Until the manager is closed, its draining included, it can be asked how it is."""
+    """Serve metrics and health until the manager is closed; that includes its draining."""
     if port is None:
         yield
         return
@@ -183,10 +183,10 @@ async def monitored(manager: SessionManager, host: str, port: int | None) -> Asy
 
 
 def prepare_process() -> None:
-    """For many sessions: as many descriptors as this process may have, and less searching for garbage.
+    """For many sessions: as many file descriptors as this process may have, and fewer garbage collections.
 
-    Sessions are freed by their reference counts; what the collector finds are rare cycles, and each search in vain
-    walks over all sessions.
+    Sessions are freed by their reference counts; the collector finds only rare cycles, and each collection
+    traverses all sessions.
     """
     gc.set_threshold(GC_YOUNG, GC_MIDDLE, GC_OLD)
     with contextlib.suppress(ImportError, ValueError, OSError):

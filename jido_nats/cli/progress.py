@@ -1,4 +1,4 @@
-"""How far long work has come, as a bar on stderr; nothing where that is no terminal."""
+"""Progress of long work, as a bar on stderr; nothing if that is not a terminal."""
 
 import contextlib
 import os
@@ -14,20 +14,20 @@ _COLUMNS: Final = (TextColumn("{task.description:<24}"), BarColumn(), MofNComple
 
 
 class Bar:
-    """Call it as often as you like: it is drawn ten times a second."""
+    """May be called as often as you like: it is drawn ten times a second."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
         self._task = progress.add_task("starting", total=None) if progress is not None else None
 
     def __call__(self, what: str, done: int, of: int) -> None:
-        """What is being done, how much of it is done, and of how much (0: nobody knows)."""
+        """What is being done, how much of it is done, and the total (0: unknown)."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, description=what, completed=done, total=of or None)
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """Out of the way, while something is printed."""
+        """Hide the bar while something is printed."""
         if self._progress is None:
             yield
             return
@@ -38,7 +38,7 @@ class Bar:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Bar]:
-    """A bar that is gone in the end."""
+    """A bar that disappears at the end."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield Bar(None)
@@ -49,5 +49,5 @@ def progress() -> Iterator[Bar]:
 
 
 def prints_to_file() -> bool:
-    """Whether stdout is seen nowhere meanwhile: it is no terminal, nor a pipe, whose other end may show it on one."""
+    """Whether stdout is a file: neither a terminal, nor a pipe, whose reader may print to one."""
     return not (sys.stdout.isatty() or stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode))

@@ -40,14 +40,14 @@ or with the nats CLI:
   nats kv ls JIDO_SESSIONS{nats_where}
   nats sub --stream JIDO_CLIENT --all 'jido.client.>'{nats_where}
   nats micro info jido-session-manager{nats_where}
-Ctrl-C ends it."""
+Ctrl-C stops it."""
 
 
 @click.command()
-@click.option("--nats-server", "binary", type=click.Path(path_type=Path), help="A nats-server to use.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout.")
+@click.option("--nats-server", "binary", type=click.Path(path_type=Path), help="Path of the nats-server to run.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line on stdout.")
 def demo(binary: Path | None, as_json: bool) -> None:
-    """Show the whole story on a server of its own, in seconds."""
+    """Run a demonstration on a local server, in seconds."""
 
     async def run() -> int:
         end_on_sigterm()
@@ -58,9 +58,11 @@ def demo(binary: Path | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--port", type=PORT, default=4222, show_default=True, help="Where the server listens, on loopback.")
-@click.option("--store-dir", type=click.Path(path_type=Path, file_okay=False), help="Keep what is stored here.")
-@click.option("--nats-server", "binary", type=click.Path(path_type=Path), help="A nats-server to use.")
+@click.option("--port", type=PORT, default=4222, show_default=True, help="Port of the server, on loopback.")
+@click.option(
+    "--store-dir", type=click.Path(path_type=Path, file_okay=False), help="Keep the stored data in this directory."
+)
+@click.option("--nats-server", "binary", type=click.Path(path_type=Path), help="Path of the nats-server to run.")
 @config_option
 @worker_options
 def up(
@@ -88,9 +90,9 @@ def up(
 async def _run_local(server: LocalServer, worker: Worker, settings: Settings, *, temporary: bool) -> None:
     async with server, SessionManager.connect(server.url, worker=worker, settings=settings) as manager:
         await manager.start_serving()
-        click.echo(f"A NATS server with a session manager runs on {server.url}")
+        click.echo(f"A NATS server with a session manager is running on {server.url}")
         if temporary:
-            click.echo("What it stores goes when it ends; --store-dir DIR keeps it.")
+            click.echo("Its data is deleted when it stops; --store-dir DIR keeps it.")
         elsewhere = server.url != DEFAULT_SERVER
         where = {"where": f" --server {server.url}", "nats_where": f" -s {server.url}"}
         click.echo(TRY_THESE.format(**where if elsewhere else dict.fromkeys(where, "")))
@@ -99,19 +101,21 @@ async def _run_local(server: LocalServer, worker: Worker, settings: Settings, *,
 
 @click.command()
 @worker_options
-@click.option("--encoding", type=click.Choice([e.value for e in Encoding]), help="How events are written.")
-@click.option("--replicas", type=int, help="Copies of the stream and the buckets.")
-@click.option("--lease-s", type=int, help="Seconds after which a silent manager counts as dead.")
-@click.option("--stop-timeout-s", type=float, help="Seconds that a session has to stop before it is killed.")
+@click.option("--encoding", type=click.Choice([e.value for e in Encoding]), help="Encoding of the events.")
+@click.option("--replicas", type=int, help="Replicas of the streams and buckets.")
+@click.option("--lease-s", type=int, help="Seconds without renewal after which a manager counts as dead.")
+@click.option("--stop-timeout-s", type=float, help="Seconds that a worker has to stop before it is killed.")
 @click.option(
-    "--drain-timeout", "drain_timeout_s", type=float, help="Seconds that sessions may still run when it is stopped."
+    "--drain-timeout", "drain_timeout_s", type=float, help="Seconds that sessions may still run after SIGTERM."
 )
-@click.option("--metrics-port", type=PORT, help="Serve /metrics, /livez and /readyz there.")
-@click.option("--metrics-host", default="127.0.0.1", show_default=True, help="The address for them.")
+@click.option("--metrics-port", type=PORT, help="Serve /metrics, /livez and /readyz on this port.")
+@click.option("--metrics-host", default="127.0.0.1", show_default=True, help="Address for --metrics-port.")
 @click.option("--log-format", type=click.Choice(["line", "json"]), default="line", show_default=True)
 @config_option
-@click.option("--api-user", envvar="NATS_API_USER", help="The user that answers commands.  [default: the same]")
-@click.option("--api-password", envvar="NATS_API_PASSWORD", help="Its password; better in NATS_API_PASSWORD.")
+@click.option(
+    "--api-user", envvar="NATS_API_USER", help="User of the connection that answers commands.  [default: --user]"
+)
+@click.option("--api-password", envvar="NATS_API_PASSWORD", help="Its password; prefer NATS_API_PASSWORD.")
 @partial(common_options, fast=True)
 async def serve(
     common: Common,
@@ -138,12 +142,12 @@ async def serve(
     ):
         await manager.start_serving()
         systemd.notify("READY=1")
-        logs.announce(f"{manager.manager_id} serves on {common.connection.safe_servers()}; Ctrl-C ends it")
+        logs.announce(f"{manager.manager_id} serves on {common.connection.safe_servers()}; Ctrl-C stops it")
         await serve_until_signal(manager)
 
 
 def _api_options(options: ConnectOptions, user: str | None, password: str | None) -> ConnectOptions:
-    """How the manager connects to answer commands: as the same user, unless another is named."""
+    """Options of the connection that answers commands: the same user, unless another is named."""
     if user is None:
         return options
     return replace(options, **IDENTITY | {"user": user, "password": password}, inbox_prefix=None)

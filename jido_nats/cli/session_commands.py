@@ -1,4 +1,4 @@
-"""Commands about one session, and the list of all: each is one call of `Client`, and prints its reply."""
+"""Commands about one session, and the list of sessions: each is one call of `Client`, and prints the reply."""
 
 import click
 
@@ -8,12 +8,12 @@ from jido_nats.core.session import Status
 
 
 @click.command()
-@click.option("--session-id", help="Choose the id; then the same command again gives the same session.")
-@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Broadcast with the session; no secrets.")
-@click.option("--llm-config", metavar="JSON", help="A JSON object, stored with the session; no secrets.")
-@click.option("--idle-after-s", type=float, help="active → idle after so long without message or output; 0: never.")
-@click.option("--idle-timeout-s", type=float, help="End it when it has been idle for so long; 0: never.")
-@click.option("--max-lifetime-s", type=float, help="End it so long after its creation; 0: never.")
+@click.option("--session-id", help="Choose the id; repeating the command then returns the same session.")
+@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Published in the events; no secrets.")
+@click.option("--llm-config", metavar="JSON", help="JSON object, stored in the record; no secrets.")
+@click.option("--idle-after-s", type=float, help="active → idle after this long without a message or output; 0: never.")
+@click.option("--idle-timeout-s", type=float, help="End it when it has been idle for this long; 0: never.")
+@click.option("--max-lifetime-s", type=float, help="End it this long after its creation; 0: never.")
 @common_options
 async def create(
     common: Common,
@@ -22,7 +22,7 @@ async def create(
     llm_config: str | None,
     **limits: float | None,
 ) -> None:
-    """Create a session; shows its record once it is active."""
+    """Create a session; prints its record once it is active."""
     pairs, config = pairs_of(metadata), json_object("--llm-config", llm_config)
     async with Client.connect(common.connection) as client:
         common.printer.record(
@@ -31,9 +31,9 @@ async def create(
 
 
 @click.command("list")
-@click.option("--all", "include_terminated", is_flag=True, help="Also those that have ended.")
-@click.option("--status", type=click.Choice([s.value for s in Status]), help="Only those in this status.")
-@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Only those that have this.")
+@click.option("--all", "include_terminated", is_flag=True, help="Include sessions that have ended.")
+@click.option("--status", type=click.Choice([s.value for s in Status]), help="Only sessions in this status.")
+@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Only sessions with this metadata.")
 @common_options
 async def list_(common: Common, include_terminated: bool, status: str | None, metadata: tuple[str, ...]) -> None:
     """List the live sessions, ordered by id."""
@@ -51,7 +51,7 @@ async def list_(common: Common, include_terminated: bool, status: str | None, me
 @click.argument("session_id", metavar="ID")
 @common_options
 async def get(common: Common, session_id: str) -> None:
-    """Show a session's record."""
+    """Print a session's record."""
     async with Client.connect(common.connection) as client:
         common.printer.record(await client.get_session_info(session_id))
 
@@ -59,10 +59,10 @@ async def get(common: Common, session_id: str) -> None:
 @click.command()
 @click.argument("session_id", metavar="ID")
 @click.option("--for", "status", type=click.Choice([s.value for s in Status]), default="terminated", show_default=True)
-@click.option("--timeout", type=float, help="Give up after so many seconds.")
+@click.option("--timeout", type=float, help="Give up after this many seconds.")
 @common_options
 async def wait(common: Common, session_id: str, status: str, timeout: float | None) -> None:
-    """Wait until a session is in a status; shows its record."""
+    """Wait until a session is in a status; prints its record."""
     async with Client.connect(common.connection) as client:
         common.printer.record(await client.wait(session_id, status, timeout_s=timeout))
 
@@ -87,10 +87,10 @@ async def activate(common: Common, session_id: str) -> None:
 
 @click.command()
 @click.argument("session_id", metavar="ID")
-@click.option("--detail", help="Why, in your words; told in the events.")
+@click.option("--detail", help="Why, in your words; published in the events.")
 @common_options
 async def terminate(common: Common, session_id: str, detail: str | None) -> None:
-    """End a session; shows its record."""
+    """Terminate a session; prints its record."""
     async with Client.connect(common.connection) as client:
         common.printer.record(await client.terminate_session(session_id, detail=detail))
 
@@ -98,11 +98,11 @@ async def terminate(common: Common, session_id: str, detail: str | None) -> None
 @click.command()
 @click.argument("session_id", metavar="ID")
 @click.argument("content")
-@click.option("--role", default="user", show_default=True, help="Who says it.")
-@click.option("--message-id", help="Choose the id; then the same command again sends nothing more.")
+@click.option("--role", default="user", show_default=True, help="Role of the sender.")
+@click.option("--message-id", help="Choose the id; repeating the command then sends nothing new.")
 @common_options
 async def send(common: Common, session_id: str, content: str, role: str, message_id: str | None) -> None:
-    """Send a message to a session's worker; - as CONTENT reads it from standard input."""
+    """Send a message to a session's worker; CONTENT - reads standard input."""
     text = text_of_stdin() if content == "-" else content
     async with Client.connect(common.connection) as client:
         common.printer.sent(await client.send_message(session_id, role, text, message_id=message_id))
@@ -112,7 +112,7 @@ async def send(common: Common, session_id: str, content: str, role: str, message
 @click.argument("session_id", metavar="ID")
 @common_options
 async def history(common: Common, session_id: str) -> None:
-    """Show every event of a session, by request-reply: also when its record has expired."""
+    """Print every event of a session, by request-reply, even after its record has expired."""
     async with Client.connect(common.connection) as client:
         for event in await client.session_history(session_id):
             common.printer.past_event(event)

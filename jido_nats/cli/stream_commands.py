@@ -1,4 +1,4 @@
-"""Commands that follow what happens: events, output, and the table of sessions."""
+"""Commands that read streams: events, output, and the table of sessions."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -19,11 +19,11 @@ from jido_nats.core.session import Status
 
 @click.command()
 @click.argument("session_id", metavar="[ID]", required=False)
-@click.option("--since", default="new", show_default=True, help="As of 'events'.")
-@click.option("--no-follow", is_flag=True, help="End when everything stored was shown.")
+@click.option("--since", default="new", show_default=True, help="As for 'events'.")
+@click.option("--no-follow", is_flag=True, help="Exit after everything that is stored.")
 @partial(common_options, follows=True)
 async def output(common: Common, session_id: str | None, since: str, no_follow: bool) -> None:
-    """Show what a session's worker says and is told (or all sessions'), live or replayed."""
+    """Print output and conversation of a session (or of all sessions), live or replayed."""
     async with (
         Client.connect(common.connection) as client,
         client.output(session_id=session_id, since=since) as stream,
@@ -39,11 +39,11 @@ async def output(common: Common, session_id: str | None, since: str, no_follow: 
 @click.option(
     "--since", default="new", show_default=True, help="new, all, an age (1h), a time (RFC 3339) or a sequence."
 )
-@click.option("--durable", metavar="NAME", help="A consumer that the server keeps: carries on where it stopped.")
-@click.option("--no-follow", is_flag=True, help="End when everything stored was shown.")
+@click.option("--durable", metavar="NAME", help="Durable consumer: resumes where it stopped.")
+@click.option("--no-follow", is_flag=True, help="Exit after everything that is stored.")
 @partial(common_options, follows=True)
 async def events(common: Common, session_id: str | None, since: str, durable: str | None, no_follow: bool) -> None:
-    """Show events, live or replayed."""
+    """Print events, live or replayed."""
     async with (
         Client.connect(common.connection) as client,
         client.events(session_id=session_id, since=since, durable=durable) as stream,
@@ -57,7 +57,7 @@ async def events(common: Common, session_id: str | None, since: str, durable: st
 
 @contextlib.contextmanager
 def _replay_progress(stream: EventStream | OutputStream, no_follow: bool) -> Iterator[Callable[[int], None]]:
-    """A bar by position, if the replay has an end and goes to a file; elsewhere the replay itself is seen."""
+    """A progress bar, if the replay has an end and goes to a file; otherwise the replay itself is visible."""
     if not no_follow or not prints_to_file():
         yield lambda position: None
         return
@@ -74,20 +74,25 @@ def _replay_progress(stream: EventStream | OutputStream, no_follow: bool) -> Ite
 
 @click.command()
 @click.option("--session", "session_id", metavar="ID", help="Only this session.")
-@click.option("--status", type=click.Choice([s.value for s in Status]), help="Only those in this status.")
-@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Only those that have this.")
-@click.option("--cursor", type=click.IntRange(0), help="Resume behind this position, with no snapshot.")
-@click.option("--plain", is_flag=True, help="A line for each session and change, also in a terminal.")
+@click.option("--status", type=click.Choice([s.value for s in Status]), help="Only sessions in this status.")
+@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Only sessions with this metadata.")
+@click.option("--position", type=click.IntRange(0), help="Resume after this position, without a snapshot.")
+@click.option("--cursor", type=click.IntRange(0), hidden=True)
+@click.option("--plain", is_flag=True, help="Print a line for each session and change, even in a terminal.")
 @partial(common_options, fast=True, follows=True)
 async def watch(
     common: Common,
     session_id: str | None,
     status: str | None,
     metadata: tuple[str, ...],
+    position: int | None,
     cursor: int | None,
     plain: bool,
 ) -> None:
-    """Show the sessions there are, then every change: a live table in a terminal (? tells its keys), else lines."""
+    """Show the sessions, then every change: a live table in a terminal (? lists its keys), else lines."""
+    if cursor is not None:
+        click.echo("jido-nats: --cursor is deprecated; use --position", err=True)
+        position = cursor if position is None else position
     filters: dict[str, Any] = {
         "session_id": session_id,
         "status": Status(status) if status else None,
@@ -96,8 +101,8 @@ async def watch(
     async with Client.connect(common.connection) as client:
         if is_screen() and not (plain or common.printer.as_json):
             end_on_sigterm()
-            await WatchScreen(client, common.connection.safe_servers(), **filters).run(cursor)
+            await WatchScreen(client, common.connection.safe_servers(), **filters).run(position)
             return
-        async with client.watch_sessions(cursor=cursor, **filters) as watched:
+        async with client.watch_sessions(position=position, **filters) as watched:
             async for message in watched:
                 common.printer.watched(message)

@@ -1,4 +1,4 @@
-"""What systemd wants to hear of a service of `Type=notify`: that it is ready, lives, and ends.
+"""The notifications that systemd expects of a service of `Type=notify`: ready, alive, stopping.
 
 https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html: a datagram to the socket that NOTIFY_SOCKET
 names. Without systemd nothing is sent.
@@ -14,7 +14,7 @@ _MICROSECONDS = 1_000_000
 
 
 def notify(state: str) -> None:
-    """Tell systemd, where there is one that listens."""
+    """Send a state to systemd, if it listens."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
         return
@@ -25,7 +25,7 @@ def notify(state: str) -> None:
 
 @contextlib.asynccontextmanager
 async def served() -> AsyncIterator[None]:
-    """Around a service's whole life, its end too: its event loop feeds systemd's watchdog."""
+    """For a service's whole life, shutdown included: its event loop feeds systemd's watchdog."""
     feeding = asyncio.create_task(_feed(), name="systemd's watchdog")
     try:
         yield

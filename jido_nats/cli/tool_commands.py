@@ -1,4 +1,4 @@
-"""Commands that look at a deployment or at the contract: `dashboard`, `doctor`, `schema`, `conform`."""
+"""Commands that inspect a deployment or the contract: `dashboard`, `doctor`, `schema`, `conform`."""
 
 import asyncio
 from functools import partial
@@ -26,13 +26,18 @@ from jido_nats.core import subjects
 
 
 @click.command()
-@click.option("--port", type=PORT, default=8080, show_default=True, help="Where it listens.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Beyond loopback only with --token.")
-@click.option("--read-only", is_flag=True, help="Show, and change nothing.")
-@click.option("--token", "page_token", envvar="JIDO_DASHBOARD_TOKEN", help="What a browser has to bring: /?token=…")
+@click.option("--port", type=PORT, default=8080, show_default=True, help="Port to listen on.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; other than loopback only with --token.",
+)
+@click.option("--read-only", is_flag=True, help="Offer no commands.")
+@click.option("--token", "browser_token", envvar="JIDO_DASHBOARD_TOKEN", help="Token that a browser needs: /?token=…")
 @partial(connection_options, token="--nats-token")
-def dashboard(port: int, host: str, read_only: bool, page_token: str | None, **connection: Any) -> None:
-    """Show sessions live in the browser, and command them."""
+def dashboard(port: int, host: str, read_only: bool, browser_token: str | None, **connection: Any) -> None:
+    """Show sessions live in a browser, and control them."""
     try:
         from jido_nats.dashboard.serve import dashboard as serving
     except ImportError as error:
@@ -41,10 +46,10 @@ def dashboard(port: int, host: str, read_only: bool, page_token: str | None, **c
     async def run() -> None:
         end_on_sigterm()
         options = connect_options(**connection)
-        async with serving(options, host=host, port=port, token=page_token, read_only=read_only) as url:
-            click.echo(f"The dashboard of {options.safe_servers()} is on {url}; Ctrl-C ends it")
-            if page_token is not None:
-                click.echo(f"A browser gets in once with {url}/?token=… and is known from then on")
+        async with serving(options, host=host, port=port, token=browser_token, read_only=read_only) as url:
+            click.echo(f"The dashboard of {options.safe_servers()} is on {url}; Ctrl-C stops it")
+            if browser_token is not None:
+                click.echo(f"Open {url}/?token=… once; the browser keeps a cookie")
             await asyncio.Event().wait()
 
     run_program(run())
@@ -52,11 +57,11 @@ def dashboard(port: int, host: str, read_only: bool, page_token: str | None, **c
 
 @click.command()
 @config_option
-@click.option("--replicas", type=int, help="Copies of the stream and the buckets, as the managers have it.")
+@click.option("--replicas", type=int, help="Replicas of the streams and buckets, as configured in the managers.")
 @click.option("--monitoring", default="http://127.0.0.1:8222", show_default=True, help="The server's monitoring URL.")
 @common_options
 async def doctor(common: Common, config_file: Path | None, monitoring: str, **overrides: Any) -> int:
-    """Say what is wrong, and what to do: exit code 0, 1 with warnings, 2 with errors."""
+    """Report what is wrong and what to do: exit code 0, 1 with warnings, 2 with errors."""
     levels = set()
     settings = load_settings(config_file, **overrides)
     async for finding in examine(common.connection, settings, monitoring):
@@ -77,11 +82,13 @@ def schema_(kind: str) -> None:
 
 @click.command()
 @click.option("--file", type=click.File("rb"), help="A recording, as 'events --json' prints it; - for stdin.")
-@click.option("--partial", is_flag=True, help="The recording begins and ends in the middle of sessions' lives.")
-@click.option("--stream", default=subjects.EVENTS_STREAM, show_default=True, help="The stream, without --file.")
+@click.option("--partial", is_flag=True, help="The recording starts or ends in the middle of sessions.")
+@click.option(
+    "--stream", default=subjects.EVENTS_STREAM, show_default=True, help="The stream to check, without --file."
+)
 @common_options
 async def conform(common: Common, file: BinaryIO | None, partial: bool, stream: str) -> int:
-    """Say where events break the contract, in a recording or in the stream: exit code 0 or 1."""
+    """Report where events violate the contract, in a recording or in the stream: exit code 0 or 1."""
     checker = Checker(partial=partial)
     if file is not None:
         for finding in check_file(file, checker):

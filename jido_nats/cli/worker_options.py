@@ -1,4 +1,4 @@
-"""What a manager of the command line runs for each session, and for how long."""
+"""Options for what a manager runs for each session, and for how long."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,41 +14,43 @@ from jido_nats.worker.session import Session, Worker
 
 
 def worker_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What a session runs, and for how long."""
+    """Add the options for the worker and its time limits."""
     for option in reversed(_WORKER):
         command = option(command)
     return command
 
 
 _WORKER: Final[tuple[Callable[..., Callable[..., None]], ...]] = (
-    click.option("--worker", help="What a session runs, as package.module:callable; without one it only waits."),
-    click.option("--exec", "command", metavar="COMMAND", help="What a session runs: a program, in any language."),
+    click.option("--worker", help="The worker, as package.module:callable; without one, sessions only wait."),
+    click.option("--exec", "command", metavar="COMMAND", help="The worker: a program in any language."),
     click.option(
         "--isolation",
         type=click.Choice(["task", "process"]),
         default="task",
         show_default=True,
-        help="Run --worker in the manager's own process, or each session in a process of its own.",
+        help="Run --worker in the manager's process, or each session in its own process.",
     ),
-    click.option("--wait-ready", is_flag=True, default=None, help="A session is active when its worker says so."),
-    click.option("--idle-after-s", type=float, help="active → idle after so long without message or output."),
-    click.option("--idle-timeout-s", type=float, help="End a session that has been idle for so long."),
-    click.option("--max-lifetime-s", type=float, help="End a session so long after its creation."),
+    click.option(
+        "--wait-ready", is_flag=True, default=None, help="A session becomes active only when its worker reports ready."
+    ),
+    click.option("--idle-after-s", type=float, help="active → idle after this long without a message or output."),
+    click.option("--idle-timeout-s", type=float, help="End a session that has been idle for this long."),
+    click.option("--max-lifetime-s", type=float, help="End a session this long after its creation."),
 )
 
 
 def choose_worker(worker: str | None, command: str | None, isolation: str, settings: Settings) -> Worker:
-    """What each session runs: a coroutine of this process, one in a process of its own, or a program."""
+    """The worker: a coroutine in this process, a coroutine in its own process, or a program."""
     if worker is not None and command is not None:
-        raise ConfigurationError("--worker and --exec are two ways to say what a session runs; give one")
+        raise ConfigurationError("--worker and --exec exclude each other; give one")
     if command is not None:
         return Program(command, stop_timeout_s=settings.stop_timeout_s, wait_ready=settings.wait_ready)
     if worker is None:
-        return wait_for_ever
-    loaded = load_worker(worker)  # also where it will run elsewhere: a wrong name is told at once
+        return wait_forever
+    loaded = load_worker(worker)  # even if it runs in another process: a wrong name is reported at once
     return isolated(worker, settings) if isolation == "process" else loaded
 
 
-async def wait_for_ever(session: Session) -> None:
-    """The worker of a manager that was given none: it does nothing until it is terminated."""
+async def wait_forever(session: Session) -> None:
+    """The default worker: does nothing until it is terminated."""
     await asyncio.Event().wait()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import warnings
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from types import TracebackType
@@ -51,8 +52,8 @@ T = TypeVar("T")
 class Client(SessionApi):
     """A caller of session managers; make one with `Client.connect` and use it as `async with`.
 
-    A command is repeated, safely, while the managers are unavailable: the ids that a caller leaves open are chosen
-    here, so that a lost reply never makes two sessions, or delivers a message twice.
+    A command is retried while the managers are unavailable. That is safe: ids that the caller does not give are
+    chosen here, so a lost reply never creates two sessions or delivers a message twice.
     """
 
     def __init__(
@@ -84,10 +85,10 @@ class Client(SessionApi):
         sessions_bucket: str = subjects.SESSIONS_BUCKET,
         managers_bucket: str = subjects.MANAGERS_BUCKET,
     ) -> "Client":
-        """A client, to be entered with `async with` (raises `ServerUnusable` where nobody answers).
+        """A client; `async with` connects it (raises `ServerUnusable` if no server answers).
 
-        `server`: a URL, several with commas, or `ConnectOptions`. `timeout_s`: how long a command may take in
-        all; it is repeated, safely, while the managers are unavailable. Where none has run for 3 s it is given up.
+        `server`: a URL, several separated by commas, or `ConnectOptions`. `timeout_s`: how long a command may
+        take, retries included; it is retried while the managers are unavailable, but fails after 3 s without any.
         """
         options = server if isinstance(server, ConnectOptions) else ConnectOptions(servers=tuple(server.split(",")))
         return cls(
@@ -111,13 +112,13 @@ class Client(SessionApi):
 
     @property
     def connected(self) -> bool:
-        """Whether a command would be sent now; after a loss the client connects again by itself."""
+        """Whether a command would be sent now; a lost connection is reconnected automatically."""
         return self._opened is not None and self._opened.connected
 
     async def wait(self, session_id: str, status: Status | str, *, timeout_s: float | None = None) -> SessionRecord:
-        """The record once the session is in `status`; at once where it is already.
+        """The record once the session is in `status`; returns at once if it already is.
 
-        Raises `NotFound`, `TimeoutError` after `timeout_s` seconds (None: no limit), `InvalidTransition` where
+        Raises `NotFound`, `TimeoutError` after `timeout_s` seconds (None: no limit), `InvalidTransition` if
         the session has ended and will never be in that status.
         """
         wanted = Status(status)
@@ -128,7 +129,7 @@ class Client(SessionApi):
                 if isinstance(event, SessionStatus) and event.status in (wanted, Status.TERMINATED):
                     record = await self.get_session_info(session_id)
                     if event.status is wanted and record.status is not wanted:
-                        return msgspec.structs.replace(  # it has gone on meanwhile; this is what it was
+                        return msgspec.structs.replace(  # it has changed since; this is what it was
                             record, status=wanted, version=event.version, previous_status=event.previous_status
                         )
         if record.status is not wanted:
@@ -144,16 +145,20 @@ class Client(SessionApi):
         status: Status | None = None,
         metadata: dict[str, Any] | None = None,
         include_terminated: bool = False,
+        position: int | None = None,
         cursor: int | None = None,
     ) -> "SessionWatch":
-        """The sessions there are, then every change, with no gap: `async with` it, then `async for`.
+        """A snapshot of the sessions, then every change, with no gap: `async with` it, then `async for`.
 
-        First a `WatchedSession` for each live session (and, `include_terminated`, for each that has ended and has its
-        record still), then one `SnapshotComplete`, then a `SessionChanged` for each event; of those that match the
-        filter before or after the change. `cursor`: the position of the last message of an earlier watch; no snapshot
-        then, only what came behind it.
-        Entering raises `PositionTooOld` when the stream no longer has what comes behind the cursor.
+        First a `WatchedSession` for each live session (with `include_terminated`, also for each ended one whose
+        record has not expired), then one `SnapshotComplete`, then a `SessionChanged` for each event. A change is
+        included if the session matches the filter before or after it. `position`: that of the last message of an
+        earlier watch; resumes after it, without a snapshot. `cursor` is its old name and deprecated.
+        Entering raises `PositionTooOld` if the stream no longer has the events after that position.
         """
+        if cursor is not None:
+            warnings.warn("watch_sessions(cursor=…) is deprecated; use position=…", DeprecationWarning, stacklevel=2)
+            position = cursor if position is None else position
         wanted = requests.checked(
             ListRequest(
                 status=status,
@@ -163,13 +168,13 @@ class Client(SessionApi):
         )
         if session_id is not None:
             subjects.check_session_id(session_id)
-        return SessionWatch(self._connection, self._events_stream, self._sessions_bucket, session_id, wanted, cursor)
+        return SessionWatch(self._connection, self._events_stream, self._sessions_bucket, session_id, wanted, position)
 
     def watch_managers(self) -> ManagerWatch:
-        """The managers there are, then every renewal and end of a lease: `async with` it, then `async for`.
+        """The live managers, then every renewal and end of a lease: `async with` it, then `async for`.
 
-        Gives the manager's id and its `ManagerLease`, None where it has gone. The iteration raises `PositionTooOld`
-        where the end of a lease may have been missed while NATS was away: watch anew.
+        Yields a manager's id and its `ManagerLease`, or None when the lease has ended. The iteration raises
+        `PositionTooOld` if the end of a lease may have been missed while NATS was unreachable: start a new watch.
         """
         return ManagerWatch(self._connection, self._managers_bucket)
 
@@ -180,13 +185,13 @@ class Client(SessionApi):
         since: str | int | datetime = "new",
         durable: str | None = None,
     ) -> "EventStream":
-        """Events in order, without gap or repeat, through every reconnect: `async with` it, then `async for`.
+        """Events in order, without gaps or repeats across reconnects: `async with` it, then `async for`.
 
         `session_id`: the `session_status` events of one session; None: every event of every session.
         `since`: "new", "all", an age such as "1h", a time (RFC 3339 or `datetime`), or a stream sequence.
-        `durable`: the name of a consumer that the server keeps: it carries on where it stopped (`since` counts
-        the first time only), and a message is acknowledged when the next is asked for.
-        Entering raises `BadRequest` for a `since` that is none, `PositionTooOld` for a sequence that has gone.
+        `durable`: the name of a durable consumer: it resumes where it stopped (`since` applies only when it is
+        created), and a message is acknowledged when the next one is requested.
+        Entering raises `BadRequest` for an invalid `since`, `PositionTooOld` for a sequence that has been removed.
         """
         subject = subjects.EVENTS if session_id is None else subjects.session(session_id)
         start = parse_since(since, datetime.now(UTC))
@@ -197,10 +202,10 @@ class Client(SessionApi):
         return EventStream(OrderedConsumer(self._connection, self._events_stream, [subject], start, strict=True))
 
     def output(self, *, session_id: str | None = None, since: str | int | datetime = "new") -> OutputStream:
-        """What workers say and are told, as it is kept: `async with` it, then `async for`.
+        """The stored output and conversations of workers: `async with` it, then `async for`.
 
-        `session_id`: None for all sessions. `since`, and what entering raises: as of `events`.
-        What is not kept (`ephemeral`) is heard with `listen_output` only.
+        `session_id`: None for all sessions. `since`, and what entering raises: see `events`.
+        Ephemeral output is not stored; only `listen_output` receives it.
         """
         subject = subjects.ALL_OUTPUT if session_id is None else subjects.output(session_id)
         start = parse_since(since, datetime.now(UTC))
@@ -208,7 +213,7 @@ class Client(SessionApi):
 
     @contextlib.asynccontextmanager
     async def listen(self, subject: str, on_event: Callable[[EventMessage], None]) -> AsyncIterator[None]:
-        """Hear events on a subject as a plain NATS subscriber does: live only, at most once.
+        """Subscribe to events on a subject with core NATS: live only, at most once.
 
         `on_event` is called in order and must not block; `sequence` is 0, since core NATS has none.
         """
@@ -217,30 +222,30 @@ class Client(SessionApi):
             if (event := event_in(message)) is not None:
                 on_event(EventMessage(event, 0, message.subject, message.data))
 
-        async with self._hearing(subject, on_message):
+        async with self._subscribed(subject, on_message):
             yield
 
     @contextlib.asynccontextmanager
     async def listen_output(
         self, session_id: str | None, on_output: Callable[[OutputMessage], None]
     ) -> AsyncIterator[None]:
-        """Hear what is said by and to one session, or (None) all, ephemeral output too; the rest as of `listen`."""
+        """Like `listen`, for output and conversation of one session, or (None) of all, ephemeral output included."""
 
         def on_message(message: StreamMessage) -> None:
             if (output := output_in(message)) is not None:
                 on_output(OutputMessage(output, 0, message.subject, message.data))
 
-        async with self._hearing(
+        async with self._subscribed(
             subjects.ALL_OUTPUT if session_id is None else subjects.output(session_id), on_message
         ):
             yield
 
     @contextlib.asynccontextmanager
-    async def _hearing(self, subject: str, on_message: Callable[[StreamMessage], None]) -> AsyncIterator[None]:
-        def on_heard(message: Message) -> None:
+    async def _subscribed(self, subject: str, on_message: Callable[[StreamMessage], None]) -> AsyncIterator[None]:
+        def on_received(message: Message) -> None:
             on_message(StreamMessage(message.subject, 0, message.data, message.headers or {}, 0, 0))
 
-        subscription = await self._connection.subscribe(subject, on_heard)
+        subscription = await self._connection.subscribe(subject, on_received)
         try:
             await self._connection.flush()
             yield
@@ -259,19 +264,19 @@ class Client(SessionApi):
         try:
             return await self._ask(subject, _with_ids(request), kind, tries)
         except InvalidTransition:
-            if verb in _STEPS and tries.in_doubt:  # an earlier try, whose answer was lost, may have done it
+            if verb in _STEPS and tries.in_doubt:  # an earlier attempt, whose reply was lost, may have done it
                 record = await self.get_session_info(session_id)
-                if record.status is _STEPS[verb] and await self._is_told(record) and isinstance(record, kind):
+                if record.status is _STEPS[verb] and await self._is_published(record) and isinstance(record, kind):
                     return record
             raise
 
-    async def _is_told(self, record: SessionRecord) -> bool:
+    async def _is_published(self, record: SessionRecord) -> bool:
         """Whether the version's events are stored too: a record may be ahead of them."""
-        told = await self.session_history(record.session_id)
-        return bool(told) and told[-1].version >= record.version
+        stored = await self.session_history(record.session_id)
+        return bool(stored) and stored[-1].version >= record.version
 
     async def _ask(self, subject: str, request: msgspec.Struct, kind: type[T], tries: Tries) -> T:
-        """The reply; asks again, until the time is over, while nobody can say that it is done."""
+        """The reply; retries until the timeout while the outcome is unknown or the managers are unavailable."""
         payload, headers = codec.encode(request), trace.headers(trace.CURRENT.get()) or None
         while True:
             try:
@@ -284,7 +289,7 @@ class Client(SessionApi):
 
 
 def _with_ids(request: msgspec.Struct) -> msgspec.Struct:
-    """The request with the ids that its caller left open: it may have to be repeated."""
+    """The request with the ids that its caller did not give: it may have to be retried."""
     match request:
         case CreateRequest(session_id=None):
             return msgspec.structs.replace(request, session_id=new_session_id())

@@ -1,4 +1,4 @@
-"""A command is tried again while nobody can say that it is done, and while there is time: repeating it is safe."""
+"""When a command is retried: while its outcome is unknown and its timeout has not expired. Repeating it is safe."""
 
 import asyncio
 from typing import Final
@@ -14,7 +14,7 @@ NO_MANAGER_WAIT_S: Final = 3.0
 
 
 class Tries:
-    """How long one command may still be tried. `in_doubt`: a try may have been carried out, its answer was lost."""
+    """The time left for one command. `in_doubt`: an attempt may have been carried out although its reply was lost."""
 
     def __init__(self, timeout_s: float) -> None:
         self._ends_at = asyncio.get_running_loop().time() + timeout_s
@@ -23,11 +23,11 @@ class Tries:
         self.in_doubt = False
 
     def attempt_s(self) -> float:
-        """How long the next try may take, in seconds."""
+        """The timeout of the next attempt, in seconds."""
         return max(ATTEMPT_TIMEOUT_MIN_S, min(ATTEMPT_TIMEOUT_S, self._left_s()))
 
     async def after(self, error: NotSent | OutcomeUnknown | Unavailable) -> None:
-        """Wait, longer each time, before the try that follows this error; raises `Unavailable` if there is none."""
+        """Wait, longer each time, before the next attempt; raises `Unavailable` if no time is left for one."""
         if isinstance(error, NoResponders):
             await self._wait_for_manager(error)
             return
@@ -37,7 +37,7 @@ class Tries:
         await self._wait(final, error, self._left_s())
 
     async def _wait_for_manager(self, error: NoResponders) -> None:
-        """A manager that restarts is waited for, but not for long."""
+        """Wait for a manager that restarts, but not for long."""
         now = asyncio.get_running_loop().time()
         self._no_manager_since = self._no_manager_since or now
         left_s = min(self._left_s(), self._no_manager_since + NO_MANAGER_WAIT_S - now)
@@ -53,7 +53,7 @@ class Tries:
 
 
 def _no_answer() -> Unavailable:
-    return Unavailable("no answer in time: it may or may not be done; ask again")
+    return Unavailable("no reply in time: the command may or may not have been carried out; try again")
 
 
 def _no_manager() -> Unavailable:

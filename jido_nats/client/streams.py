@@ -1,4 +1,4 @@
-"""What a stream holds, read in order: events, and what workers say."""
+"""What the streams store, read in order: events, and output of workers."""
 
 import re
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ from jido_nats.store.output_log import output_in
 
 
 class EventMessage(NamedTuple):
-    """One event as it was stored: its sequence in the stream, its subject, and its bytes as they came."""
+    """One event as it is stored: its sequence in the stream, its subject, and its original bytes."""
 
     event: Event
     sequence: int
@@ -26,7 +26,7 @@ class EventMessage(NamedTuple):
 
 
 class OutputMessage(NamedTuple):
-    """One output or message of a conversation; the rest as of `EventMessage`."""
+    """One output or message of a conversation; the other fields are those of `EventMessage`."""
 
     output: Output
     sequence: int
@@ -46,24 +46,24 @@ class MessageStream(ABC, Generic[M]):
 
     @property
     def caught_up(self) -> bool:
-        """Whether everything that was stored when it was opened has been delivered."""
+        """Whether everything that was stored when this was opened has been delivered."""
         position = self._consumer.position
         return self._consumer.caught_up and (position == 0 or position >= self._until)
 
     @property
     def until(self) -> int:
-        """The sequence of the last message that was stored when it was opened; 0 for none."""
+        """The sequence of the last message that was stored when this was opened; 0 if there was none."""
         return self._until
 
     async def stored(self) -> AsyncIterator[M]:
-        """The messages that were stored when it was opened, and no more; what is no message known here is skipped."""
+        """The messages that were stored when this was opened, and no more; messages of unknown form are skipped."""
         while not self.caught_up:
             message = self._read(self._consumer.take() or await self._consumer.next())
             if message is not None:
                 yield message
 
     async def acknowledge(self) -> None:
-        """Acknowledge a durable's last message without asking for the next."""
+        """Acknowledge a durable's last message without requesting the next."""
         if isinstance(self._consumer, DurableConsumer):
             await self._consumer.acknowledge()
 
@@ -89,7 +89,7 @@ class MessageStream(ABC, Generic[M]):
 
     @abstractmethod
     def _read(self, message: StreamMessage) -> M | None:
-        """The message, None for what is none."""
+        """The decoded message; None if it has an unknown form."""
 
 
 class EventStream(MessageStream[EventMessage]):
@@ -109,7 +109,7 @@ class OutputStream(MessageStream[OutputMessage]):
 
 
 def parse_since(since: str | int | datetime, now: datetime) -> Start:
-    """Where to begin to read: see `Client.events`. Raises `BadRequest`."""
+    """Where to start reading: see `Client.events`. Raises `BadRequest`."""
     if isinstance(since, datetime):
         return Start("by_start_time", time=since if since.tzinfo else since.astimezone())
     if since in ("new", "all"):
@@ -123,7 +123,7 @@ def parse_since(since: str | int | datetime, now: datetime) -> Start:
         moment = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
         raise BadRequest(
-            f"{text!r} is no position: use new, all, an age such as 90s, 15m, 1h or 7d, a time such as "
+            f"{text!r} is not a position: use new, all, an age such as 90s, 15m, 1h or 7d, a time such as "
             "2025-01-24T10:30:00Z, or a sequence"
         ) from None
     return Start("by_start_time", time=moment if moment.tzinfo else moment.astimezone())

@@ -1,9 +1,9 @@
-"""Snapshot, then follow: the sessions there are, then every change, with no gap between them.
+"""Snapshot, then follow: the sessions that exist, then every change, with no gap between them.
 
-The position is one of the event stream. It is read before the bucket is: what is published has been committed,
-so every event up to it is in the snapshot, and following begins behind it; an event that the snapshot has
-already is known by its version. The bucket is followed on, for what events do not carry (the owner, the
-configuration): a version is in the bucket before its events are in the stream.
+The position is a sequence of the event stream. It is read before the bucket is: what is published has been
+committed, so every event up to it is in the snapshot, and following starts after it; an event that the snapshot
+already includes is recognized by its version. The bucket is still followed for what events do not carry (the owner,
+the configuration): a version is in the bucket before its events are in the stream.
 """
 
 import asyncio
@@ -32,19 +32,19 @@ from jido_nats.store.records import Entry, SessionRecords, entry_of
 
 
 class WatchedSession(NamedTuple):
-    """A live session, as the snapshot has it."""
+    """A session of the snapshot."""
 
     record: SessionRecord
 
 
 class SnapshotComplete(NamedTuple):
-    """All sessions were told; `position` is the cursor from which following goes on."""
+    """The snapshot is complete; changes after `position` follow."""
 
     position: int
 
 
 class SessionChanged(NamedTuple):
-    """One event, the record as it was when it had happened, and the cursor to resume behind it."""
+    """One event, the record as of that event, and the position from which to resume after it."""
 
     event: Event
     record: SessionRecord
@@ -64,21 +64,21 @@ class SessionWatch:
         bucket: str,
         session_id: str | None,
         wanted: ListRequest,
-        cursor: int | None,
+        position: int | None,
     ) -> None:
         self._connection = connection
         self._events_stream = events_stream
         self._registry = SessionRecords(connection, bucket, terminated_ttl_s=0)
         self._session_id = session_id
         self._wanted = wanted
-        self._cursor = cursor
+        self._resume_after = position
         self._index = SessionIndex()
-        self._told: dict[str, int] = {}
+        self._included: dict[str, int] = {}
         self._ended: set[str] = set()
         self._snapshot: deque[SessionRecord] = deque()
         self._snapshot_at = 0
-        self._snapshot_told = cursor is not None
-        # The event that is being told: a reader who gave up waiting for it gets it the next time.
+        self._snapshot_returned = position is not None
+        # The event that is being returned: if the reader is cancelled meanwhile, it gets it the next time.
         self._in_hand: tuple[Event, int] | None = None
         self._exit = contextlib.AsyncExitStack()
 
@@ -101,8 +101,8 @@ class SessionWatch:
     async def __anext__(self) -> Watched:
         if self._snapshot:
             return WatchedSession(self._snapshot.popleft())
-        if not self._snapshot_told:
-            self._snapshot_told = True
+        if not self._snapshot_returned:
+            self._snapshot_returned = True
             return SnapshotComplete(self._snapshot_at)
         while True:
             event, position = self._in_hand = self._in_hand or await self._next_event()
@@ -110,14 +110,14 @@ class SessionWatch:
             self._in_hand = None
             concerns = self._concerns_change(event, record)
             if isinstance(event, SessionTerminated):
-                self._let_go(event.session_id)
+                self._drop(event.session_id)
             if concerns:
                 return SessionChanged(event, record, position)
 
     async def _open(self) -> None:
         await check_stream(self._connection, self._events_stream)
         self._snapshot_at = (await stream_state(self._connection, self._events_stream))[1]
-        start = Start.at((self._snapshot_at if self._cursor is None else self._cursor) + 1)
+        start = Start.at((self._snapshot_at if self._resume_after is None else self._resume_after) + 1)
         subject = subjects.EVENTS if self._session_id is None else subjects.session(self._session_id)
         self._events = await self._exit.enter_async_context(
             OrderedConsumer(self._connection, self._events_stream, [subject], start, strict=True)
@@ -125,20 +125,20 @@ class SessionWatch:
         self._follower = asyncio.create_task(self._follow(), name="watch: records")
         self._exit.push_async_callback(_end, self._follower)
         await self._catch_up()
-        self._told = {record.session_id: record.version for record in self._index}
-        if self._cursor is None:
+        self._included = {record.session_id: record.version for record in self._index}
+        if self._resume_after is None:
             self._snapshot = deque(record for record in self._index if self._concerns(record))
 
     async def _next_event(self) -> tuple[Event, int]:
-        """The next event that the snapshot has not, and its position."""
+        """The next event that is not in the snapshot, and its position."""
         while True:
             message = await self._events.next()
             event = event_in(message)
-            if event is not None and not self._is_told(event):
+            if event is not None and not self._is_included(event):
                 return event, message.sequence
 
     async def _follow(self) -> None:
-        """Keep the records up to date; that of an ended session goes when it is sealed and its end was told."""
+        """Keep the records up to date; drop an ended session when its record is sealed and its end was returned."""
         async with self._registry.follow(self._session_id) as consumer:
             async for message in consumer:
                 entry = entry_of(message)
@@ -149,7 +149,7 @@ class SessionWatch:
                 self._index.position.moved_to(message.sequence)
 
     async def _catch_up(self) -> None:
-        """Return when the records are as the bucket's leader has them now; raises what ended the following."""
+        """Return when the records are as current as the bucket's leader is now; raises what ended the follower."""
         position = await self._registry.last_position(self._session_id)
         reached = asyncio.create_task(self._index.position.reached(position))
         try:
@@ -159,25 +159,25 @@ class SessionWatch:
         finally:
             await _end(reached)
 
-    def _let_go(self, session_id: str) -> None:
-        self._told.pop(session_id, None)
+    def _drop(self, session_id: str) -> None:
+        self._included.pop(session_id, None)
         record = self._index.get(session_id)
         if record is not None and record.sealed:
             self._index.apply(Entry(session_id, 0, None))
         elif record is not None:
             self._ended.add(session_id)
 
-    def _is_told(self, event: Event) -> bool:
-        """Whether the snapshot has this event already."""
-        return self._cursor is None and event.version <= self._told.get(event.session_id, 0)
+    def _is_included(self, event: Event) -> bool:
+        """Whether the snapshot already includes this event."""
+        return self._resume_after is None and event.version <= self._included.get(event.session_id, 0)
 
     async def _record_at(self, event: Event, sequence: int) -> SessionRecord:
-        """The record as it was when the event had happened."""
+        """The record as of this event."""
         record = self._index.get(event.session_id)
         if (record is None or record.version < event.version) and sequence > self._snapshot_at:
             await self._catch_up()
             record = self._index.get(event.session_id)
-        if record is None:  # its record has expired: what the event says has to do
+        if record is None:  # its record has expired: use what the event says
             record = _known_by(event)
         return after_event(record, event)
 
@@ -191,7 +191,7 @@ class SessionWatch:
 
 
 class ManagerLease(NamedTuple):
-    """What a manager says of itself, when it said so (by NATS's clock), and for how long that holds."""
+    """What a manager's lease says, when it was renewed (by the server's clock), and for how long it is valid."""
 
     info: ManagerInfo
     renewed_at: datetime
@@ -232,7 +232,7 @@ class ManagerWatch:
 
 
 def _known_by(event: Event) -> SessionRecord:
-    """What is known of a session by one event alone."""
+    """What one event alone says about a session."""
     at = event.created_at if isinstance(event, SessionCreated) else event.updated_at
     return SessionRecord(
         session_id=event.session_id,

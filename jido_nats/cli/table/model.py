@@ -1,6 +1,6 @@
-"""What a live view of sessions shows, as of the last message of a watch; pure, and cheap at a thousand a second.
+"""The data of a live view of sessions, as of the last message of a watch; pure, and cheap at a thousand a second.
 
-The rows are kept in order as they change (a bisection each), so that a frame costs what is visible of them.
+The rows are kept sorted as they change (one bisection each), so a frame costs only as much as is visible.
 """
 
 import bisect
@@ -17,7 +17,7 @@ from jido_nats.core import codec
 from jido_nats.core.events import Event, SessionTerminated
 from jido_nats.core.session import SessionRecord, Status
 
-# How long a session that has ended is still shown, and how many at most.
+# How long ended sessions are still shown, and how many at most.
 ENDED_SHOWN_S: Final = 5.0
 ENDED_MAX: Final = 10_000
 EVENTS_MAX: Final = 100
@@ -42,7 +42,7 @@ _KEYS: Final[dict[Order, Callable[[SessionRecord], tuple[Any, ...]]]] = {
 
 
 class Rate:
-    """How many things happened in each of the last seconds; times are of any clock that only goes forward."""
+    """How many things happened in each of the last seconds; times are of any monotonic clock."""
 
     def __init__(self) -> None:
         self._seconds: deque[tuple[int, int]] = deque(maxlen=HISTORY_S + 1)
@@ -61,20 +61,20 @@ class Rate:
         return [counted.get(second, 0) for second in range(int(now) - seconds, int(now))]
 
     def per_second(self, now: float) -> float:
-        """The mean of the last whole seconds; of those since the first of all, where they are fewer."""
+        """The mean over the last whole seconds, or over those since the first event if they are fewer."""
         known = RATE_OVER_S if self._since is None else int(now) - self._since
         seconds = max(1, min(RATE_OVER_S, known))
         return sum(self.history(now, seconds)) / seconds
 
     def copy(self) -> "Rate":
-        """As it is now."""
+        """A snapshot of the counts."""
         copied = Rate()
         copied._seconds, copied._since = self._seconds.copy(), self._since
         return copied
 
 
 class SessionTable:
-    """The sessions there are and what happened last. `status`: only sessions in it are told of."""
+    """The sessions and the last events. `status`: the watch is limited to sessions in this status."""
 
     def __init__(self, status: Status | None = None) -> None:
         self._status = status
@@ -95,21 +95,21 @@ class SessionTable:
         self.widest_id = 0
 
     def __len__(self) -> int:
-        """How many sessions there are, whatever is searched for."""
+        """How many sessions there are, regardless of the search."""
         return len(self._rows)
 
     @property
     def found(self) -> int:
-        """How many sessions have what is searched for."""
+        """How many sessions match the search."""
         return len(self._sorted)
 
     def begin(self) -> None:
-        """A new snapshot follows; what it does not have goes when it is complete."""
+        """A new snapshot follows; sessions that it does not contain are removed when it is complete."""
         self._unconfirmed = set(self._rows)
         self.complete = False
 
     def take(self, message: Watched, now: float) -> None:
-        """Take in the next message of the watch; `now`: seconds of a clock that only goes forward."""
+        """Apply the next message of the watch; `now`: seconds of a monotonic clock."""
         match message:
             case WatchedSession(record):
                 self._unconfirmed.discard(record.session_id)
@@ -123,8 +123,8 @@ class SessionTable:
                 self.complete, self.position = True, position
                 self._change(event, record, now)
 
-    def let_go(self, now: float) -> None:
-        """Drop the sessions whose end was long enough ago."""
+    def drop_ended(self, now: float) -> None:
+        """Remove the sessions whose end was long enough ago."""
         while self._ended and (self._ended[0][0] <= now or len(self._ended) > ENDED_MAX):
             _, session_id = self._ended.popleft()
             row = self._rows.get(session_id)
@@ -132,7 +132,7 @@ class SessionTable:
                 self._remove(session_id)
 
     def rows(self, first: int, number: int) -> list[SessionRecord]:
-        """The rows from place `first` (from 0) on, in order."""
+        """The rows from index `first` (0-based), in order."""
         if self.backwards:
             chosen = list(itertools.islice(reversed(self._sorted), first, first + number))
         else:
@@ -140,18 +140,18 @@ class SessionTable:
         return [self._rows[key[-1]] for key in chosen]
 
     def sort_by(self, order: Order) -> None:
-        """Sort by this; by the same again: the other way round. What changed last comes first, by `since`."""
+        """Sort by this; the same again reverses the order. By `since`, the last change comes first."""
         self.backwards = not self.backwards if order is self.order else order is Order.SINCE
         self.order = order
         self._arrange()
 
     def find(self, text: str) -> None:
-        """Show only the rows with this text in their id or metadata, whatever its case; all where it is empty."""
+        """Show only the rows with this text in their id or metadata, ignoring case; all rows if it is empty."""
         self.search = text.casefold()
         self._arrange()
 
     def copy(self) -> Self:
-        """As it is now, whatever is taken in later."""
+        """A snapshot that later messages do not change."""
         copied = copy.copy(self)
         copied._rows, copied._sorted = self._rows.copy(), self._sorted.copy()
         copied._unconfirmed, copied._ended = self._unconfirmed.copy(), self._ended.copy()
@@ -201,6 +201,6 @@ class SessionTable:
 
 
 def pairs(metadata: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Metadata as it is shown, and searched: text as it is, other values as JSON."""
+    """Metadata as it is shown and searched: text unchanged, other values as JSON."""
     for name, value in metadata.items():
         yield name, value if isinstance(value, str) else codec.encode(value).decode()

@@ -1,4 +1,4 @@
-"""How a view looks on a screen of so many columns and rows: lines of text; pure, and only what is visible is made."""
+"""Renders a view for a screen size, as lines of text; pure, and only what is visible is rendered."""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -43,21 +43,21 @@ EVENTS_SHOWN_MAX: Final = 10
 
 HELP: Final = (
     ("i s t", "sort by id, status, time"),
-    ("", "(again: the other way)"),
+    ("", "(again: reverse the order)"),
     ("p space", "pause; reading goes on"),
     ("↑ ↓ PgUp", "scroll (Home and End too)"),
     ("/", "search ids and metadata"),
     ("Esc", "show all again"),
-    ("Ctrl-L", "draw the screen anew"),
+    ("Ctrl-L", "redraw the screen"),
     ("q Ctrl-C", "quit"),
 )
 HINTS: Final = (("q", "quit"), ("?", "help"), ("p", "pause"), ("/", "search"), ("i s t", "sort"), ("↑↓", "scroll"))
 
 
 class Scene(NamedTuple):
-    """What is around the board: where it comes from, and when it is looked at.
+    """The context of a frame: the server, the filters, the time.
 
-    `down_s`: for how long there has been no connection, None where there is one. `monotonic`: the board's clock.
+    `down_s`: for how long there has been no connection, None if connected. `monotonic`: the table's clock.
     """
 
     server: str
@@ -69,21 +69,21 @@ class Scene(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How many lines are for what."""
+    """How the lines are divided."""
 
     rows: int
     events: int
 
     @classmethod
     def of(cls, height: int) -> "Layout":
-        """Three lines above the rows, a line of keys below, and the events where there is room for them."""
+        """Three lines above the rows, a line of keys below, and the events if there is room for them."""
         room = height - 4
         events = 0 if room < 5 else min(EVENTS_SHOWN_MAX, max(1, room // 4))
         return cls(max(0, room - events - bool(events)), events)
 
 
 def frame(view: View, scene: Scene, width: int, height: int) -> list[Text]:
-    """All lines of the screen, each no wider than it."""
+    """All lines of the screen, none wider than the screen."""
     screen, width = width, max(width, WIDTH_MIN)
     layout = Layout.of(height)
     view.fit(layout.rows)
@@ -105,7 +105,7 @@ def frame(view: View, scene: Scene, width: int, height: int) -> list[Text]:
 
 
 class Columns(NamedTuple):
-    """How wide each column is; one of no width is left out."""
+    """The width of each column; one of width 0 is omitted."""
 
     session_id: int
     status: int
@@ -116,7 +116,7 @@ class Columns(NamedTuple):
 
     @classmethod
     def of(cls, width: int, widest_id: int) -> "Columns":
-        """The status and for how long always, then as much of the id as helps, then the rest as there is room."""
+        """Status and age always, then as much of the id as is useful, then the rest if there is room."""
         fixed = 1 + STATUS_WIDTH + 1 + FOR_WIDTH + 1
         since = SINCE_WIDTH if width >= 100 else 0
         owner = OWNER_WIDTH if width >= 90 else 0
@@ -127,7 +127,7 @@ class Columns(NamedTuple):
 
 
 def age(seconds: float) -> str:
-    """A duration in at most six letters: `7s`, `3m12s`, `2h05m`, `12d03h`."""
+    """A duration in at most six characters: `7s`, `3m12s`, `2h05m`, `12d03h`."""
     whole = max(0, int(seconds))
     days, hours, minutes = whole // 86_400, whole // 3600 % 24, whole // 60 % 60
     if days > 99:
@@ -146,7 +146,7 @@ def sparks(numbers: Sequence[int]) -> str:
 
 
 def metadata_text(metadata: dict[str, Any], width: int) -> Text:
-    """`project=demo task=…`, no wider than it may be."""
+    """`project=demo task=…`, cut to the width."""
     text = Text()
     for name, value in pairs(metadata):
         text.append(" " if text else "")
@@ -183,13 +183,13 @@ def _counts(view: View, scene: Scene, width: int) -> Text:
     if width >= 110:
         history = board.rate.history(scene.monotonic, SPARKS_S)
         events.append(f"{sparks(history)} ", "cyan")
-    # As much in words as there is room for.
+    # As many words as there is room for.
     fitting = (left for left in (_counted(board, words) for words in (2, 1, 0)) if left.cell_len < width - len(events))
     return _ends(next(fitting, _counted(board, 0)), events, width)
 
 
 def _counted(board: SessionTable, words: int) -> Text:
-    """How many sessions are in which status; `words`: 2 for all, 1 for short ones, 0 for none."""
+    """How many sessions are in which status; `words`: 2 for full, 1 for short, 0 for none."""
     live = sum(board.counts[status] for status in LIVE)
     line = Text.assemble(" ", (f"{live:,}", "bold"), (" session" if live == 1 else " sessions") if words == 2 else "")
     for status in Status:
@@ -280,7 +280,7 @@ def _foot(view: View, scene: Scene, width: int) -> Text:
         return _ends(
             Text.assemble((" /", KEY), printable(board.search), ("▏", KEY), ("  Enter, Esc", "dim")), place, width
         )
-    if scene.notice and scene.down_s is None:  # else the title says it
+    if scene.notice and scene.down_s is None:  # otherwise the title shows it
         return _ends(Text(f" {printable(scene.notice)}", "yellow"), place, width)
     left = Text()
     if board.search:
@@ -294,7 +294,7 @@ def _foot(view: View, scene: Scene, width: int) -> Text:
 
 def _highlight(line: Text, search: str) -> None:
     plain, place = line.plain.casefold(), -1
-    if len(plain) != len(line.plain):  # letters that become two: their places differ
+    if len(plain) != len(line.plain):  # a letter became two: the offsets differ
         return
     while (place := plain.find(search, place + 1)) >= 0:
         line.stylize("bold black on yellow", place, place + len(search))
@@ -306,7 +306,7 @@ def _padded(lines: Iterator[Text], number: int) -> list[Text]:
 
 
 def _ends(left: Text, right: Text, width: int, filling: str = " ") -> Text:
-    """One text at each end of a line; the left one gives way."""
+    """One text at each end of a line; the left one is cut if there is no room."""
     right = _cut(right, width)
     left = _cut(left, width - right.cell_len)
     return Text.assemble(left, (filling * (width - left.cell_len - right.cell_len), "dim"), right)
@@ -319,10 +319,10 @@ def _cut(text: Text, width: int) -> Text:
 
 
 def _fit(text: str, width: int) -> str:
-    """Exactly so wide."""
+    """Exactly this wide."""
     return set_cell_size(text, width) if cell_len(text) <= width else set_cell_size(text, width - 1) + "…"
 
 
 def _fit_end(text: str, width: int) -> str:
-    """Exactly so wide; what is too long keeps its end, by which ids differ."""
+    """Exactly this wide; a longer text keeps its end, where ids differ."""
     return _fit(text if cell_len(text) <= width else f"…{text[1 - width :]}", width)

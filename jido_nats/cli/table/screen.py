@@ -1,4 +1,4 @@
-"""The live table of sessions: a reader that never waits for the screen, and a screen of ten frames a second."""
+"""The live table of sessions: a reader that never waits for the screen, and at most ten frames per second."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ FRAME_S: Final = 0.1
 TICK_S: Final = 1.0
 RETRY_S: Final = 1.0
 NOTICE_S: Final = 6.0
-# After so many messages the screen and the keys get their turn, also where there are always more.
+# After this many messages the event loop gets a turn for screen and keys, even if more are waiting.
 TOGETHER: Final = 200
 
 
@@ -53,9 +53,9 @@ class WatchScreen:
         self._notice = ""
         self._notice_until = 0.0
 
-    async def run(self, cursor: int | None = None) -> None:
-        """Until `q`. Raises what the first opening of the watch does; later troubles are told on the screen."""
-        follower = asyncio.create_task(self._follow(cursor), name="watch: follow")
+    async def run(self, position: int | None = None) -> None:
+        """Run until `q`. Raises what opening the watch raises; later errors are shown on the screen."""
+        follower = asyncio.create_task(self._follow(position), name="watch: follow")
         follower.add_done_callback(lambda _: self._changed.set())
         try:
             with self._logs_on_screen(), Terminal(self._on_input) as terminal, self._signals(terminal):
@@ -67,30 +67,30 @@ class WatchScreen:
             follower.cancel()
             await asyncio.gather(follower, return_exceptions=True)
 
-    async def _follow(self, cursor: int | None) -> None:
-        """Take in what the watch tells; begin with a new snapshot whenever that ends."""
-        async with self._open(cursor) as watch:
+    async def _follow(self, position: int | None) -> None:
+        """Apply the messages of the watch; start again with a new snapshot whenever it ends."""
+        async with self._open(position) as watch:
             await self._until_lost(self._take_all(watch))
         while True:
             self._board.begin()
-            await self._until_lost(self._take_anew())
+            await self._until_lost(self._take_snapshot())
 
     async def _until_lost(self, taking: Coroutine[Any, Any, None]) -> None:
         try:
             await taking
         except PositionTooOld:
-            self._tell("the stream has lost the place: reading all sessions anew")
-        except JidoError as error:  # such as a stream that is not there yet again
-            self._tell(str(error))
+            self._show("the position is no longer in the stream; reading all sessions again")
+        except JidoError as error:  # such as a stream that does not exist yet after a restart
+            self._show(str(error))
             await asyncio.sleep(RETRY_S)
 
-    async def _take_anew(self) -> None:
+    async def _take_snapshot(self) -> None:
         async with self._open(None) as watch:
             await self._take_all(watch)
 
-    def _open(self, cursor: int | None) -> SessionWatch:
+    def _open(self, position: int | None) -> SessionWatch:
         return self._client.watch_sessions(
-            session_id=self._session_id, status=self._status, metadata=self._metadata, cursor=cursor
+            session_id=self._session_id, status=self._status, metadata=self._metadata, position=position
         )
 
     async def _take_all(self, watch: SessionWatch) -> None:
@@ -103,9 +103,9 @@ class WatchScreen:
                 await asyncio.sleep(0)
 
     async def _paint(self, terminal: Terminal) -> None:
-        """One frame, and the time until the next may come: when something has changed, or a second is over."""
+        """Paint a frame, then wait until the next is due: after a change, or after a second."""
         began = self._now()
-        self._board.let_go(began)
+        self._board.drop_ended(began)
         if self._view.redraw:
             self._view.redraw = False
             terminal.forget()
@@ -119,7 +119,7 @@ class WatchScreen:
     def _scene(self, now: float) -> Scene:
         if self._client.connected:
             if self._down_since is not None:
-                self._down_since, self._notice = None, ""  # what was said of that is over too
+                self._down_since, self._notice = None, ""  # the notice is obsolete too
         elif self._down_since is None:
             self._down_since = now
         return Scene(
@@ -140,13 +140,13 @@ class WatchScreen:
             self._view.press(key, datetime.now(UTC), self._now())
         self._changed.set()
 
-    def _tell(self, text: str) -> None:
+    def _show(self, text: str) -> None:
         self._notice, self._notice_until = text, self._now() + NOTICE_S
         self._changed.set()
 
     @contextlib.contextmanager
     def _signals(self, terminal: Terminal) -> Iterator[None]:
-        """A new size is painted at once; while the program is stopped, the terminal is the shell's."""
+        """Repaint at once after a resize; give the terminal back to the shell while the program is stopped."""
         loop = asyncio.get_running_loop()
 
         def on_stop() -> None:
@@ -168,7 +168,7 @@ class WatchScreen:
 
     @contextlib.contextmanager
     def _logs_on_screen(self) -> Iterator[None]:
-        """What is logged to the same terminal would tear the screen: it is shown in the last line instead."""
+        """Log records on the same terminal would garble the screen: show them in its last line instead."""
         if not sys.stderr.isatty():
             yield
             return
@@ -194,4 +194,4 @@ class _Notices(logging.Handler):
         self._screen = screen
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._screen._tell(self.format(record))
+        self._screen._show(self.format(record))

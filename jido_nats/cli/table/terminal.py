@@ -1,4 +1,4 @@
-"""A terminal as a screen of our own: entered, painted, read, and always given back as it was."""
+"""A terminal in full-screen mode: entered, painted, read, and always restored."""
 
 import asyncio
 import atexit
@@ -16,10 +16,10 @@ from rich.color import ColorSystem
 from rich.console import Console
 from rich.text import Text
 
-# Another screen, no cursor, and lines that end at the edge.
+# Alternate screen, no cursor, no line wrap.
 ENTER: Final = b"\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J"
 LEAVE: Final = b"\x1b[0m\x1b[?7h\x1b[?25h\x1b[?1049l"
-# A terminal that knows it shows what is between them at once.
+# Synchronized output: a terminal that supports it shows a frame at once.
 BEGIN_FRAME: Final = b"\x1b[?2026h"
 END_FRAME: Final = b"\x1b[?2026l"
 LEAVE_TIMEOUT_S: Final = 1.0
@@ -38,7 +38,7 @@ def is_screen() -> bool:
 
 
 class Terminal:
-    """The terminal of stdin and stdout; `with` it. `on_input` is called with the bytes of keys that are pressed."""
+    """The terminal of stdin and stdout; a context manager. `on_input` is called with the bytes of pressed keys."""
 
     def __init__(self, on_input: Callable[[bytes], None]) -> None:
         self._on_input = on_input
@@ -70,7 +70,7 @@ class Terminal:
         os.close(self._out)
 
     def enter(self) -> None:
-        """Take the terminal; again after it was given back for a while."""
+        """Enter full-screen mode; also after `leave`."""
         self._entered = True
         self._painted = []
         if self._in is not None:
@@ -80,14 +80,14 @@ class Terminal:
         self._write_now(ENTER)
 
     def leave(self) -> None:
-        """Give the terminal back as it was; whatever fails of that, and however often it is called."""
+        """Restore the terminal, as far as possible; may be called repeatedly."""
         if not self._entered:
             return
         self._entered = False
         with contextlib.suppress(OSError):
             self._write_now(LEAVE)
         if self._in is not None:
-            with contextlib.suppress(RuntimeError):  # no loop any more
+            with contextlib.suppress(RuntimeError):  # no event loop any more
                 asyncio.get_running_loop().remove_reader(self._in)
             with contextlib.suppress(termios.error):
                 termios.tcflush(self._in, termios.TCIFLUSH)
@@ -101,11 +101,11 @@ class Terminal:
         return max(1, self._size.columns), max(1, self._size.lines)
 
     def forget(self) -> None:
-        """Paint all of the next frame, whatever the screen has."""
+        """Repaint the whole screen with the next frame."""
         self._painted = []
 
     async def paint(self, lines: Sequence[Text]) -> None:
-        """Show these lines; only those that differ are sent, and it takes as long as the terminal does."""
+        """Show these lines; sends only those that changed, and waits for the terminal."""
         inked = [self._inked(line) for line in lines]
         if len(inked) != len(self._painted):
             self._painted = []
@@ -118,9 +118,9 @@ class Terminal:
             await self._write(BEGIN_FRAME + frame + END_FRAME)
 
     def _inked(self, line: Text) -> bytes:
-        """The line as the terminal is sent it; not by `Console.print`, which costs three times as much."""
+        """The line as bytes for the terminal; without `Console.print`, which takes three times as long."""
         ink = ""
-        whole = line if line.spans else Text().append_text(line)  # `render` leaves out the style of plain text
+        whole = line if line.spans else Text().append_text(line)  # `render` omits the style of plain text
         for text, style, _ in whole.render(self._console):
             seen = style.without_color if style and self._console.no_color else style
             ink += seen.render(text, color_system=self._colors) if seen else text
@@ -155,12 +155,12 @@ class Terminal:
             data = b""
         if data:
             self._on_input(data)
-        else:  # the terminal is gone
+        else:  # the terminal was closed
             asyncio.get_running_loop().remove_reader(self._in)
 
 
 def _own_descriptor(descriptor: int) -> int:
-    """The same terminal without blocking: a slow one must not hold up the reader, nor the shell find it so."""
+    """The terminal, opened again as non-blocking: a slow one must not delay the reader, and the shell keeps its mode."""
     try:
         return os.open(os.ttyname(descriptor), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
     except OSError:
@@ -168,7 +168,7 @@ def _own_descriptor(descriptor: int) -> int:
 
 
 def _key_by_key(before: list[Any]) -> list[Any]:
-    """Keys at once and unseen. Ctrl-C and Ctrl-Z stay signals; Ctrl-\\ ends nothing, Ctrl-S holds up nothing."""
+    """Unbuffered keys without echo. Ctrl-C and Ctrl-Z remain signals; Ctrl-\\ and Ctrl-S have no effect."""
     mode = [*before[:_CONTROL_KEYS], list(before[_CONTROL_KEYS])]
     mode[0] &= ~(termios.IXON | termios.ICRNL)
     mode[_LOCAL_FLAGS] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN)

@@ -1,4 +1,4 @@
-"""What the person before the screen has chosen: the part of the board that is seen, and what keys do to it; pure."""
+"""What the user has chosen: the visible part of the table, and what the keys do; pure."""
 
 import codecs
 import re
@@ -25,20 +25,19 @@ _NAMES: Final = {
 
 
 class Keys:
-    """Makes keys of what a terminal sends: a letter is itself, others have names."""
+    """Decodes a terminal's input into keys: a letter stands for itself, others have names."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def read(self, data: bytes) -> Iterator[str]:
-        """The keys that were pressed; a letter in two pieces comes with its second."""
+        """The keys that were pressed; a letter whose bytes arrive in two reads comes with the second."""
         yield from _KEY.findall(self._decoder.decode(data))
 
 
 class View:
-    """A board as somebody sees it. `live` is the board that goes on; `board` the one seen, which stands while paused.
-
-    `now`: of the machine's clock, as the frames are made.
+    """A table as the user sees it. `live` is the table being updated; `board` the visible one, which is frozen
+    while paused.
     """
 
     def __init__(self, board: SessionTable) -> None:
@@ -70,7 +69,7 @@ class View:
         }
 
     def press(self, key: str, now: datetime, monotonic: float) -> None:
-        """Do what the key means; one that means nothing does nothing."""
+        """Do what the key stands for; unknown keys are ignored."""
         if self.typing:
             self._typed(key)
         elif self.help:
@@ -81,7 +80,7 @@ class View:
             command()
 
     def fit(self, rows: int) -> None:
-        """So many rows are visible: scroll no further than the last one."""
+        """Set how many rows are visible; scroll no further than the last row."""
         self.page = max(1, rows)
         self._scroll(0)
 
