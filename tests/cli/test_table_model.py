@@ -77,9 +77,9 @@ def test_what_has_ended_is_shown_for_a_while() -> None:
     board = board_of(before := record("a"))
     for message in changed(before, Status.TERMINATED):
         board.take(message, 1.0)
-    board.let_go(0.9 + ENDED_SHOWN_S)
+    board.drop_ended(0.9 + ENDED_SHOWN_S)
     assert ids(board) == ["a"]
-    board.let_go(1.0 + ENDED_SHOWN_S)
+    board.drop_ended(1.0 + ENDED_SHOWN_S)
     assert (ids(board), board.ended) == ([], 1)
 
 
@@ -87,7 +87,7 @@ def test_what_has_ended_stays_where_ended_ones_are_asked_for() -> None:
     board = board_of(before := record("a"), status=Status.TERMINATED)
     for message in changed(before, Status.TERMINATED):
         board.take(message, 1.0)
-    board.let_go(10**9)
+    board.drop_ended(10**9)
     assert ids(board) == ["a"]
 
 
@@ -96,7 +96,7 @@ def test_not_more_than_so_many_ended_ones_are_kept() -> None:
     for number in range(ENDED_MAX + 10):
         for message in changed(record(f"s{number:06}"), Status.TERMINATED):
             board.take(message, 1.0)
-        board.let_go(1.0)
+        board.drop_ended(1.0)
     assert (len(board), ids(board)[0]) == (ENDED_MAX, "s000010")
 
 

@@ -291,7 +291,7 @@ async def test_a_manager_is_waited_for_a_while(client: Client, start_manager: St
 
 @pytest.mark.parametrize("since", ["²", "1.5", "-1", "yesterday", "1w"])
 async def test_what_is_no_position_is_refused(client: Client, since: str) -> None:
-    with pytest.raises(BadRequest, match="is no position"):
+    with pytest.raises(BadRequest, match="is not a position"):
         client.events(since=since)
 
 

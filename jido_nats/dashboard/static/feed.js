@@ -1,13 +1,13 @@
-// The connection to the dashboard: a snapshot, then every event behind it, through every interruption.
+// The connection to the dashboard: a snapshot, then every event after it, across every interruption.
 //
-// The browser comes back by itself with the last id that it saw (Last-Event-ID); where it gives up, or the page lets
-// the stream go while nobody looks, the page says the same id itself.
+// The browser reconnects by itself with the last id that it saw (Last-Event-ID); if it gives up, or the page closed
+// the stream while it was hidden, the page sends that id itself.
 
 const RETRY_MS = 1000;
 const RETRY_MAX_MS = 10_000;
-const SILENCE_MAX_MS = 15_000; // the dashboard says something every 5 s
+const SILENCE_MAX_MS = 15_000; // the dashboard sends something every 5 s
 const CHECK_MS = 2000;
-const HIDDEN_MS = 30_000; // a browser has six connections to a host, for all its tabs together
+const HIDDEN_MS = 30_000; // a browser opens at most six connections to a host, shared by all its tabs
 
 export class Feed {
   /** `onPhase(phase, detail)`: loading, live, reconnecting, paused, refused, or problem. */
@@ -30,7 +30,7 @@ export class Feed {
     this.load();
   }
 
-  /** Take a snapshot, and follow from there. */
+  /** Load a snapshot, then follow from its position. */
   async load() {
     this.#close();
     if (!this.store.loaded) this.#say("loading");
@@ -44,7 +44,7 @@ export class Feed {
     if (answer.status === 401 || answer.status === 403) return this.#say("refused");
     if (!answer.ok) {
       const body = await answer.json().catch(() => null);
-      this.#say("problem", body?.error?.message ?? `the dashboard answered with ${answer.status}`);
+      this.#say("problem", body?.error?.message ?? `the dashboard responded with status ${answer.status}`);
       return this.#again();
     }
     try {
@@ -59,7 +59,7 @@ export class Feed {
     return this.follow();
   }
 
-  /** Open the stream behind the last event seen. */
+  /** Open the stream after the last event seen. */
   follow() {
     this.#close();
     this.heardAt = performance.now();
