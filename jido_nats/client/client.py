@@ -154,7 +154,7 @@ class Client(SessionApi):
         record has not expired), then one `SnapshotComplete`, then a `SessionChanged` for each event. A change is
         included if the session matches the filter before or after it. `position`: that of the last message of an
         earlier watch; resumes after it, without a snapshot. `cursor` is its old name and deprecated.
-        Entering raises `PositionTooOld` if the stream no longer has the events after that position.
+        Entering raises `PositionUnavailable` if the stream no longer has the events after that position.
         """
         if cursor is not None:
             warnings.warn("watch_sessions(cursor=…) is deprecated; use position=…", DeprecationWarning, stacklevel=2)
@@ -174,7 +174,7 @@ class Client(SessionApi):
         """The live managers, then every renewal and end of a lease: `async with` it, then `async for`.
 
         Yields a manager's id and its `ManagerLease`, or None when the lease has ended. The iteration raises
-        `PositionTooOld` if the end of a lease may have been missed while NATS was unreachable: start a new watch.
+        `PositionUnavailable` if the end of a lease may have been missed while NATS was unreachable: start a new watch.
         """
         return ManagerWatch(self._connection, self._managers_bucket)
 
@@ -200,7 +200,7 @@ class Client(SessionApi):
         `since`: "new", "all", an age such as "1h", a time (RFC 3339 or `datetime`), or a stream sequence.
         `durable`: the name of a durable consumer: it resumes where it stopped (`since` applies only when it is
         created), and a message is acknowledged when the next one is requested.
-        Entering raises `BadRequest` for an invalid `since`, `PositionTooOld` for a sequence that has been removed.
+        Entering raises `BadRequest` for an invalid `since`, `PositionUnavailable` for a sequence that has been removed.
         """
         subject, kinds = subjects.EVENTS, Event.__args__
         if session_id is not None:

@@ -18,7 +18,7 @@ from jido_nats.client.client import Client
 from jido_nats.client.watch import SessionChanged, SnapshotComplete, WatchedSession
 from jido_nats.core.session import SessionRecord
 from jido_nats.dashboard.state import RATES_S, Chunk, DashboardState, change_message, message
-from jido_nats.errors import JidoError, PositionTooOld
+from jido_nats.errors import JidoError, PositionUnavailable
 
 RETRY_S: Final = 1.0
 TICK_S: Final = 0.25
@@ -93,7 +93,7 @@ class EventFeed:
                     continue
                 try:
                     chunk = await self._next_chunk(reader)
-                except PositionTooOld:
+                except PositionUnavailable:
                     yield RESET
                     return
                 if chunk is None:
@@ -105,11 +105,11 @@ class EventFeed:
     async def _next_chunk(self, reader: "_Reader") -> Chunk | None:
         """Some of the events after the reader's position, which moves; None if it reads too slowly.
 
-        `PositionTooOld`: only a new snapshot helps.
+        `PositionUnavailable`: only a new snapshot helps.
         """
         state = self._state
         if reader.generation not in (0, state.generation):
-            raise PositionTooOld(reader.position, None, None)
+            raise PositionUnavailable(reader.position, None, None)
         reader.generation = state.generation
         chunk = state.after(reader.position)
         if chunk is None and reader.following:
@@ -122,11 +122,11 @@ class EventFeed:
         return chunk
 
     async def _replay(self, position: int) -> Chunk:
-        """Some of the events after `position`, from the stream; `PositionTooOld` if it cannot give them (soon)."""
+        """Some of the events after `position`, from the stream; `PositionUnavailable` if it cannot give them (soon)."""
         reached = self._state.position
         data: list[bytes] = []
         if reached - position > REPLAY_MAX:
-            raise PositionTooOld(position, None, None)
+            raise PositionUnavailable(position, None, None)
         with contextlib.suppress(TimeoutError):
             async with (
                 asyncio.timeout(REPLAY_TIMEOUT_S),
@@ -193,7 +193,7 @@ class EventFeed:
                         assert isinstance(change, SessionChanged)
                         state.apply(change)
                         self._wake()
-            except PositionTooOld:
+            except PositionUnavailable:
                 state.loaded = False
 
     async def _snapshot(self) -> tuple[list[SessionRecord], int]:

@@ -9,7 +9,7 @@ from jido_nats.client.client import Client
 from jido_nats.client.streams import OutputMessage
 from jido_nats.dashboard.event_feed import BEAT_S, RECONNECT
 from jido_nats.dashboard.state import message
-from jido_nats.errors import JidoError, PositionTooOld
+from jido_nats.errors import JidoError, PositionUnavailable
 
 WAITING_MAX: Final = 1000
 
@@ -46,7 +46,7 @@ async def _read(client: Client, session_id: str, position: int | None, waiting: 
                     await waiting.put(message("caught_up", {}))
                 kept = await anext(outputs)
                 await waiting.put(message("output", kept.output, kept.sequence))
-    except PositionTooOld:
+    except PositionUnavailable:
         await waiting.put(message("reset", {}))
     except JidoError as error:
         await waiting.put(message("problem", {"message": str(error)}))

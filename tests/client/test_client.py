@@ -17,7 +17,7 @@ from jido_nats import (
     JidoError,
     LocalServer,
     NotFound,
-    PositionTooOld,
+    PositionUnavailable,
     SessionManager,
     SessionStatus,
     StartFailed,
@@ -253,7 +253,7 @@ async def test_events_go_on_through_a_restart_of_the_server(
 
 
 async def test_a_sequence_that_never_was_is_told(client: Client, manager: SessionManager) -> None:
-    with pytest.raises(PositionTooOld):
+    with pytest.raises(PositionUnavailable):
         await read(client, 1, since=99)
 
 

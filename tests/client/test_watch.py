@@ -12,7 +12,7 @@ from jido_nats import (
     JidoError,
     LocalServer,
     NotFound,
-    PositionTooOld,
+    PositionUnavailable,
     SessionChanged,
     SessionManager,
     SessionWatch,
@@ -187,7 +187,7 @@ async def test_a_cursor_that_is_too_old_says_so(start_manager: StartManager, cli
         try:
             async with client.watch_sessions(cursor=1):
                 return False
-        except PositionTooOld as error:
+        except PositionUnavailable as error:
             return error.wanted == 2
 
     await eventually(too_old)

@@ -18,7 +18,7 @@ from jido_nats.cli.table.view import Keys, View
 from jido_nats.client.client import Client
 from jido_nats.client.watch import SessionWatch
 from jido_nats.core.session import Status
-from jido_nats.errors import JidoError, PositionTooOld
+from jido_nats.errors import JidoError, PositionUnavailable
 
 FRAME_S: Final = 0.1
 TICK_S: Final = 1.0
@@ -78,7 +78,7 @@ class WatchScreen:
     async def _until_lost(self, taking: Coroutine[Any, Any, None]) -> None:
         try:
             await taking
-        except PositionTooOld:
+        except PositionUnavailable:
             self._show("the position is no longer in the stream; reading all sessions again")
         except JidoError as error:  # such as a stream that does not exist yet after a restart
             self._show(str(error))
