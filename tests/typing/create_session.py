@@ -15,10 +15,10 @@ async def create(api: SessionApi) -> SessionRecord:
 
 async def main() -> None:
     async with Client.connect("nats://127.0.0.1:4222", timeout_s=5) as client:
-        session = await create(client)
+        session = await client.create_session(session_id="s1")
         if session.replayed:
             print("created by an earlier, equal request")
-        session = await client.create_session(session_id="s1")
+            session = await create(client)
         session = await client.wait(session.session_id, "active", timeout_s=5)
         session = await client.wait(session.session_id, Status.IDLE)
         reply: SendReply = await client.send_message(session.session_id, "user", {"text": "hello"})
