@@ -105,11 +105,7 @@ class EventFeed:
     async def _next_chunk(self, reader: "_Reader") -> Chunk | None:
         """Some of the events after the reader's position, which advances; None if it reads too slowly.
 
-<<<<<<< HEAD
         Raises `PositionUnavailable` if the reader needs a new snapshot.
-=======
-        `PositionUnavailable`: only a new snapshot helps.
->>>>>>> words-core
         """
         state = self._state
         if reader.generation not in (0, state.generation):
@@ -126,11 +122,7 @@ class EventFeed:
         return chunk
 
     async def _replay(self, position: int) -> Chunk:
-<<<<<<< HEAD
         """Events after `position`, from the stream. Raises `PositionUnavailable` if they are gone or too many."""
-=======
-        """Some of the events after `position`, from the stream; `PositionUnavailable` if it cannot give them (soon)."""
->>>>>>> words-core
         reached = self._state.position
         data: list[bytes] = []
         if reached - position > REPLAY_MAX:
