@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from jido_nats.bench.processes import ManagerProcess, managing
+from jido_nats.bench.processes import ManagerProcess, running_manager
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.jetstream import STREAM_NOT_FOUND, JetStreamError, api
 from jido_nats.broker.local_server import LocalServer
@@ -52,7 +52,7 @@ class Deployment:
     async def add_manager(self) -> None:
         """Start one more manager process."""
         url, lease_s = self.options.servers[0], self.settings.lease_s
-        manager = managing(url, lease_s=lease_s, config_file=self.config_file)
+        manager = running_manager(url, lease_s=lease_s, config_file=self.config_file)
         self.processes.append(await self.exit.enter_async_context(manager))
 
 

@@ -17,7 +17,7 @@ STOP_TIMEOUT_S: Final = 60.0  # a manager ends its sessions first
 
 
 class ManagerProcess:
-    """One manager; `managing` starts it."""
+    """One manager; `running_manager` starts it."""
 
     def __init__(self, process: asyncio.subprocess.Process, manager_id: str, reader: "asyncio.Task[None]") -> None:
         self._process = process
@@ -49,7 +49,7 @@ class ManagerProcess:
 
 
 @contextlib.asynccontextmanager
-async def managing(url: str, *, lease_s: int, config_file: Path | None) -> AsyncIterator[ManagerProcess]:
+async def running_manager(url: str, *, lease_s: int, config_file: Path | None) -> AsyncIterator[ManagerProcess]:
     """A manager that serves inside the block. Raises `ServerUnusable`, with its last output, if it does not start."""
     config = ["--config", str(config_file)] if config_file is not None else []
     process = await asyncio.create_subprocess_exec(

@@ -133,4 +133,4 @@ async def test_without_jetstream_nothing_that_needs_it_is_waited_for() -> None:
 async def test_entries_that_are_no_records_are_told(server: LocalServer, stranger: Stranger) -> None:
     await stranger.js.publish("$KV.JIDO_SESSIONS.note", b"hello")
 
-    assert "are no records (note)" in (await troubles(server))["sessions"]
+    assert "are not session records (note)" in (await troubles(server))["sessions"]

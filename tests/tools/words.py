@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).parents[2]
-TEXTS: Final = ("jido_nats/**/*.py", "README.md", "deploy/**/*.md", ".github/*.md")
+TEXTS: Final = (
+    *("jido_nats/**/*.py", "jido_nats/**/*.js", "jido_nats/**/*.html", "nats.conf"),
+    *("README.md", "deploy/**/*.md", ".github/*.md"),
+)
 
 
 class Word(NamedTuple):

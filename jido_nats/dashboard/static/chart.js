@@ -66,7 +66,7 @@ export class Chart {
     this.failures.setAttribute("d", path((bar) => bar.failures));
     this.#drawScale(top, y);
     this.#drawTimes();
-    this.#tell(bars, peak);
+    this.#showRates(bars, peak);
     this.drawn = { bars, x, y };
     this.#drawPointer();
   }
@@ -90,7 +90,7 @@ export class Chart {
     });
   }
 
-  #tell(bars, peak) {
+  #showRates(bars, peak) {
     const seconds = bars.at(-1)?.seconds ?? 1;
     const last = bars.slice(-Math.max(1, Math.round(3 / seconds)));
     const rate = last.reduce((sum, bar) => sum + bar.events, 0) / Math.max(1, last.length);

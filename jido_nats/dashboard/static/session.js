@@ -274,24 +274,24 @@ export class SessionView {
     });
   }
 
-  #onOutput(said) {
-    const key = `${said.ephemeral ? "live" : "kept"}.${said.number}`;
+  #onOutput(output) {
+    const key = `${output.ephemeral ? "live" : "kept"}.${output.number}`;
     if (this.numbers.has(key)) return;
     this.numbers.add(key);
-    this.outputs.push(said);
+    this.outputs.push(output);
     if (this.outputs.length === 1) requestAnimationFrame(() => this.#drawOutput());
   }
 
   #drawOutput() {
     const list = byId("output");
     const atEnd = nearEnd(list);
-    for (const said of this.outputs.slice(-SHOWN_MAX)) {
+    for (const output of this.outputs.slice(-SHOWN_MAX)) {
       // Live-only output may arrive before older output, which has to be stored first.
       let next = null;
-      while (list.children.length && (next ? next.previousSibling : list.lastChild)?.dataset.at > said.created_at) {
+      while (list.children.length && (next ? next.previousSibling : list.lastChild)?.dataset.at > output.created_at) {
         next = next ? next.previousSibling : list.lastChild;
       }
-      list.insertBefore(this.#outputNode(said), next);
+      list.insertBefore(this.#outputNode(output), next);
     }
     this.outputs = [];
     while (list.children.length > SHOWN_MAX) list.firstChild.remove();
@@ -299,19 +299,19 @@ export class SessionView {
     if (atEnd) list.scrollTop = list.scrollHeight;
   }
 
-  #outputNode(said) {
-    const spoken = said.type === "conversation_added";
-    const value = spoken ? said.content : said.data;
+  #outputNode(output) {
+    const spoken = output.type === "conversation_added";
+    const value = spoken ? output.content : output.data;
     const text = value === undefined || value === null ? "" : pretty(value);
     return el(
       "li",
-      { class: spoken ? `said ${said.role === "user" ? "mine" : ""}` : "emitted", data: { at: said.created_at } },
+      { class: spoken ? `said ${output.role === "user" ? "mine" : ""}` : "emitted", data: { at: output.created_at } },
       el(
         "div",
         { class: "said-head muted" },
-        el("span", { class: spoken ? "role" : "mono" }, spoken ? said.role : said.name),
-        said.ephemeral && el("span", { class: "tag" }, "live only"),
-        el("time", { class: "number", datetime: said.created_at }, moment(MS(said.created_at), this.store.now())),
+        el("span", { class: spoken ? "role" : "mono" }, spoken ? output.role : output.name),
+        output.ephemeral && el("span", { class: "tag" }, "live only"),
+        el("time", { class: "number", datetime: output.created_at }, moment(MS(output.created_at), this.store.now())),
       ),
       el("div", { class: typeof value === "string" ? "said-text" : "said-text mono" }, text),
     );

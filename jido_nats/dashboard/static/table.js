@@ -92,7 +92,7 @@ export class Table {
     }
     const finished = performance.now();
     this.refreshAt = finished + Math.max(REFRESH_MS, REFRESH_SHARE * (finished - started));
-    this.#tellCount();
+    this.#showCount();
   }
 
   /** Update the visible rows. */
@@ -289,7 +289,7 @@ export class Table {
     }
   }
 
-  #tellCount() {
+  #showCount() {
     const all = this.store.rows.size;
     const shown = this.visible.length;
     const text = shown === all ? `${number(all)} sessions` : `${number(shown)} of ${number(all)} sessions`;
