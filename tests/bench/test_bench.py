@@ -135,7 +135,7 @@ async def test_people_get_a_table(server: LocalServer, manager: SessionManager) 
     assert (finished.code, finished.err) == (0, "")
     for text in (
         "create to active, rate",
-        "heard by a subscriber, p50",
+        "received by a subscriber, p50",
         "baseline",
         "≥ 0.85",
         "20 sessions, 4 at a time",

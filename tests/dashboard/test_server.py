@@ -597,7 +597,7 @@ async def test_an_empty_token_is_none(server: LocalServer) -> None:
 
 async def test_the_command_says_where_the_dashboard_is(server: LocalServer, manager: SessionManager) -> None:
     async with running("dashboard", "--server", server.url, "--port", "0", "--token", TOKEN) as program:
-        await program.said("gets in once with ")
+        await program.said("once; the browser keeps a cookie")
         url = program.out.partition("is on ")[2].partition(";")[0]
         answer = await ask(url, path=f"/?token={TOKEN}")
 

@@ -170,7 +170,7 @@ async def test_a_limit_has_to_be_one(page: Page) -> None:
 
     await page.get_by_role("button", name="Create").click()
 
-    await expect(page.get_by_role("dialog").get_by_role("alert")).to_contain_text("max_lifetime_s is seconds")
+    await expect(page.get_by_role("dialog").get_by_role("alert")).to_contain_text("max_lifetime_s must be")
 
 
 async def test_a_new_session_is_made_and_shown(page: Page, stage: Stage, name: str) -> None:

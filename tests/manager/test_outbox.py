@@ -153,7 +153,7 @@ async def test_what_the_server_would_not_take_is_refused_before_it_is_promised(s
         outbox = Outbox(OutputLog(connection, Encoding.JSON), 100_000)
         queue = outbox.queue()
 
-        with pytest.raises(TooLarge, match="at most 3072"):
+        with pytest.raises(TooLarge, match="the limit is 3072"):
             queue.push(output(queue, "x" * 3000))
 
         assert queue.kept == 0

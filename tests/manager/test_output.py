@@ -146,7 +146,7 @@ async def test_what_is_too_large_is_refused(
     await stranger.create("s1")
     session = puppet.sessions["s1"]
 
-    with pytest.raises(TooLarge, match="at most 1000"):
+    with pytest.raises(TooLarge, match="the limit is 1000"):
         await session.emit("step", "x" * 1000, ephemeral=ephemeral)
 
     assert await session.emit("step", "x", ephemeral=ephemeral) in (1, 2)
