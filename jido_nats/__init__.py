@@ -5,7 +5,7 @@ from jido_nats.broker.options import ConnectOptions
 from jido_nats.client.client import Client
 from jido_nats.client.streams import EventMessage, EventStream, OutputMessage, OutputStream
 from jido_nats.client.watch import SessionChanged, SessionWatch, SnapshotComplete, WatchedSession
-from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated
+from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated, UnknownEvent
 from jido_nats.core.output import ConversationAdded, Output, SessionOutput
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
@@ -76,6 +76,7 @@ __all__ = [
     "StopTimeout",
     "TooLarge",
     "Unavailable",
+    "UnknownEvent",
     "WatchedSession",
     "Worker",
 ]

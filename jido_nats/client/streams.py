@@ -9,7 +9,7 @@ from typing import Final, Generic, NamedTuple, Self, TypeVar
 
 from jido_nats.broker.consumer import Consumer, Start, StreamMessage
 from jido_nats.broker.durable import DurableConsumer
-from jido_nats.core.events import Event
+from jido_nats.core.events import Event, UnknownEvent
 from jido_nats.core.output import Output
 from jido_nats.errors import BadRequest
 from jido_nats.store.event_log import event_in
@@ -19,7 +19,7 @@ from jido_nats.store.output_log import output_in
 class EventMessage(NamedTuple):
     """One event as it is stored: its sequence in the stream, its subject, and its original bytes."""
 
-    event: Event
+    event: Event | UnknownEvent
     sequence: int
     subject: str
     data: bytes

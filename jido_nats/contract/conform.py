@@ -19,7 +19,7 @@ from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.broker.stream_info import stream_state
 from jido_nats.contract.rules import Copies, Finding, Life, Place
 from jido_nats.core import codec, subjects
-from jido_nats.core.events import Event, SessionStatus
+from jido_nats.core.events import Event, SessionStatus, UnknownEvent
 
 # A version's messages are published one by one: how long to wait at the end of the stream for those still missing.
 REST_WAIT_S: Final = 5.0
@@ -96,21 +96,31 @@ class Checker:
         yield from self._check_sequence(row, place)
         kind = _kind(row.event)
         if kind is None:
-            unknown = _unknown(row, place)
-            if not unknown.note:
-                self._lose_track(row.event.get("session_id"))
-            yield unknown
+            yield from self._check_unknown(row, place)
             return
         wrong = [*_check_fields(row.event, kind, place), *_check_subject(row, place)]
         yield from wrong
         if wrong:
             self._lose_track(row.event.get("session_id"))
             return
-        event = msgspec.convert(row.event, kind)
+        yield from self._check_life(msgspec.convert(row.event, kind), row, place)
+
+    def _check_unknown(self, row: Row, place: Place) -> Iterator[Finding]:
+        """An event of a type that this version does not know: it counts as its version, if it has one."""
+        unknown = _unknown(row, place)
+        yield unknown
+        try:
+            event = msgspec.convert(row.event, UnknownEvent)
+        except msgspec.ValidationError:
+            self._lose_track(row.event.get("session_id"))
+            return
+        yield from self._check_life(event, row, place)
+
+    def _check_life(self, event: Event | UnknownEvent, row: Row, place: Place) -> Iterator[Finding]:
         if row.subject == subjects.EVENTS:
             life = self._lives.setdefault(event.session_id, Life(self.partial))
             yield from life.check(event, place)
-        elif isinstance(event, SessionStatus):
+        elif isinstance(event, SessionStatus | UnknownEvent):
             copies = self._copies.setdefault(event.session_id, Copies(self.partial))
             yield from copies.check(event, place, self._lives.get(event.session_id))
 

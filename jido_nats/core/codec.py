@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
-from jido_nats.core.events import Event
+from jido_nats.core.events import Event, UnknownEvent
 from jido_nats.core.output import Output
 
 T = TypeVar("T")
@@ -68,9 +68,10 @@ def decode(data: bytes, kind: type[T], encoding: Encoding = Encoding.JSON) -> T:
         raise DecodeError(str(error)) from error
 
 
-def decode_event(data: bytes, encoding: Encoding = Encoding.JSON) -> Event | None:
-    """The event, or None if its type is unknown (readers ignore those)."""
-    return _decode_tagged(data, cast(type[Event], Event), encoding)
+def decode_event(data: bytes, encoding: Encoding = Encoding.JSON) -> Event | UnknownEvent:
+    """The event; an `UnknownEvent` if this version does not know its type. Raises `DecodeError`."""
+    event = _decode_tagged(data, cast(type[Event], Event), encoding)
+    return decode(data, UnknownEvent, encoding) if event is None else event
 
 
 def decode_output(data: bytes, encoding: Encoding = Encoding.JSON) -> Output | None:

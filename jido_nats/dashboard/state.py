@@ -12,7 +12,7 @@ import msgspec
 
 from jido_nats.client.watch import ManagerLease, SessionChanged
 from jido_nats.core import codec
-from jido_nats.core.events import Event, SessionCreated, SessionTerminated
+from jido_nats.core.events import Event, SessionCreated, SessionTerminated, UnknownEvent
 from jido_nats.core.session import Reason, SessionRecord, Status
 
 EVENTS_MAX: Final = 10_000
@@ -121,8 +121,10 @@ class Rates:
     def __init__(self) -> None:
         self._seconds: dict[int, list[int]] = {}
 
-    def count(self, event: Event) -> None:
-        """Take in one event, in the second in which it happened."""
+    def count(self, event: Event | UnknownEvent) -> None:
+        """Take in one event, in the second in which it happened; one of an unknown type does not say when."""
+        if isinstance(event, UnknownEvent):
+            return
         at = event.created_at if isinstance(event, SessionCreated) else event.updated_at
         second = int(at.timestamp())
         if second not in self._seconds:
@@ -161,7 +163,7 @@ def brief(metadata: dict[str, Any]) -> dict[str, str]:
     return {key[:ROW_TEXT_MAX]: _text(value) for key, value in list(metadata.items())[:ROW_PAIRS_MAX]}
 
 
-def change_message(position: int, event: Event, owner: str) -> bytes:
+def change_message(position: int, event: Event | UnknownEvent, owner: str) -> bytes:
     """One event as it is sent; its `id` is its sequence in the stream."""
     if isinstance(event, SessionCreated):
         event = msgspec.structs.replace(event, metadata=dict(brief(event.metadata)))
