@@ -1,12 +1,23 @@
 """jido_nats: sessions that publish every status change as an event on NATS."""
 
+from jido_nats.api import SessionApi
 from jido_nats.broker.local_server import LocalServer
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.client.client import Client
 from jido_nats.client.streams import EventMessage, EventStream, OutputMessage, OutputStream
-from jido_nats.client.watch import SessionChanged, SessionWatch, SnapshotComplete, WatchedSession
+from jido_nats.client.watch import (
+    ManagerLease,
+    ManagerWatch,
+    SessionChanged,
+    SessionWatch,
+    SnapshotComplete,
+    Watched,
+    WatchedSession,
+)
+from jido_nats.core.codec import Encoding
 from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated, UnknownEvent
 from jido_nats.core.output import ConversationAdded, Output, SessionOutput
+from jido_nats.core.requests import SendReply
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.errors import (
@@ -29,7 +40,9 @@ from jido_nats.errors import (
     Unavailable,
 )
 from jido_nats.manager.manager import SessionManager
-from jido_nats.worker.inbox import Message
+from jido_nats.manager.metrics import Durations, Snapshot, Stats
+from jido_nats.store.leases import ManagerInfo
+from jido_nats.worker.inbox import Message, Messages
 from jido_nats.worker.program import Program
 from jido_nats.worker.session import Session, Worker
 
@@ -41,6 +54,8 @@ __all__ = [
     "ConfigurationError",
     "ConnectOptions",
     "ConversationAdded",
+    "Durations",
+    "Encoding",
     "Event",
     "EventMessage",
     "EventStream",
@@ -48,7 +63,11 @@ __all__ = [
     "InvalidTransition",
     "JidoError",
     "LocalServer",
+    "ManagerInfo",
+    "ManagerLease",
+    "ManagerWatch",
     "Message",
+    "Messages",
     "NotAllowed",
     "NotFound",
     "Output",
@@ -59,8 +78,10 @@ __all__ = [
     "PositionUnavailable",
     "Program",
     "Reason",
+    "SendReply",
     "ServerUnusable",
     "Session",
+    "SessionApi",
     "SessionChanged",
     "SessionCreated",
     "SessionManager",
@@ -70,13 +91,16 @@ __all__ = [
     "SessionTerminated",
     "SessionWatch",
     "Settings",
+    "Snapshot",
     "SnapshotComplete",
     "StartFailed",
+    "Stats",
     "Status",
     "StopTimeout",
     "TooLarge",
     "Unavailable",
     "UnknownEvent",
+    "Watched",
     "WatchedSession",
     "Worker",
 ]

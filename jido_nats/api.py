@@ -38,7 +38,7 @@ class SessionApi(ABC):
         idle_after_s: float | None = None,
         idle_timeout_s: float | None = None,
         max_lifetime_s: float | None = None,
-    ) -> CreateReply:
+    ) -> SessionRecord:
         """Create a session and return its record once it is `active`.
 
         With your own `session_id` it is safe to retry: if the same request created the session before, its record is
@@ -66,7 +66,7 @@ class SessionApi(ABC):
     async def list_sessions(
         self,
         *,
-        status: Status | None = None,
+        status: Status | str | None = None,
         metadata: dict[str, Any] | None = None,
         include_terminated: bool = False,
     ) -> list[SessionRecord]:
@@ -78,7 +78,7 @@ class SessionApi(ABC):
         """
         found: list[SessionRecord] = []
         request = ListRequest(
-            status=status,
+            status=None if status is None else requests.status_named(status),
             metadata={} if metadata is None else metadata,
             include_terminated=include_terminated,
             limit=requests.LIST_LIMIT_MAX,

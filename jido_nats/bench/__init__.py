@@ -1,1 +1,1 @@
-"""Measures of a deployment, beside the same writes in bare nats-py (`baseline`)."""
+"""Measurements of a deployment, next to the same writes with bare nats-py (`baseline`)."""

@@ -1,4 +1,4 @@
-"""What every measure is given, and what it finds."""
+"""The context of every measurement, and its result."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from jido_nats.client.client import Client
 from jido_nats.ids import new_session_id
 
 ReportProgress = Callable[[str, int, int], None]
-"""(what is being done, how much of it, of how much): for a progress bar."""
+"""(what is being done, how much of it is done, the total): for a progress bar."""
 
 
 class Found(NamedTuple):
@@ -31,7 +31,7 @@ Findings = AsyncIterator[Found]
 
 @dataclass(frozen=True)
 class Bench:
-    """A deployment, a client of it, the baseline beside it. `note` is in the metadata of every session it creates."""
+    """A deployment, a client of it, and the baseline. `note` is in the metadata of every session it creates."""
 
     deployment: Deployment
     plan: Plan
@@ -41,7 +41,7 @@ class Bench:
     report: ReportProgress
 
     def steps(self, what: str, total: int) -> Callable[[], None]:
-        """To be called `total` times."""
+        """A function that reports progress, to be called `total` times."""
         done = 0
         self.report(what, 0, total)
 
@@ -53,26 +53,26 @@ class Bench:
         return step
 
     async def create(self, session_id: str) -> None:
-        """One session, over request-reply."""
+        """Create one session, by request-reply."""
         await self.client.create_session(session_id=session_id, metadata={"bench": self.note})
 
     async def terminate(self, session_id: str) -> None:
-        """Its end."""
+        """Terminate it."""
         await self.client.terminate_session(session_id)
 
     async def fill(self, what: str) -> Sequence[str]:
-        """Create the plan's number of sessions, for what is measured next."""
+        """Create the plan's number of sessions, for the next measurement."""
         ids = new_ids(self.plan.sessions)
         step = self.steps(what, len(ids))
         await drive(ids, self.create, at_once=self.plan.concurrency, into=Samples(), step=step)
         return ids
 
     async def end(self, ids: Sequence[str]) -> None:
-        """End sessions, where nobody measures it."""
+        """Terminate sessions, not measured."""
         step = self.steps("ending sessions", len(ids))
         await drive(ids, self.terminate, at_once=self.plan.concurrency, into=Samples(), step=step)
 
 
 def new_ids(count: int) -> list[str]:
-    """So many new session ids."""
+    """`count` new session ids."""
     return [new_session_id() for _ in range(count)]

@@ -1,4 +1,4 @@
-"""How many sessions can be created and terminated a second over request-reply, and how long each command takes."""
+"""How many sessions can be created and terminated per second by request-reply, and how long a command takes."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -14,13 +14,13 @@ PERCENTILES: Final = {"p50": 50.0, "p99": 99.0, "p99.9": 99.9}
 VERBS: Final = {"create": "create to active", "terminate": "terminate"}
 GOALS: Final = {"create": 0.85}
 
-CPU: Final = latency("manager", "CPU", "manager, a session's life")
+CPU: Final = latency("manager", "CPU", "manager, per session")
 
 Call = Callable[[str], Awaitable[None]]
 
 
 async def measure(bench: Bench) -> Findings:
-    """Ours and the baseline's take turns, so that both meet the same machine."""
+    """Alternate ours and the baseline's, so that both run under the same conditions."""
     samples = {verb: (Samples(), Samples()) for verb in VERBS}
     ids = new_ids(bench.plan.sessions)
     parts = rounds(ids, bench.plan.concurrency, ROUNDS)
@@ -47,7 +47,7 @@ async def measure(bench: Bench) -> Findings:
 
 
 def _cpu_s(bench: Bench) -> tuple[float, float]:
-    """CPU time of the managers that the bench has started, and of the baseline's responders; 0 if it is not known."""
+    """CPU time of the managers that the bench started, and of the baseline's responders; 0 if unknown."""
     ours = cpu_s(process.pid for process in bench.deployment.processes)
     return ours or 0.0, cpu_s(bench.baseline.pids) or 0.0
 

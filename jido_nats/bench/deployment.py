@@ -1,4 +1,4 @@
-"""What is measured: a deployment that is there, or a server and managers of the bench's own."""
+"""What is measured: an existing deployment, or a local server and managers that the bench starts."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from jido_nats.bench.processes import ManagerProcess, managing
+from jido_nats.bench.processes import ManagerProcess, running_manager
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.jetstream import STREAM_NOT_FOUND, JetStreamError, api
 from jido_nats.broker.local_server import LocalServer
@@ -23,8 +23,7 @@ SYNC_INTERVALS: Final = {"always": "always", "default": "2m"}
 
 @dataclass
 class Deployment:
-    """Where it is and what is known of it. `processes`: the managers, where the bench has started them; they end
-    with `exit`."""
+    """Its connection and settings. `processes`: the managers, if the bench started them; they end with `exit`."""
 
     connection: Connection
     settings: Settings
@@ -37,31 +36,31 @@ class Deployment:
 
     @property
     def options(self) -> ConnectOptions:
-        """How to connect."""
+        """The connection options."""
         return self.connection.options
 
     @property
     def server_version(self) -> str:
-        """The nats-server's."""
+        """The version of nats-server."""
         return ".".join(map(str, self.connection.server_version))
 
     async def start_managers(self) -> None:
-        """Start those that the bench was asked for; nothing where the deployment has its own."""
+        """Start the requested managers; does nothing if the deployment has its own."""
         while self.starts and len(self.processes) < self.managers:
             await self.add_manager()
 
     async def add_manager(self) -> None:
-        """Start one manager process more."""
+        """Start one more manager process."""
         url, lease_s = self.options.servers[0], self.settings.lease_s
-        manager = managing(url, lease_s=lease_s, config_file=self.config_file)
+        manager = running_manager(url, lease_s=lease_s, config_file=self.config_file)
         self.processes.append(await self.exit.enter_async_context(manager))
 
 
 @contextlib.asynccontextmanager
 async def existing(options: ConnectOptions, settings: Settings) -> AsyncIterator[Deployment]:
-    """A deployment whose managers run. `settings` have to be theirs: the bench's own manager must change nothing.
+    """A deployment with running managers. `settings` have to be theirs: the bench's manager must not change anything.
 
-    Raises `ServerUnusable` without a manager, `ConfigurationError` where the settings are others.
+    Raises `ServerUnusable` without a manager, `ConfigurationError` if the settings differ.
     """
     connection = await Connection.open(options, "jido-nats bench")
     try:
@@ -79,7 +78,7 @@ async def existing(options: ConnectOptions, settings: Settings) -> AsyncIterator
 
 @contextlib.asynccontextmanager
 async def local(settings: Settings, config_file: Path | None, *, managers: int, sync: str) -> AsyncIterator[Deployment]:
-    """A server and managers of the bench's own; they end with the block. `sync`: a key of `SYNC_INTERVALS`."""
+    """A local server and managers; they end with the block. `sync`: a key of `SYNC_INTERVALS`."""
     async with contextlib.AsyncExitStack() as stack:
         server = await stack.enter_async_context(LocalServer(sync_interval=SYNC_INTERVALS[sync]))
         connection = await Connection.open(ConnectOptions(servers=(server.url,)), "jido-nats bench")
@@ -89,7 +88,7 @@ async def local(settings: Settings, config_file: Path | None, *, managers: int, 
 
 
 def machine() -> dict[str, Any]:
-    """What a figure needs beside it to mean something."""
+    """The machine, without which a figure means little."""
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -117,12 +116,12 @@ async def _check_settings(connection: Connection, settings: Settings) -> None:
                 raise _no_manager() from error
             raise ServerUnusable(f"the stream {wanted['name']} cannot be read: {error.description}") from error
         except NotAllowed as error:
-            raise ServerUnusable(f"{error}; name a user who may do everything in the account") from error
+            raise ServerUnusable(f"{error}; use a user that may do everything in the account") from error
         safe, unsafe = topology.differences(wanted, found)
         if safe or unsafe:
             raise ConfigurationError(
-                f"the managers' settings are others ({wanted['name']}: {'; '.join(safe + unsafe)}); "
-                "name their file with --config"
+                f"the managers' settings differ ({wanted['name']}: {'; '.join(safe + unsafe)}); "
+                "give their file with --config"
             )
 
 

@@ -1,4 +1,4 @@
-"""How transitions are heard with our client: as a plain subscriber, and in a consumer. The baseline has its own two."""
+"""Receiving transitions with our client: a core NATS subscription and a consumer. The baseline has its own two."""
 
 import asyncio
 import time
@@ -11,19 +11,19 @@ from jido_nats.core import subjects
 
 
 class Listener(Protocol):
-    """Hears one event at a time."""
+    """Receives one event at a time."""
 
     async def open(self) -> None:
-        """Begin to listen."""
+        """Start listening."""
 
     async def expect(self) -> None:
-        """What comes from now on is meant."""
+        """Wait for what arrives from now on."""
 
     async def wait(self) -> float:
-        """When it came, on the clock `time.perf_counter`."""
+        """Wait; the arrival time, by `time.perf_counter`."""
 
     async def close(self) -> None:
-        """End."""
+        """Stop listening."""
 
 
 class Subscriber:
@@ -37,20 +37,20 @@ class Subscriber:
         self._exit = AsyncExitStack()
 
     async def open(self) -> None:
-        """Begin to listen."""
+        """Start listening."""
         await self._exit.enter_async_context(self._client.listen(subjects.EVENTS, self._on_event))
 
     async def expect(self) -> None:
-        """What comes from now on is meant."""
+        """Wait for what arrives from now on."""
         self._heard.clear()
 
     async def wait(self) -> float:
-        """When it came."""
+        """The arrival time."""
         await self._heard.wait()
         return self._at
 
     async def close(self) -> None:
-        """End."""
+        """Stop listening."""
         await self._exit.aclose()
 
     def _on_event(self, message: EventMessage) -> None:
@@ -60,25 +60,25 @@ class Subscriber:
 
 
 class Consumer:
-    """`Client.events`, from now on."""
+    """`Client.events`, new ones only."""
 
     def __init__(self, client: Client, session_id: str) -> None:
         self._stream: EventStream = client.events(since="new")
         self._session_id = session_id
 
     async def open(self) -> None:
-        """Begin to listen."""
+        """Start listening."""
         await self._stream.__aenter__()
 
     async def expect(self) -> None:
-        """It waits in the stream."""
+        """Nothing to do: events wait in the stream."""
 
     async def wait(self) -> float:
-        """When it came."""
+        """The arrival time."""
         while (await anext(self._stream)).event.session_id != self._session_id:
             pass
         return time.perf_counter()
 
     async def close(self) -> None:
-        """End."""
+        """Stop listening."""
         await self._stream.__aexit__(None, None, None)

@@ -1,4 +1,4 @@
-"""What a bench is asked to do, and what it reports: the measures, their units and their goals."""
+"""The plan of a bench and its results: measures, units and goals."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -11,7 +11,7 @@ CONCURRENCY: Final = 128
 
 
 class Part(StrEnum):
-    """What can be measured by itself (`--only`)."""
+    """What can be measured separately (`--only`)."""
 
     COMMANDS = "commands"
     TRANSITION = "transition"
@@ -21,7 +21,7 @@ class Part(StrEnum):
 
 
 class Plan(NamedTuple):
-    """How much of what."""
+    """What to measure, and the size of the run."""
 
     sessions: int = SESSIONS
     concurrency: int = CONCURRENCY
@@ -29,7 +29,7 @@ class Plan(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """One figure's name and unit. `goal` is a ratio to the baseline: at least it where more is better, else at most."""
+    """One figure's name and unit. `goal`: a ratio to the baseline, the minimum if more is better, else a maximum."""
 
     name: str
     statistic: str
@@ -39,19 +39,19 @@ class Measure(NamedTuple):
     goal: float | None = None
 
     def meets(self, ratio: float) -> bool | None:
-        """Whether a ratio reaches the goal; None where there is none."""
+        """Whether a ratio meets the goal; None without a goal."""
         if self.goal is None:
             return None
         return ratio >= self.goal if self.more_is_better else ratio <= self.goal
 
 
 def rate(name: str, label: str, *, unit: str = "sessions/s", goal: float | None = None) -> Measure:
-    """A measure of how many a second."""
+    """A measure of a rate per second."""
     return Measure(name, "rate", unit, True, label, goal)
 
 
 def latency(name: str, statistic: str, label: str, *, goal: float | None = None) -> Measure:
-    """A measure of how long, in milliseconds."""
+    """A measure of a latency, in milliseconds."""
     return Measure(name, statistic, "ms", False, label, goal)
 
 

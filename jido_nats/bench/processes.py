@@ -1,4 +1,4 @@
-"""Managers as processes that the bench starts with `jido-nats serve`, ends, and kills."""
+"""Manager processes that the bench starts with `jido-nats serve`, stops, and kills."""
 
 import asyncio
 import contextlib
@@ -13,11 +13,11 @@ from jido_nats.errors import ServerUnusable
 
 SERVES: Final = b" serves on "
 START_TIMEOUT_S: Final = 20.0
-STOP_TIMEOUT_S: Final = 60.0  # it ends its sessions first
+STOP_TIMEOUT_S: Final = 60.0  # a manager ends its sessions first
 
 
 class ManagerProcess:
-    """One manager; make it with `managing`."""
+    """One manager; `running_manager` starts it."""
 
     def __init__(self, process: asyncio.subprocess.Process, manager_id: str, reader: "asyncio.Task[None]") -> None:
         self._process = process
@@ -26,15 +26,15 @@ class ManagerProcess:
 
     @property
     def pid(self) -> int:
-        """The process."""
+        """The process id."""
         return self._process.pid
 
     async def kill(self) -> None:
-        """End it at once, as `kill -9` does."""
+        """Kill it, as `kill -9` does."""
         await self._end(signal.SIGKILL)
 
     async def stop(self) -> None:
-        """End it in an orderly way."""
+        """Shut it down gracefully."""
         await self._end(signal.SIGTERM)
 
     async def _end(self, number: signal.Signals) -> None:
@@ -49,8 +49,8 @@ class ManagerProcess:
 
 
 @contextlib.asynccontextmanager
-async def managing(url: str, *, lease_s: int, config_file: Path | None) -> AsyncIterator[ManagerProcess]:
-    """A manager process that serves inside the block. `ServerUnusable` with its last words where it does not start."""
+async def running_manager(url: str, *, lease_s: int, config_file: Path | None) -> AsyncIterator[ManagerProcess]:
+    """A manager that serves inside the block. Raises `ServerUnusable`, with its last output, if it does not start."""
     config = ["--config", str(config_file)] if config_file is not None else []
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "jido_nats", "serve"),
@@ -59,7 +59,7 @@ async def managing(url: str, *, lease_s: int, config_file: Path | None) -> Async
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
         env={name: value for name, value in os.environ.items() if not name.startswith("NATS_")},
-        start_new_session=True,  # Ctrl-C is for the bench: it ends them
+        start_new_session=True,  # Ctrl-C is for the bench, which stops its managers
     )
     try:
         manager_id = await _wait_serving(process)
@@ -75,7 +75,7 @@ async def managing(url: str, *, lease_s: int, config_file: Path | None) -> Async
 
 
 def cpu_s(pids: Iterable[int]) -> float | None:
-    """The CPU time that processes have used, if the system reports it."""
+    """The CPU time that processes have used; None if the system does not report it."""
     total = 0.0
     try:
         for pid in pids:
@@ -87,9 +87,9 @@ def cpu_s(pids: Iterable[int]) -> float | None:
 
 
 async def _wait_serving(process: asyncio.subprocess.Process) -> str:
-    """The manager's id, which it says when it serves."""
+    """The manager's id, which it prints when it serves."""
     assert process.stderr is not None
-    last = b"it said nothing"
+    last = b"it printed nothing"
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(START_TIMEOUT_S):
             while line := await process.stderr.readline():
@@ -100,14 +100,14 @@ async def _wait_serving(process: asyncio.subprocess.Process) -> str:
 
 
 def _send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
-    """Signal it. Not by `send_signal`, which may reap a process that has just ended, and asyncio then complains."""
+    """Signal it. Not with `send_signal`: that may reap a process that has just ended, and asyncio then warns."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
 
 
 async def _drain(process: asyncio.subprocess.Process) -> None:
-    """Read what it says, so that it never waits for us."""
+    """Read its stderr, so that it never blocks on a full pipe."""
     assert process.stderr is not None
     while await process.stderr.read(65536):
         pass

@@ -1,7 +1,7 @@
-"""How soon the sessions of a manager that was killed are ended by another.
+"""How quickly another manager ends the sessions of a manager that was killed.
 
-Ours is counted from the expiry of its lease, as the server reports it, to the last end in the stream. The baseline is
-what a survivor has to store for as many sessions, as many at once, from claims to ends.
+Ours is measured from the expiry of its lease, as the server reports it, to the last end in the stream. The baseline
+is what a survivor has to store for as many sessions, with the same concurrency, from claims to ends.
 """
 
 import asyncio
@@ -32,8 +32,8 @@ async def measure(bench: Bench) -> Findings:
     victim = next(process for process in deployment.processes if process.manager_id == owner)
     if len(deployment.processes) == 1:
         await deployment.add_manager()
-        bench.report("waiting until the survivor may judge", 0, 0)
-        await asyncio.sleep(deployment.settings.lease_s)  # only who has been up for that long calls others dead
+        bench.report("waiting until the survivor may declare others dead", 0, 0)
+        await asyncio.sleep(deployment.settings.lease_s)  # only a manager up for that long declares others dead
     orphans = [record.session_id for record in live if record.owner == owner]
     step = bench.steps("recovery", count)
     async with _lease_end(bench, owner) as lease_end, bench.client.events(since="new") as events:
@@ -64,7 +64,7 @@ async def _end_others(bench: Bench, orphans: Sequence[str]) -> None:
 
 @contextlib.asynccontextmanager
 async def _lease_end(bench: Bench, manager_id: str) -> AsyncIterator["asyncio.Task[float]"]:
-    """A task whose result is when that manager's lease was gone."""
+    """A task whose result is the time at which that manager's lease ended."""
     following = asyncio.Event()
 
     async def wait() -> float:
@@ -75,7 +75,7 @@ async def _lease_end(bench: Bench, manager_id: str) -> AsyncIterator["asyncio.Ta
                     return time.perf_counter()
                 if manager_id in leases.managers:
                     following.set()
-        raise AssertionError("a consumer does not end")
+        raise AssertionError("a consumer never ends")
 
     task = asyncio.create_task(wait(), name=f"lease of {manager_id}")
     try:

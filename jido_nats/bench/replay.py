@@ -1,4 +1,4 @@
-"""How many stored events a second `Client.events` gives to its reader."""
+"""How many stored events per second `Client.events` delivers."""
 
 import time
 from typing import Final
@@ -16,7 +16,7 @@ REPLAY: Final = rate("replay", "replay", unit="events/s", goal=0.7)
 
 
 async def measure(bench: Bench) -> Findings:
-    """Both read the same messages of our stream, in turns."""
+    """Both read the same messages of our stream, alternately."""
     if await _stored(bench) < EVENTS_OF_A_SESSION * bench.plan.sessions:
         await bench.end(await bench.fill("events to replay"))
     count = min(await _stored(bench), EVENTS_MAX)
@@ -41,7 +41,7 @@ async def _read(bench: Bench, count: int) -> float:
 
 
 async def _stored(bench: Bench) -> int:
-    """How many events there are."""
+    """How many events are stored."""
     stream = bench.deployment.settings.events_stream
     request = {"subjects_filter": subjects.EVENTS}
     info = await api(bench.deployment.connection, f"STREAM.INFO.{stream}", request)

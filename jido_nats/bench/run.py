@@ -1,4 +1,4 @@
-"""A whole bench: the baseline is set up beside the deployment, each part measured, and nothing left over."""
+"""A whole bench: set up the baseline next to the deployment, measure each part, and clean up."""
 
 import asyncio
 import contextlib
@@ -21,26 +21,26 @@ COMMAND_TIMEOUT_S: Final = 60.0
 CLEAN_UP_TIMEOUT_S: Final = 30.0
 
 MEASURES: Final[dict[Part, Callable[[Bench], Findings]]] = {
-    # With a manager in this process: before the others are there, which follow every record and need the cores too.
+    # With a manager in this process, so before the other managers start: they follow every record and use CPU too.
     Part.TRANSITION: transitions.measure_transition,
     Part.HEARD: transitions.measure_heard,
     Part.COMMANDS: commands.measure,
     Part.REPLAY: replay.measure,
-    Part.RECOVER: recovery.measure,  # the last: it kills a manager
+    Part.RECOVER: recovery.measure,  # last: it kills a manager
 }
 
 
 def check(plan: Plan, *, own_managers: bool) -> Plan:
-    """The plan as it can be carried out; `ConfigurationError` where nothing would be left of it."""
+    """The plan without what cannot be measured. Raises `ConfigurationError` if nothing is left."""
     if own_managers or Part.RECOVER not in plan.parts:
         return plan
     if plan.parts == {Part.RECOVER}:
-        raise ConfigurationError("recovery kills a manager: the bench does that to its own only; give it --managers N")
+        raise ConfigurationError("recovery kills a manager, so it needs managers that the bench started: --managers N")
     return plan._replace(parts=plan.parts - {Part.RECOVER})
 
 
 async def run(deployment: Deployment, plan: Plan, report: ReportProgress) -> AsyncGenerator[Result, None]:
-    """Each result as it is known. What it makes on the server it takes away, its sessions' records and events apart."""
+    """Yield each result. Removes what it creates on the server, except its sessions' records and events."""
     note = secrets.token_hex(4)
     settings = deployment.settings
     surroundings = await asyncio.to_thread(machine)
@@ -52,9 +52,9 @@ async def run(deployment: Deployment, plan: Plan, report: ReportProgress) -> Asy
             managers=deployment.managers,
             events_like=settings.events_stream,
             records_like=subjects.bucket_stream(settings.sessions_bucket),
-        ) as beside,
+        ) as baseline,
     ):
-        bench = Bench(deployment, plan, client, beside, note, report)
+        bench = Bench(deployment, plan, client, baseline, note, report)
         try:
             for part, measure in MEASURES.items():
                 if part in plan.parts:
@@ -77,7 +77,7 @@ def _client(deployment: Deployment) -> Client:
 
 
 async def _end_sessions(bench: Bench) -> None:
-    """What an interrupted bench has left running."""
+    """Terminate what an interrupted bench has left running."""
     with contextlib.suppress(JidoError, TimeoutError):
         async with asyncio.timeout(CLEAN_UP_TIMEOUT_S):
             live = await bench.client.list_sessions(metadata={"bench": bench.note})

@@ -1,11 +1,11 @@
-"""Latencies, all of them kept, so that percentiles are exact."""
+"""Latencies; all are kept, so percentiles are exact."""
 
 import math
 from collections.abc import Sequence
 
 
 class Samples:
-    """Seconds of single operations, and in how many seconds they were done together."""
+    """The durations of single operations, and the time that all of them took together."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -13,16 +13,16 @@ class Samples:
 
     @property
     def rate(self) -> float:
-        """How many a second."""
+        """Operations per second."""
         return len(self.seconds) / self.elapsed_s
 
     def add(self, seconds: Sequence[float], elapsed_s: float) -> None:
-        """Take in one round."""
+        """Add one round."""
         self.seconds += seconds
         self.elapsed_s += elapsed_s
 
     def percentile_ms(self, percent: float) -> float:
-        """The least latency that so many percent of the operations did not exceed (nearest rank)."""
+        """The latency that this percentage of the operations did not exceed (nearest rank)."""
         return 1000 * percentile(self.seconds, percent)
 
 

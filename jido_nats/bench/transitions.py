@@ -1,6 +1,6 @@
-"""One transition at a time, called in Python, and how soon it is heard.
+"""One transition at a time, called in Python, and how soon its event arrives.
 
-The manager is embedded in this process and answers no commands; the baseline's session is written from here as well.
+The manager is embedded in this process and serves no commands; the baseline's session is written from here too.
 """
 
 import asyncio
@@ -25,11 +25,11 @@ BLOCK: Final = 50
 HEAR_TIMEOUT_S: Final = 10.0
 
 TRANSITION: Final = latency("transition", "p50", "one transition in Python", goal=1.25)
-SUBSCRIBER: Final = latency("heard_by_subscriber", "p50", "heard by a subscriber", goal=1.3)
-CONSUMER: Final = latency("heard_by_consumer", "p50", "heard in a consumer")
+SUBSCRIBER: Final = latency("heard_by_subscriber", "p50", "received by a subscriber", goal=1.3)
+CONSUMER: Final = latency("heard_by_consumer", "p50", "received by a consumer")
 
 Step = Callable[[int], Awaitable[object]]
-"""The next transition; how many there were before does not matter to it."""
+"""Performs the next transition; ignores its argument."""
 
 
 class _Steppers(NamedTuple):
@@ -41,7 +41,7 @@ class _Steppers(NamedTuple):
 
 
 async def measure_transition(bench: Bench) -> Findings:
-    """The time of a call."""
+    """The duration of a call."""
     ours, baseline = Samples(), Samples()
     count = min(bench.plan.sessions, TRANSITIONS_MAX)
     step = bench.steps("transitions", 2 * count)
@@ -53,9 +53,9 @@ async def measure_transition(bench: Bench) -> Findings:
 
 
 async def measure_heard(bench: Bench) -> Findings:
-    """The time from the call to the event, heard in this process on another connection."""
+    """The time from the call to the event, received in this process on another connection."""
     count = min(bench.plan.sessions, HEARD_MAX)
-    step = bench.steps("events heard", 4 * count)
+    step = bench.steps("events received", 4 * count)
     async with _steppers(bench) as steppers:
         for measure, our_listener, baseline_listener in (
             (SUBSCRIBER, Subscriber(bench.client, steppers.session_id), bench.baseline.subscriber()),
@@ -81,7 +81,7 @@ async def _hear(call: Step, listener: Listener, count: int, into: Samples, step:
             seconds.append(heard_at - started)
             step()
     except TimeoutError:
-        raise JidoError(f"an event was not heard within {HEAR_TIMEOUT_S:g} s") from None
+        raise JidoError(f"an event was not received within {HEAR_TIMEOUT_S:g} s") from None
     into.add(seconds, time.perf_counter() - begun)
 
 
@@ -108,7 +108,7 @@ async def _open(listener: Listener) -> AsyncIterator[None]:
 
 
 def _blocks(count: int) -> list[int]:
-    """So many in blocks, between which ours and the baseline's take turns."""
+    """The count in blocks; ours and the baseline's alternate after each."""
     return [min(BLOCK, count - begun) for begun in range(0, count, BLOCK)]
 
 

@@ -32,7 +32,7 @@ from jido_nats.broker.consumer import (
 )
 from jido_nats.broker.jetstream import settled
 from jido_nats.broker.stream_info import stream_state
-from jido_nats.errors import NotSent, PositionTooOld
+from jido_nats.errors import NotSent, PositionUnavailable
 
 INACTIVE_S: Final = 30
 
@@ -40,7 +40,7 @@ INACTIVE_S: Final = 30
 class OrderedConsumer(Consumer):
     """Every message of a stream on some subjects, in order, once; an async context manager and iterator.
 
-    `strict`: raise `PositionTooOld` if the stream has removed messages after the last one delivered (a bucket
+    `strict`: raise `PositionUnavailable` if the stream has removed messages after the last one delivered (a bucket
     removes superseded entries all the time, so it is read without). `silence_max_s`: raise it also after receiving
     nothing for longer, since the marker of an expired entry may have expired as well. `linger_s`: how long to gather
     messages after the first one, so that a reader that is in no hurry wakes once for many.
@@ -181,7 +181,7 @@ class OrderedConsumer(Consumer):
         await asyncio.sleep(RECREATE_WAIT_S)
         await self._connection.wait_up()
         if boottime() - self._received_at > self._silence_max_s:
-            raise PositionTooOld(self.position, None, None)
+            raise PositionUnavailable(self.position, None, None)
         if self.position:
             self._start = Start.at(self.position + 1)
         await self._create()
@@ -216,7 +216,7 @@ class OrderedConsumer(Consumer):
         first, last = await stream_state(self._connection, self._stream)
         # A reader that had caught up missed only what arrived and expired while it was away, mostly on other subjects.
         if wanted > last + 1 or (wanted < first and not self.caught_up):
-            raise PositionTooOld(wanted, first, last)
+            raise PositionUnavailable(wanted, first, last)
 
     async def _leave(self) -> None:
         self._connection.off_up(self._on_up)

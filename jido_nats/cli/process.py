@@ -46,9 +46,9 @@ def _exit_code(runner: asyncio.Runner, work: Coroutine[Any, Any, int | None]) ->
     try:
         return runner.run(work) or 0
     except JidoError as error:
-        return _complain(str(error))
+        return _print_error(str(error))
     except TimeoutError:
-        return _complain("timed out; try again, or allow more time with --timeout")
+        return _print_error("timed out; try again, or allow more time with --timeout")
     except (KeyboardInterrupt, asyncio.CancelledError):
         return EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -56,11 +56,11 @@ def _exit_code(runner: asyncio.Runner, work: Coroutine[Any, Any, int | None]) ->
         return 0
     except OSError as error:
         if error.filename is not None:
-            return _complain(f"{error.filename} cannot be used: {error.strerror}")
+            return _print_error(f"{error.filename} cannot be used: {error.strerror}")
         if error.errno not in (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _complain(f"the output cannot be written: {error.strerror}")
+        return _print_error(f"the output cannot be written: {error.strerror}")
 
 
 async def while_read(work: Coroutine[Any, Any, int | None]) -> int | None:
@@ -121,10 +121,10 @@ def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def fail(message: str) -> NoReturn:
     """Print an error in one line, and exit."""
-    sys.exit(_complain(message))
+    sys.exit(_print_error(message))
 
 
-def _complain(message: str) -> int:
+def _print_error(message: str) -> int:
     click.echo(f"jido-nats: {message}", err=True)
     return 1
 

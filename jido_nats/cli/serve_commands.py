@@ -10,7 +10,7 @@ import click
 
 from jido_nats.broker.local_server import LocalServer
 from jido_nats.broker.options import ConnectOptions
-from jido_nats.cli import demo as story
+from jido_nats.cli import demo as demonstration
 from jido_nats.cli import logs, systemd
 from jido_nats.cli.options import (
     DEFAULT_SERVER,
@@ -51,7 +51,7 @@ def demo(binary: Path | None, as_json: bool) -> None:
 
     async def run() -> int:
         end_on_sigterm()
-        return 0 if await story.run(Printer(as_json=as_json), binary) else 1
+        return 0 if await demonstration.run(Printer(as_json=as_json), binary) else 1
 
     logs.configure(logging.ERROR)
     run_program(run())

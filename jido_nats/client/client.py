@@ -6,7 +6,7 @@ import warnings
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar, overload
 
 import msgspec
 
@@ -23,7 +23,7 @@ from jido_nats.client.streams import EventMessage, EventStream, OutputMessage, O
 from jido_nats.client.watch import ManagerWatch, SessionWatch
 from jido_nats.core import codec, requests, subjects
 from jido_nats.core.commands import COMMANDS
-from jido_nats.core.events import SessionStatus
+from jido_nats.core.events import Event, SessionStatus
 from jido_nats.core.requests import (
     CreateRequest,
     ListRequest,
@@ -121,12 +121,12 @@ class Client(SessionApi):
         Raises `NotFound`, `TimeoutError` after `timeout_s` seconds (None: no limit), `InvalidTransition` if
         the session has ended and will never be in that status.
         """
-        wanted = Status(status)
+        wanted = requests.status_named(status)
         async with asyncio.timeout(timeout_s), self.events(session_id=session_id, since="new") as events:
             record = await self.get_session_info(session_id)
             while record.status not in (wanted, Status.TERMINATED):
                 event = (await anext(events)).event
-                if isinstance(event, SessionStatus) and event.status in (wanted, Status.TERMINATED):
+                if event.status in (wanted, Status.TERMINATED):
                     record = await self.get_session_info(session_id)
                     if event.status is wanted and record.status is not wanted:
                         return msgspec.structs.replace(  # it has changed since; this is what it was
@@ -142,7 +142,7 @@ class Client(SessionApi):
         self,
         *,
         session_id: str | None = None,
-        status: Status | None = None,
+        status: Status | str | None = None,
         metadata: dict[str, Any] | None = None,
         include_terminated: bool = False,
         position: int | None = None,
@@ -154,14 +154,14 @@ class Client(SessionApi):
         record has not expired), then one `SnapshotComplete`, then a `SessionChanged` for each event. A change is
         included if the session matches the filter before or after it. `position`: that of the last message of an
         earlier watch; resumes after it, without a snapshot. `cursor` is its old name and deprecated.
-        Entering raises `PositionTooOld` if the stream no longer has the events after that position.
+        Entering raises `PositionUnavailable` if the stream no longer has the events after that position.
         """
         if cursor is not None:
             warnings.warn("watch_sessions(cursor=…) is deprecated; use position=…", DeprecationWarning, stacklevel=2)
             position = cursor if position is None else position
         wanted = requests.checked(
             ListRequest(
-                status=status,
+                status=None if status is None else requests.status_named(status),
                 metadata={} if metadata is None else metadata,
                 include_terminated=include_terminated,
             )
@@ -174,32 +174,44 @@ class Client(SessionApi):
         """The live managers, then every renewal and end of a lease: `async with` it, then `async for`.
 
         Yields a manager's id and its `ManagerLease`, or None when the lease has ended. The iteration raises
-        `PositionTooOld` if the end of a lease may have been missed while NATS was unreachable: start a new watch.
+        `PositionUnavailable` if the end of a lease may have been missed while NATS was unreachable: start a new watch.
         """
         return ManagerWatch(self._connection, self._managers_bucket)
 
+    @overload
+    def events(
+        self, *, session_id: str, since: str | int | datetime = "new", durable: str | None = None
+    ) -> EventStream[SessionStatus]: ...
+    @overload
+    def events(
+        self, *, session_id: str | None = None, since: str | int | datetime = "new", durable: str | None = None
+    ) -> EventStream: ...
     def events(
         self,
         *,
         session_id: str | None = None,
         since: str | int | datetime = "new",
         durable: str | None = None,
-    ) -> "EventStream":
+    ) -> EventStream:
         """Events in order, without gaps or repeats across reconnects: `async with` it, then `async for`.
 
-        `session_id`: the `session_status` events of one session; None: every event of every session.
+        `session_id`: the `session_status` events of one session (an `EventStream[SessionStatus]`); None: every event
+        of every session.
         `since`: "new", "all", an age such as "1h", a time (RFC 3339 or `datetime`), or a stream sequence.
         `durable`: the name of a durable consumer: it resumes where it stopped (`since` applies only when it is
         created), and a message is acknowledged when the next one is requested.
-        Entering raises `BadRequest` for an invalid `since`, `PositionTooOld` for a sequence that has been removed.
+        Entering raises `BadRequest` for an invalid `since`, `PositionUnavailable` for a sequence that has been removed.
         """
-        subject = subjects.EVENTS if session_id is None else subjects.session(session_id)
+        subject, kinds = subjects.EVENTS, Event.__args__
+        if session_id is not None:
+            subject, kinds = subjects.session(session_id), (SessionStatus,)
         start = parse_since(since, datetime.now(UTC))
         if durable is not None:
             if not subjects.is_token(durable):
                 raise BadRequest("a durable's name is 1 to 64 letters, digits, '_' or '-'")
-            return EventStream(DurableConsumer(self._connection, self._events_stream, durable, [subject], start))
-        return EventStream(OrderedConsumer(self._connection, self._events_stream, [subject], start, strict=True))
+            consumer = DurableConsumer(self._connection, self._events_stream, durable, [subject], start)
+            return EventStream(consumer, kinds)
+        return EventStream(OrderedConsumer(self._connection, self._events_stream, [subject], start, strict=True), kinds)
 
     def output(self, *, session_id: str | None = None, since: str | int | datetime = "new") -> OutputStream:
         """The stored output and conversations of workers: `async with` it, then `async for`.

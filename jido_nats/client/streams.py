@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Final, Generic, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, Self, TypeVar
 
 from jido_nats.broker.consumer import Consumer, Start, StreamMessage
 from jido_nats.broker.durable import DurableConsumer
@@ -15,11 +15,18 @@ from jido_nats.errors import BadRequest
 from jido_nats.store.event_log import event_in
 from jido_nats.store.output_log import output_in
 
+if TYPE_CHECKING:  # a default, so that `EventMessage` alone is `EventMessage[Event]`; Python itself has it from 3.13 on
+    from typing_extensions import TypeVar as TypeVarWithDefault
 
-class EventMessage(NamedTuple):
+    E_co = TypeVarWithDefault("E_co", bound=Event | UnknownEvent, default=Event | UnknownEvent, covariant=True)
+else:
+    E_co = TypeVar("E_co", bound=Event | UnknownEvent, covariant=True)
+
+
+class EventMessage(NamedTuple, Generic[E_co]):
     """One event as it is stored: its sequence in the stream, its subject, and its original bytes."""
 
-    event: Event | UnknownEvent
+    event: E_co
     sequence: int
     subject: str
     data: bytes
@@ -34,10 +41,10 @@ class OutputMessage(NamedTuple):
     data: bytes
 
 
-M = TypeVar("M", EventMessage, OutputMessage)
+M_co = TypeVar("M_co", bound=EventMessage | OutputMessage, covariant=True)
 
 
-class MessageStream(ABC, Generic[M]):
+class MessageStream(ABC, Generic[M_co]):
     """Messages in order; `async with` it, then `async for`."""
 
     def __init__(self, consumer: Consumer) -> None:
@@ -55,7 +62,7 @@ class MessageStream(ABC, Generic[M]):
         """The sequence of the last message that was stored when this was opened; 0 if there was none."""
         return self._until
 
-    async def stored(self) -> AsyncIterator[M]:
+    async def stored(self) -> AsyncIterator[M_co]:
         """The messages that were stored when this was opened, and no more; messages of unknown form are skipped."""
         while not self.caught_up:
             message = self._read(self._consumer.take() or await self._consumer.next())
@@ -78,26 +85,32 @@ class MessageStream(ABC, Generic[M]):
     ) -> None:
         await self._consumer.__aexit__(kind, error, trace)
 
-    def __aiter__(self) -> AsyncIterator[M]:
+    def __aiter__(self) -> AsyncIterator[M_co]:
         return self
 
-    async def __anext__(self) -> M:
+    async def __anext__(self) -> M_co:
         while True:
             message = self._read(self._consumer.take() or await self._consumer.next())
             if message is not None:
                 return message
 
     @abstractmethod
-    def _read(self, message: StreamMessage) -> M | None:
+    def _read(self, message: StreamMessage) -> M_co | None:
         """The decoded message; None if it has an unknown form."""
 
 
-class EventStream(MessageStream[EventMessage]):
+class EventStream(MessageStream[EventMessage[E_co]], Generic[E_co]):
     """See `Client.events`."""
 
-    def _read(self, message: StreamMessage) -> EventMessage | None:
+    def __init__(self, consumer: Consumer, kinds: tuple[type[E_co], ...]) -> None:
+        super().__init__(consumer)
+        self._kinds = kinds
+
+    def _read(self, message: StreamMessage) -> EventMessage[E_co] | None:
         event = event_in(message)
-        return None if event is None else EventMessage(event, message.sequence, message.subject, message.data)
+        if not isinstance(event, self._kinds):
+            return None
+        return EventMessage(event, message.sequence, message.subject, message.data)
 
 
 class OutputStream(MessageStream[OutputMessage]):

@@ -212,6 +212,14 @@ def checked(request: R) -> R:
     return copy
 
 
+def status_named(name: Status | str) -> Status:
+    """The status of that name. Raises `BadRequest` for an unknown one."""
+    try:
+        return Status(name)
+    except ValueError:
+        raise BadRequest(f"unknown status {name!r}; use {', '.join(Status)}") from None
+
+
 def limits_of(asked: "CreateRequest | SessionRecord | Settings") -> dict[str, float | None]:
     """The time limits of a request, a record or the settings, by name; None if not set there."""
     limits = {name: getattr(asked, name) for name in LIMITS}

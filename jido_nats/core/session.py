@@ -93,6 +93,11 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         return [feature for feature in self.needs if feature not in KNOWN_FEATURES]
 
     @property
+    def replayed(self) -> bool:
+        """Whether `create_session` found the session, created earlier by an equal request, and created nothing."""
+        return False  # a field of `CreateReply`, the record that `create_session` returns
+
+    @property
     def has_limits(self) -> bool:
         """Whether the session was created with its own time limits."""
         return not (self.idle_after_s is None and self.idle_timeout_s is None and self.max_lifetime_s is None)

@@ -1,10 +1,10 @@
-"""Who may ask the dashboard: the right host, the right origin, the token.
+"""Access control of the dashboard: host, origin, token.
 
 What each check is for:
-* the Host header, on loopback: a site whose name is made to point to 127.0.0.1 (DNS rebinding) is of another name;
-* the Origin header and the Content-Type of what changes something: another site's page, which the browser sends with
-  our cookie. A browser always names the origin of such a request; what is no browser may leave it out;
-* the token: everybody else who can reach the port. A link carries it once, a cookie from then on.
+* the Host header, on loopback: a site whose name resolves to 127.0.0.1 (DNS rebinding) sends another name;
+* the Origin header and the Content-Type of requests that change something: a page of another site, whose requests the
+  browser sends with our cookie. A browser always sends the origin of such a request; other programs may omit it;
+* the token: everyone else who can reach the port. A link carries it once, then a cookie does.
 """
 
 import hashlib
@@ -26,12 +26,12 @@ SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
 COOKIE_AGE_S: Final = 30 * 24 * 3600
 
 HEADERS: Final = {
-    # Nothing from elsewhere, nothing inline; and no text can become markup, even by a defect (trusted types).
+    # Nothing from other origins, nothing inline; and no text can become markup, even through a bug (trusted types).
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
     "object-src 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",  # the link may have the token in it
+    "Referrer-Policy": "no-referrer",  # the link may contain the token
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
@@ -40,11 +40,11 @@ ASK_FOR_TOKEN: Final = """\
 <!doctype html>
 <html lang="en">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Token wanted · jido sessions</title>
+<title>Token required · jido sessions</title>
 <link rel="icon" href="/static/icon.svg"><link rel="stylesheet" href="/static/style.css"></head>
 <body class="gate"><main><form class="card" method="get" action="/">
-<h1>This dashboard wants a token</h1>
-<p>It is the one that <code>jido-nats dashboard --token …</code> was started with.</p>
+<h1>This dashboard requires a token</h1>
+<p>Enter the one given to <code>jido-nats dashboard --token …</code>.</p>
 <label for="token">Token</label>
 <input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
 <button class="primary">Open the dashboard</button>
@@ -53,18 +53,18 @@ ASK_FOR_TOKEN: Final = """\
 
 
 def check_reach(host: str, token: str | None) -> None:
-    """`ConfigurationError` where others than this machine's users could come in without a token."""
+    """Raise `ConfigurationError` if other machines could reach the dashboard without a token."""
     if token is not None and not token.strip():
-        raise ConfigurationError("--token is empty: choose one that nobody guesses, or leave it out on loopback")
+        raise ConfigurationError("--token is empty: choose one that cannot be guessed, or omit it on loopback")
     if token is None and not is_loopback(host):
         raise ConfigurationError(
-            f"--host {host} lets others reach the dashboard, who could read and end every session: "
+            f"--host {host} lets other machines reach the dashboard and read and terminate every session: "
             "add --token (a long random one), or listen on 127.0.0.1"
         )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens on `host`."""
+    """Whether `host` is reachable from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -74,7 +74,7 @@ def is_loopback(host: str) -> bool:
 
 
 class AccessControl:
-    """ASGI middleware; `port` sets cookies of several dashboards on one machine apart."""
+    """ASGI middleware; `port` separates the cookies of several dashboards on one machine."""
 
     def __init__(self, app: ASGIApp, *, host: str, port: int, token: str | None) -> None:
         self._app = app
@@ -84,7 +84,7 @@ class AccessControl:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            raise AssertionError("plain HTTP is all there is")
+            raise AssertionError("only plain HTTP is served")
         request, entering = Request(scope), False
         refused = self._refused_host(request)
         if refused is None and self._token is not None and not _is_public(request):
@@ -127,23 +127,23 @@ class AccessControl:
         return hmac.new((self._token or "").encode(), b"jido_nats dashboard", hashlib.sha256).hexdigest()
 
     def _set_cookie(self) -> str:
-        # Strict: the browser sends it with no request that another site caused. It keeps no port apart, hence the name.
+        # Strict: not sent with requests that another site caused. Cookies ignore the port, hence the name.
         return f"{self._cookie}={self._cookie_value()}; Path=/; Max-Age={COOKIE_AGE_S}; HttpOnly; SameSite=Strict"
 
 
 def refusal(status: int, code: str, text: str, session_id: str | None = None) -> Response:
-    """An error, in the shape that the API's errors have."""
+    """An error response, in the form of the NATS API's errors."""
     error = {"code": code, "message": text} | ({"session_id": session_id} if session_id else {})
     return Response(codec.encode({"error": error}), status, media_type="application/json")
 
 
 def _is_public(request: Request) -> bool:
-    """What the page that asks for the token needs: nothing but looks."""
+    """The style and icon of the page that asks for the token."""
     return request.url.path in ("/static/style.css", "/static/icon.svg")
 
 
 def _token_of_link(request: Request) -> str | None:
-    """The token of a link, which opens the page and nothing else."""
+    """The token in a link; accepted only for the page itself."""
     if request.method not in SAFE_METHODS or request.url.path != "/":
         return None
     return parse_qs(request.url.query).get("token", [None])[0]
@@ -152,13 +152,13 @@ def _token_of_link(request: Request) -> str | None:
 def _no_token(request: Request) -> Response:
     if request.url.path == "/":
         return HTMLResponse(ASK_FOR_TOKEN, 401)
-    return refusal(401, "unauthorized", "this dashboard wants its token: open its page anew")
+    return refusal(401, "unauthorized", "this dashboard requires its token: reload the page")
 
 
 def _refused_change(request: Request) -> Response | None:
     origin = request.headers.get("Origin")
     if origin is not None and _host_of(origin) != request.headers.get("Host", "").lower():
-        return refusal(403, "wrong_origin", "another site may not change anything here")
+        return refusal(403, "wrong_origin", "requests from another site may not change anything here")
     media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         return refusal(415, "bad_request", "send JSON, as Content-Type: application/json")

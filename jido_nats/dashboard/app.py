@@ -1,4 +1,4 @@
-"""The dashboard's HTTP: the page, snapshots, streams and commands."""
+"""The dashboard's HTTP API: the page, snapshots, streams and commands."""
 
 import asyncio
 import contextlib
@@ -47,7 +47,7 @@ def build(pages: "Pages", *, host: str, port: int, token: str | None) -> ASGIApp
 
 
 class Pages:
-    """What is answered to each request; set `closing` to end every stream."""
+    """The request handlers; set `closing` to end every stream."""
 
     def __init__(self, client: Client, state: DashboardState, feed: EventFeed, *, read_only: bool) -> None:
         self.closing = asyncio.Event()
@@ -71,44 +71,44 @@ class Pages:
         ]
 
     async def page(self, request: Request) -> Response:
-        """The one page."""
+        """The page."""
         return self._file("index.html", request)
 
     async def static(self, request: Request) -> Response:
-        """A script, the style, the icon."""
+        """A script, the style sheet or the icon."""
         return self._file(request.path_params["name"], request)
 
     async def sessions(self, request: Request) -> Response:
-        """All sessions, in short, and the position after which `/api/stream` goes on."""
+        """All sessions, abbreviated, and the position after which `/api/stream` continues."""
         if not await self._feed.loaded(LOAD_TIMEOUT_S):
-            raise Unavailable(self._feed.problem or "NATS has not yet said which sessions there are")
+            raise Unavailable(self._feed.problem or "the sessions have not been loaded from NATS yet")
         return _json({**self._state.snapshot(), "read_only": self._read_only})
 
     async def session(self, request: Request) -> Response:
-        """One session in full: its record while there is one, and every event that the stream has of it."""
+        """One session in full: its record, if not expired, and all its events in the stream."""
         session_id = _session_id(request)
         await self._feed.loaded(LOAD_TIMEOUT_S)
         return _json(await describe_session(self._client, self._state, session_id))
 
     async def output(self, request: Request) -> Response:
-        """What a session's worker says, from the first that is kept on, then as it comes."""
+        """A session's output: everything that is stored, then live."""
         return EventSource(stream_output(self._client, _session_id(request), _position(request)), self.closing)
 
     async def stream(self, request: Request) -> Response:
-        """Every event after a position, as it comes."""
+        """Every event after a position, then live."""
         position = _position(request)
         if position is None:
-            raise BadRequest("say where to begin: ?after=<the position of /api/sessions>")
+            raise BadRequest("?after=<the position of /api/sessions> is required")
         return EventSource(self._feed.stream(position), self.closing)
 
     async def create(self, request: Request) -> Response:
-        """Create a session; answers with its record."""
+        """Create a session; responds with its record."""
         asked = await self._body(request, requests.CreateRequest)
         created = await self._client.create_session(**msgspec.structs.asdict(asked))
         return _json(created, 201)
 
     async def command(self, request: Request) -> Response:
-        """`idle`, `activate`, `terminate` or `send`; answers with what the manager answered."""
+        """`idle`, `activate`, `terminate` or `send`; responds with the manager's reply."""
         session_id, verb = _session_id(request), request.path_params["verb"]
         match verb:
             case "idle":
@@ -134,7 +134,7 @@ class Pages:
         async for part in request.stream():
             body += part
             if len(body) > BODY_BYTES_MAX:
-                raise TooLarge(f"more than {BODY_BYTES_MAX} bytes")
+                raise TooLarge(f"the request is larger than {BODY_BYTES_MAX} bytes")
         try:
             return codec.decode(body or b"{}", kind)
         except codec.DecodeError as error:
@@ -152,14 +152,14 @@ class Pages:
 
 
 class ReadOnly(CommandError):
-    """This dashboard changes nothing."""
+    """This dashboard is read-only."""
 
     status = 403
     code = "read_only"
 
 
 class EventSource(Response):
-    """A stream of Server-Sent Events, until it ends, the browser goes or takes nothing more, or `closing` is set."""
+    """A stream of Server-Sent Events, until it ends, the browser disconnects or stops reading, or `closing` is set."""
 
     def __init__(self, messages: AsyncGenerator[bytes, None], closing: asyncio.Event) -> None:
         super().__init__(media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
@@ -189,7 +189,7 @@ class EventSource(Response):
                     async with asyncio.timeout(SEND_TIMEOUT_S):
                         await send({"type": "http.response.body", "body": data, "more_body": True})
         except TimeoutError:
-            log.info("a browser takes nothing any more")
+            log.info("a browser stopped reading its stream")
         except JidoError as error:
             log.warning("a browser's stream ended", extra={"error": str(error)})
         except Exception:
@@ -200,7 +200,7 @@ class EventSource(Response):
 
 
 def _with_errors(handler: Handler) -> Handler:
-    """The same, with errors answered as the API's are."""
+    """The handler, with exceptions turned into error responses."""
 
     async def answered(request: Request) -> Response:
         try:
@@ -213,7 +213,7 @@ def _with_errors(handler: Handler) -> Handler:
             return refusal(503, "unavailable", str(error))
         except Exception:
             log.exception("a request failed", extra={"path": request.url.path})
-            return refusal(500, "internal", "a defect of the dashboard; its log says more")
+            return refusal(500, "internal", "internal error of the dashboard; see its log")
 
     return answered
 
@@ -228,12 +228,12 @@ def _session_id(request: Request) -> str:
 
 
 def _position(request: Request) -> int | None:
-    """Where a stream goes on: a browser that comes back says it in a header, which wins."""
+    """Where a stream resumes: a browser that reconnects sends it in a header, which takes precedence."""
     text = request.headers.get("Last-Event-ID") or request.query_params.get("after")
     if text is None or text == "":
         return None
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise BadRequest("a position is a sequence of the stream")
+        raise BadRequest("a position is a stream sequence")
     return int(text)
 
 

@@ -1,9 +1,9 @@
 """From NATS into the state, and from the state to browsers: one follower for all of them.
 
-A browser's stream is a position, nothing more: it reads the events after it from the state. What the state no longer
-has is read from the event stream; if that has dropped it too, or it is too much, the browser is sent a `reset` and
-takes a new snapshot. So nothing is kept for a slow browser: the stream of one that falls so far behind while it is
-connected ends, and it comes back with the last id that it has seen.
+A browser's stream is just a position: it reads the events after it from the state. Events that the state no longer
+has are read from the event stream; if they are gone there too, or are too many, the browser is sent a `reset` and
+takes a new snapshot. So nothing is buffered for a slow browser: the stream of a browser that falls that far behind
+while connected ends, and it reconnects with the last id that it has seen.
 """
 
 import asyncio
@@ -18,15 +18,15 @@ from jido_nats.client.client import Client
 from jido_nats.client.watch import SessionChanged, SnapshotComplete, WatchedSession
 from jido_nats.core.session import SessionRecord
 from jido_nats.dashboard.state import RATES_S, Chunk, DashboardState, change_message, message
-from jido_nats.errors import JidoError, PositionTooOld
+from jido_nats.errors import JidoError, PositionUnavailable
 
 RETRY_S: Final = 1.0
 TICK_S: Final = 0.25
 TICKS_PER_MANAGERS: Final = 4
 BEAT_S: Final = 5.0
-# Events that come together go together: at most so many writes a second to each browser.
+# Events that arrive together are sent together: this limits the writes per second to each browser.
 PACE_S: Final = 0.05
-# Sequences that a browser may lag; for more of them a snapshot is quicker.
+# How many sequences a browser may lag; beyond that a snapshot is faster.
 REPLAY_MAX: Final = 100_000
 REPLAY_CHUNK: Final = 1000
 REPLAY_TIMEOUT_S: Final = 5.0
@@ -67,11 +67,11 @@ class EventFeed:
 
     @property
     def problem(self) -> str | None:
-        """Why there is no snapshot, or nothing that follows it."""
+        """Why there is no snapshot, or why it is no longer updated."""
         return self._problems["sessions"]
 
     async def loaded(self, within_s: float) -> bool:
-        """Whether there is a snapshot; waits for it and for the rates before it, or for a problem, so long."""
+        """Whether there is a snapshot; waits up to `within_s` for it and the earlier rates, or for a problem."""
         with contextlib.suppress(TimeoutError), self._waking() as wake:
             async with asyncio.timeout(within_s):
                 while not (self._state.loaded and self._counted) and self.problem is None:
@@ -81,7 +81,7 @@ class EventFeed:
         return self._state.loaded
 
     async def stream(self, position: int) -> AsyncGenerator[bytes, None]:
-        """Every event after `position`, once, in order, as Server-Sent Events; the health and its changes between."""
+        """Every event after `position`, once, in order, as Server-Sent Events, interleaved with health changes."""
         reader = _Reader(position)
         yield RECONNECT
         with self._waking() as wake:
@@ -93,23 +93,23 @@ class EventFeed:
                     continue
                 try:
                     chunk = await self._next_chunk(reader)
-                except PositionTooOld:
+                except PositionUnavailable:
                     yield RESET
                     return
                 if chunk is None:
-                    return  # it reads too slowly: it comes back with its last id
+                    return  # it reads too slowly: it reconnects with its last id
                 yield chunk.data or await self._idle(wake)
                 if chunk.data:
                     await asyncio.sleep(PACE_S)
 
     async def _next_chunk(self, reader: "_Reader") -> Chunk | None:
-        """Some of the events after the reader's position, which moves; None if it reads too slowly.
+        """Some of the events after the reader's position, which advances; None if it reads too slowly.
 
-        `PositionTooOld`: only a new snapshot helps.
+        Raises `PositionUnavailable` if the reader needs a new snapshot.
         """
         state = self._state
         if reader.generation not in (0, state.generation):
-            raise PositionTooOld(reader.position, None, None)
+            raise PositionUnavailable(reader.position, None, None)
         reader.generation = state.generation
         chunk = state.after(reader.position)
         if chunk is None and reader.following:
@@ -122,11 +122,11 @@ class EventFeed:
         return chunk
 
     async def _replay(self, position: int) -> Chunk:
-        """Some of the events after `position`, from the stream; `PositionTooOld` if it cannot give them (soon)."""
+        """Events after `position`, from the stream. Raises `PositionUnavailable` if they are gone or too many."""
         reached = self._state.position
         data: list[bytes] = []
         if reached - position > REPLAY_MAX:
-            raise PositionTooOld(position, None, None)
+            raise PositionUnavailable(position, None, None)
         with contextlib.suppress(TimeoutError):
             async with (
                 asyncio.timeout(REPLAY_TIMEOUT_S),
@@ -143,7 +143,7 @@ class EventFeed:
         return Chunk(b"".join(data), position)
 
     async def _idle(self, wake: asyncio.Event) -> bytes:
-        """Wait for something new; a sign of life if nothing came in time."""
+        """Wait for something new; a keep-alive message if nothing arrives in time."""
         try:
             async with asyncio.timeout(self._beat_s):
                 await wake.wait()
@@ -166,7 +166,7 @@ class EventFeed:
             wake.set()
 
     async def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Run `work` again whenever it ends, and remember why it did."""
+        """Run `work` again whenever it ends, and record why it did."""
         while True:
             try:
                 await work()
@@ -174,7 +174,7 @@ class EventFeed:
                 self._problems[name] = str(error)
                 self._wake()
             except Exception:
-                log.exception("the dashboard lost what it followed, and follows it again", extra={"following": name})
+                log.exception("a follower of the dashboard failed; restarting it", extra={"following": name})
             await asyncio.sleep(RETRY_S)
 
     async def _follow_sessions(self) -> None:
@@ -187,13 +187,13 @@ class EventFeed:
                 tasks.push_async_callback(_end, [counting])
                 self._wake()
             try:
-                async with self._client.watch_sessions(cursor=state.position) as watched:
+                async with self._client.watch_sessions(position=state.position) as watched:
                     self._problems["sessions"] = None
                     async for change in watched:
                         assert isinstance(change, SessionChanged)
                         state.apply(change)
                         self._wake()
-            except PositionTooOld:
+            except PositionUnavailable:
                 state.loaded = False
 
     async def _snapshot(self) -> tuple[list[SessionRecord], int]:
@@ -204,10 +204,10 @@ class EventFeed:
                     records.append(found.record)
                 elif isinstance(found, SnapshotComplete):
                     return records, found.position
-        raise AssertionError("a watch does not end by itself")
+        raise AssertionError("a watch never ends by itself")
 
     async def _count_before(self, position: int) -> None:
-        """Fill the rates with what was before the snapshot."""
+        """Count the events before the snapshot into the rates."""
         self._counted = self._hurried = False
         try:
             async with self._client.events(since=f"{RATES_S}s") as events:
@@ -217,7 +217,7 @@ class EventFeed:
                     self._state.rates.count(event)
         finally:
             self._counted = True
-        if self._hurried:  # somebody has half of it
+        if self._hurried:  # a browser has incomplete rates
             self._state.generation += 1
         self._wake()
 
@@ -253,13 +253,13 @@ class EventFeed:
             self._announce("state", health)
 
     def _announce(self, name: str, data: object) -> None:
-        """Send it on every stream, those that are opened later too: the last of each name counts."""
+        """Send it on every stream, also on those opened later: the last one of each name is kept."""
         self._announcements[name] = message(name, data)
         self._wake()
 
 
 class _Reader:
-    """How far one browser has read, and which announcements it has had."""
+    """How far one browser has read, and which announcements it has received."""
 
     def __init__(self, position: int) -> None:
         self.position = position
@@ -268,7 +268,7 @@ class _Reader:
         self._announced: dict[str, bytes] = {}
 
     def new_of(self, announcements: dict[str, bytes]) -> Iterator[bytes]:
-        """Those that are not the last of their name that it has had."""
+        """The announcements that this browser has not received yet."""
         for name, announcement in list(announcements.items()):
             if self._announced.get(name) is not announcement:
                 self._announced[name] = announcement

@@ -1,4 +1,4 @@
-"""What one session's worker says and is told, as Server-Sent Events whose `id` is the output stream's sequence."""
+"""Output and conversation of one session, as Server-Sent Events whose `id` is the output stream's sequence."""
 
 import asyncio
 import contextlib
@@ -9,18 +9,18 @@ from jido_nats.client.client import Client
 from jido_nats.client.streams import OutputMessage
 from jido_nats.dashboard.event_feed import BEAT_S, RECONNECT
 from jido_nats.dashboard.state import message
-from jido_nats.errors import JidoError, PositionTooOld
+from jido_nats.errors import JidoError, PositionUnavailable
 
 WAITING_MAX: Final = 1000
 
 
 async def stream_output(client: Client, session_id: str, position: int | None) -> AsyncGenerator[bytes, None]:
-    """Everything kept after `position` (None: from the first on), then as it comes; ephemeral output live only."""
+    """Everything stored after `position` (None: all), then live; ephemeral output only live."""
     waiting: asyncio.Queue[bytes] = asyncio.Queue(WAITING_MAX)
 
     def on_output(received: OutputMessage) -> None:
         if getattr(received.output, "ephemeral", False):
-            with contextlib.suppress(asyncio.QueueFull):  # a slow reader may miss it
+            with contextlib.suppress(asyncio.QueueFull):  # a slow reader may miss ephemeral output
                 waiting.put_nowait(message("output", received.output))
 
     yield RECONNECT
@@ -35,7 +35,7 @@ async def stream_output(client: Client, session_id: str, position: int | None) -
 
 
 async def _read(client: Client, session_id: str, position: int | None, waiting: "asyncio.Queue[bytes]") -> None:
-    """Put in what is kept; what cannot be read is sent as a `problem`."""
+    """Queue the stored output; an error is sent as a `problem`."""
     since: str | int = "all" if position is None else position + 1
     try:
         async with client.output(session_id=session_id, since=since) as outputs:
@@ -46,7 +46,7 @@ async def _read(client: Client, session_id: str, position: int | None, waiting: 
                     await waiting.put(message("caught_up", {}))
                 kept = await anext(outputs)
                 await waiting.put(message("output", kept.output, kept.sequence))
-    except PositionTooOld:
+    except PositionUnavailable:
         await waiting.put(message("reset", {}))
     except JidoError as error:
         await waiting.put(message("problem", {"message": str(error)}))

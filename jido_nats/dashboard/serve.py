@@ -1,4 +1,4 @@
-"""The dashboard as a running thing: a client of NATS and an HTTP server in this event loop."""
+"""Runs the dashboard: a NATS client and an HTTP server in this event loop."""
 
 import asyncio
 import contextlib
@@ -31,11 +31,11 @@ async def dashboard(
     beat_s: float = BEAT_S,
     events_max: int = EVENTS_MAX,
 ) -> AsyncIterator[str]:
-    """Serves inside the block, which is given the URL; leaving it ends every stream. `port` 0 takes a free one.
+    """Serve inside the block, whose value is the URL; leaving it ends every stream. `port` 0: any free port.
 
-    `beat_s`: how often a silent stream gives a sign of life. `events_max`: events kept ready for browsers that come
-    back; older ones are read from the stream.
-    Raises `ConfigurationError` (who could reach it needs a token; the port is taken) and `ServerUnusable`.
+    `beat_s`: the keep-alive interval of an idle stream. `events_max`: events kept in memory for browsers that
+    reconnect; older ones are read from the stream.
+    Raises `ConfigurationError` (a token is required; the port is in use) and `ServerUnusable`.
     """
     check_reach(host, token)
     with _listening(host, port) as listener:
@@ -49,11 +49,11 @@ async def dashboard(
                     try:
                         yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
                     finally:
-                        pages.closing.set()  # uvicorn waits for what is being answered
+                        pages.closing.set()  # uvicorn waits for open responses
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which leaves signals to whoever runs it."""
+    """uvicorn, without its signal handlers."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -67,7 +67,7 @@ def _config(app: object) -> uvicorn.Config:
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="critical",  # what fails is logged where it is known
+        log_level="critical",  # errors are logged by their handlers
         access_log=False,
         proxy_headers=False,
         server_header=False,

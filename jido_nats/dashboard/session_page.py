@@ -1,4 +1,4 @@
-"""All that is known of one session: its record, and every event that the stream remembers."""
+"""Everything about one session: its record, and its events in the stream."""
 
 from typing import Any
 
@@ -11,13 +11,11 @@ from jido_nats.errors import NotFound, Unavailable
 
 
 async def describe_session(client: Client, state: DashboardState, session_id: str) -> dict[str, Any]:
-    """`{"record"?, "history"}`, also without a manager; `NotFound` where there is neither."""
+    """`{"record"?, "history"}`, also without a manager. Raises `NotFound` if there is neither."""
     record = state.sessions.get(session_id) or await _record(client, session_id)
     history = await _history(client, session_id)
     if record is None and not history:
-        raise NotFound(
-            "no such session: its record has expired, and the stream remembers no event of it", session_id=session_id
-        )
+        raise NotFound("no such session: there is no record, and no event of it in the stream", session_id=session_id)
     return {"record": record, "history": history}
 
 
@@ -38,7 +36,7 @@ async def _history(client: Client, session_id: str) -> list[Event]:
 
 
 async def _replayed(client: Client, session_id: str) -> list[Event]:
-    """The same from the session's own subject, which has all but the creation: no manager answers."""
+    """If no manager answers: the events on the session's own subject, which are all except its creation."""
     found: list[Event] = []
     async with client.events(session_id=session_id, since="all") as events:
         async for message in events.stored():

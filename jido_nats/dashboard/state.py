@@ -1,4 +1,4 @@
-"""What the dashboard knows, in memory: sessions, managers, rates, and the last events as they are sent.
+"""The dashboard's state, in memory: sessions, managers, rates, and the last events, encoded for sending.
 
 Nothing here awaits. `EventFeed` writes it from NATS; requests and streams read it.
 """
@@ -21,20 +21,20 @@ RATES_S: Final = 300
 CHUNK_BYTES_MAX: Final = 256 * 1024
 FAILURES: Final = frozenset({Reason.CRASHED, Reason.START_FAILED, Reason.OWNER_LOST})
 
-# A session's metadata may be 32 KiB; a row of the table shows and searches so much of it.
+# A session's metadata may be 32 KiB; a row of the table shows and searches only this much of it.
 ROW_PAIRS_MAX: Final = 20
 ROW_TEXT_MAX: Final = 200
 
 
 class Chunk(NamedTuple):
-    """Events as they are sent, and the sequence of the last one."""
+    """Encoded events, and the sequence of the last one."""
 
     data: bytes
     position: int
 
 
 class DashboardState:
-    """The sessions as of `position` in the event stream, and the events after `events_after` ready to be sent."""
+    """The sessions as of `position` in the event stream, and the events after `events_after`, ready to send."""
 
     def __init__(self, *, events_max: int = EVENTS_MAX) -> None:
         self._events_max = events_max
@@ -49,7 +49,7 @@ class DashboardState:
         self._events: deque[tuple[int, bytes]] = deque()
 
     def restart(self, records: Iterable[SessionRecord], position: int) -> None:
-        """Start again from a snapshot; every stream that is open is sent a `reset`."""
+        """Start over from a snapshot; every open stream is sent a `reset`."""
         self.generation += 1
         self.loaded = True
         self.position = self.events_after = position
@@ -61,7 +61,7 @@ class DashboardState:
         self._forget()
 
     def apply(self, change: SessionChanged) -> None:
-        """Take in one event; events come in the order of their sequences."""
+        """Apply one event; events arrive in sequence order."""
         event, record, self.position = change
         known = self.sessions.get(event.session_id)
         if known is None or event.version > known.version:
@@ -75,7 +75,7 @@ class DashboardState:
             self.events_after = self._events.popleft()[0]
 
     def after(self, position: int) -> Chunk | None:
-        """The events after `position`, some of them if they are many; None if they are no longer here."""
+        """The events after `position`, or the first of them if there are many; None if they are no longer in memory."""
         if position < self.events_after:
             return None
         wanted: list[tuple[int, bytes]] = []
@@ -92,7 +92,7 @@ class DashboardState:
         return Chunk(b"".join(taken), position)
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything that the page starts with; following goes on after `position`."""
+        """Everything that the page starts with; changes after `position` follow."""
         return {
             "generation": self.generation,
             "position": self.position,
@@ -103,7 +103,7 @@ class DashboardState:
         }
 
     def manager_rows(self) -> list[dict[str, Any]]:
-        """The managers, the longest serving first."""
+        """The managers, the longest running first."""
         leases = sorted(self.managers.values(), key=lambda lease: lease.info.started_at)
         return [
             {**msgspec.structs.asdict(lease.info), "renewed_at": lease.renewed_at, "lease_s": lease.lease_s}
@@ -116,13 +116,13 @@ class DashboardState:
 
 
 class Rates:
-    """How many events, and how many failures among them, there were in each of the last seconds."""
+    """The number of events, and of failures among them, in each of the last seconds."""
 
     def __init__(self) -> None:
         self._seconds: dict[int, list[int]] = {}
 
     def count(self, event: Event | UnknownEvent) -> None:
-        """Take in one event, in the second in which it happened; one of an unknown type does not say when."""
+        """Count one event, in the second in which it happened; an event of an unknown type does not say when."""
         if isinstance(event, UnknownEvent):
             return
         at = event.created_at if isinstance(event, SessionCreated) else event.updated_at
@@ -134,7 +134,7 @@ class Rates:
         counts[1] += isinstance(event, SessionTerminated) and event.reason in FAILURES
 
     def rows(self) -> list[list[int]]:
-        """[second since 1970, events, failures] of the seconds that had any."""
+        """[Unix time in seconds, events, failures] for each second that had events."""
         self._forget()
         return [[second, *counts] for second, counts in sorted(self._seconds.items())]
 
@@ -144,7 +144,7 @@ class Rates:
 
 
 def row(record: SessionRecord) -> list[Any]:
-    """A session in the table."""
+    """A session as a row of the table."""
     return [
         record.session_id,
         record.status,
@@ -159,19 +159,19 @@ def row(record: SessionRecord) -> list[Any]:
 
 
 def brief(metadata: dict[str, Any]) -> dict[str, str]:
-    """Metadata as a row shows it: texts, cut off where they are long."""
+    """Metadata as a row shows it: strings, truncated if long."""
     return {key[:ROW_TEXT_MAX]: _text(value) for key, value in list(metadata.items())[:ROW_PAIRS_MAX]}
 
 
 def change_message(position: int, event: Event | UnknownEvent, owner: str) -> bytes:
-    """One event as it is sent; its `id` is its sequence in the stream."""
+    """One event, encoded; its `id` is its stream sequence."""
     if isinstance(event, SessionCreated):
         event = msgspec.structs.replace(event, metadata=dict(brief(event.metadata)))
     return message("change", {"event": event, "owner": owner}, position)
 
 
 def message(name: str, data: object, position: int | None = None) -> bytes:
-    """A Server-Sent Event (WHATWG HTML, section 9.2); without a position the browser's last id stays."""
+    """A Server-Sent Event (WHATWG HTML, section 9.2); without a position the browser keeps its last id."""
     head = b"" if position is None else b"id: %d\n" % position
     return b"%sevent: %s\ndata: %s\n\n" % (head, name.encode(), codec.encode(data))
 

@@ -13,7 +13,7 @@ from jido_nats.broker.backoff import Backoff
 from jido_nats.broker.consumer import StreamMessage
 from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.core import subjects
-from jido_nats.errors import PositionTooOld
+from jido_nats.errors import PositionUnavailable
 from jido_nats.manager.sessions import Sessions
 from jido_nats.store.event_log import EventLog, claimant
 from jido_nats.store.index import ClaimIndex, SessionIndex
@@ -60,7 +60,7 @@ class BackgroundTasks:
             started = loop.time()
             try:
                 await work()
-            except PositionTooOld:
+            except PositionUnavailable:
                 log.info("a follower was disconnected for too long; taking a new snapshot", extra={"part": name})
                 continue
             except Exception as error:

@@ -191,7 +191,7 @@ async def test_a_user_who_may_not_do_it_all_is_told(user: str) -> None:
             await manager.start_serving()
 
             await refused(
-                *("name a user who may do everything in the account", "--server", server.url),
+                *("use a user that may do everything in the account", "--server", server.url),
                 *("--user", user, "--password", PASSWORDS[user]),
             )
 
@@ -205,7 +205,7 @@ async def test_a_named_server_has_its_own_sync_interval() -> None:
 
 
 async def test_no_manager_of_a_deployment_is_killed(server: LocalServer, manager: SessionManager) -> None:
-    await refused("its own only", "--server", server.url, "--only", "recover")
+    await refused("managers that the bench started", "--server", server.url, "--only", "recover")
 
 
 async def test_a_server_that_is_not_there_is_told() -> None:

@@ -12,7 +12,7 @@ from jido_nats.broker.consumer import Start, StreamMessage, parse_ack_subject
 from jido_nats.broker.durable import DurableConsumer
 from jido_nats.broker.jetstream import JetStreamError
 from jido_nats.broker.ordered import OrderedConsumer
-from jido_nats.errors import ConfigurationError, NotFound, PositionTooOld
+from jido_nats.errors import ConfigurationError, NotFound, PositionUnavailable
 from tests.tools.support import DEADLINE_S, Stranger, eventually
 
 ALL = Start()
@@ -111,7 +111,7 @@ async def test_a_position_that_has_gone_is_told(stranger: Stranger, connection: 
     await stranger.js.add_stream(name="T", subjects=["t.*"], max_msgs=5)
     await publish(stranger, 10)
 
-    with pytest.raises(PositionTooOld) as error:
+    with pytest.raises(PositionUnavailable) as error:
         await OrderedConsumer(connection, "T", ["t.*"], Start.at(3), strict=True).__aenter__()
 
     assert (error.value.wanted, error.value.first) == (3, 6)
@@ -126,7 +126,7 @@ async def test_the_oldest_position_that_is_there_is_not_too_old(stranger: Strang
 
 
 async def test_a_position_that_never_was_is_told(connection: Connection, stream: str) -> None:
-    with pytest.raises(PositionTooOld):
+    with pytest.raises(PositionUnavailable):
         await OrderedConsumer(connection, stream, ["t.*"], Start.at(100), strict=True).__aenter__()
 
 
@@ -268,7 +268,7 @@ async def polled(consumer: OrderedConsumer) -> int | None:
 async def test_a_reader_that_cannot_begin_leaves_nothing_behind(connection: Connection, stream: str) -> None:
     before = (list(connection._on_up), list(connection._subscriptions))
 
-    with pytest.raises(PositionTooOld, match=r"beyond the end of the stream \(10\)"):
+    with pytest.raises(PositionUnavailable, match=r"beyond the end of the stream \(10\)"):
         async with OrderedConsumer(connection, stream, ["t.*"], Start.at(99), strict=True):
             pass
     with pytest.raises(JetStreamError):

@@ -224,7 +224,7 @@ async def test_nats_url_says_where(server: LocalServer, stranger: Stranger, mana
         (["create", "--metadata", "project"], "--metadata takes KEY=VALUE"),
         (["create", "--llm-config", "{"], "--llm-config takes a JSON object"),
         (["create", "--llm-config", "[]"], "--llm-config takes a JSON object"),
-        (["events", "--since", "yesterday"], "'yesterday' is no position"),
+        (["events", "--since", "yesterday"], "'yesterday' is not a position"),
         (["events", "--since", "99999"], "beyond the end of the stream (3)"),
         (["events", "--durable", "a.b"], "durable"),
         (["wait", "nobody"], "no session of that id"),
@@ -442,6 +442,23 @@ async def test_flags_win_over_the_file(server: LocalServer, stranger: Stranger, 
     assert (await stranger.ask("$JS.API.STREAM.INFO.JIDO_CLIENT"))["config"]["max_age"] == 7200 * 10**9
 
 
+@pytest.mark.parametrize(("option", "warned"), [("--position", False), ("--cursor", True)])
+async def test_a_watch_resumes_after_a_position(
+    server: LocalServer, stranger: Stranger, manager: SessionManager, option: str, warned: bool
+) -> None:
+    await stranger.create("s1")
+    async with running("watch", option, "1", "--json", "--server", server.url) as program:
+        await program.said('"position":2')
+    assert "snapshot_complete" not in program.out
+    assert ("--cursor is deprecated; use --position" in program.err) is warned
+
+
+async def test_the_old_name_of_the_position_is_not_in_the_help() -> None:
+    shown = (await run("watch", "--help")).out
+    assert "--position" in shown
+    assert "--cursor" not in shown
+
+
 async def test_a_reader_that_goes_away_is_no_error(
     server: LocalServer, stranger: Stranger, manager: SessionManager
 ) -> None:
@@ -467,7 +484,7 @@ async def has_a_reader(stranger: Stranger) -> bool:
 async def up(folder: Path, *options: str) -> AsyncIterator[tuple[Program, str]]:
     """`jido-nats up` on a free port, with its temporary files in `folder`; and its URL."""
     async with running("up", "--port", "0", *options, env={"TMPDIR": str(folder)}) as program:
-        await program.said("Ctrl-C ends it.")
+        await program.said("Ctrl-C stops it.")
         found = re.search(r"nats://127\.0\.0\.1:\d+", program.out)
         assert found is not None
         try:

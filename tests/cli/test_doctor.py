@@ -114,7 +114,7 @@ async def test_who_may_not_look_is_told_so_and_blames_nobody() -> None:
             client = as_user(server, "client")
             found = [finding async for finding in examine(client, Settings(), server.monitoring_url)]
     assert {finding.level for finding in found} == {Level.OK, Level.WARNING}
-    assert "whether their owners live was not checked" in next(f.message for f in found if f.check == "sessions")
+    assert "whether their owners are alive was not checked" in next(f.message for f in found if f.check == "sessions")
 
 
 async def test_without_jetstream_nothing_that_needs_it_is_waited_for() -> None:
@@ -133,4 +133,4 @@ async def test_without_jetstream_nothing_that_needs_it_is_waited_for() -> None:
 async def test_entries_that_are_no_records_are_told(server: LocalServer, stranger: Stranger) -> None:
     await stranger.js.publish("$KV.JIDO_SESSIONS.note", b"hello")
 
-    assert "are no records (note)" in (await troubles(server))["sessions"]
+    assert "are not session records (note)" in (await troubles(server))["sessions"]

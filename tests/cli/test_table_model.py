@@ -1,4 +1,4 @@
-"""The live table without a terminal: the board, what keys do to a view, and the lines that a frame is made of."""
+"""The live table without a terminal: the table, what keys do to a view, and the lines that a frame is made of."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -40,16 +40,16 @@ def changed(before: SessionRecord, status: Status, *, at: float = 60) -> list[Se
 
 
 def board_of(*records: SessionRecord, status: Status | None = None) -> SessionTable:
-    """A board whose snapshot had these."""
-    board = SessionTable(status)
+    """A table whose snapshot had these."""
+    table = SessionTable(status)
     for one in records:
-        board.take(WatchedSession(one), 0.0)
-    board.take(SnapshotComplete(5), 0.0)
-    return board
+        table.take(WatchedSession(one), 0.0)
+    table.take(SnapshotComplete(5), 0.0)
+    return table
 
 
-def ids(board: SessionTable) -> list[str]:
-    return [row.session_id for row in board.rows(0, 1000)]
+def ids(table: SessionTable) -> list[str]:
+    return [row.session_id for row in table.rows(0, 1000)]
 
 
 def press(view: View, *keys: str) -> None:
@@ -62,64 +62,64 @@ def plain(view: View, width: int = 80, height: int = 24, scene: Scene = SCENE) -
 
 
 def test_a_snapshot_is_the_rows() -> None:
-    board = board_of(record("b"), record("a", Status.IDLE))
-    assert (ids(board), board.counts, board.position) == (["a", "b"], {Status.ACTIVE: 1, Status.IDLE: 1}, 5)
+    table = board_of(record("b"), record("a", Status.IDLE))
+    assert (ids(table), table.counts, table.position) == (["a", "b"], {Status.ACTIVE: 1, Status.IDLE: 1}, 5)
 
 
 def test_a_change_moves_a_session_to_its_new_status() -> None:
-    board = board_of(before := record("a"))
+    table = board_of(before := record("a"))
     for message in changed(before, Status.IDLE):
-        board.take(message, 1.0)
-    assert (board.rows(0, 9)[0].status, +board.counts) == (Status.IDLE, {Status.IDLE: 1})
+        table.take(message, 1.0)
+    assert (table.rows(0, 9)[0].status, +table.counts) == (Status.IDLE, {Status.IDLE: 1})
 
 
 def test_what_has_ended_is_shown_for_a_while() -> None:
-    board = board_of(before := record("a"))
+    table = board_of(before := record("a"))
     for message in changed(before, Status.TERMINATED):
-        board.take(message, 1.0)
-    board.let_go(0.9 + ENDED_SHOWN_S)
-    assert ids(board) == ["a"]
-    board.let_go(1.0 + ENDED_SHOWN_S)
-    assert (ids(board), board.ended) == ([], 1)
+        table.take(message, 1.0)
+    table.drop_ended(0.9 + ENDED_SHOWN_S)
+    assert ids(table) == ["a"]
+    table.drop_ended(1.0 + ENDED_SHOWN_S)
+    assert (ids(table), table.ended) == ([], 1)
 
 
 def test_what_has_ended_stays_where_ended_ones_are_asked_for() -> None:
-    board = board_of(before := record("a"), status=Status.TERMINATED)
+    table = board_of(before := record("a"), status=Status.TERMINATED)
     for message in changed(before, Status.TERMINATED):
-        board.take(message, 1.0)
-    board.let_go(10**9)
-    assert ids(board) == ["a"]
+        table.take(message, 1.0)
+    table.drop_ended(10**9)
+    assert ids(table) == ["a"]
 
 
 def test_not_more_than_so_many_ended_ones_are_kept() -> None:
-    board = SessionTable(Status.TERMINATED)
+    table = SessionTable(Status.TERMINATED)
     for number in range(ENDED_MAX + 10):
         for message in changed(record(f"s{number:06}"), Status.TERMINATED):
-            board.take(message, 1.0)
-        board.let_go(1.0)
-    assert (len(board), ids(board)[0]) == (ENDED_MAX, "s000010")
+            table.take(message, 1.0)
+        table.drop_ended(1.0)
+    assert (len(table), ids(table)[0]) == (ENDED_MAX, "s000010")
 
 
 def test_a_session_that_leaves_the_status_asked_for_leaves_the_table() -> None:
-    board = board_of(before := record("a"), status=Status.ACTIVE)
+    table = board_of(before := record("a"), status=Status.ACTIVE)
     for message in changed(before, Status.IDLE):
-        board.take(message, 1.0)
-    assert (ids(board), len(board.events)) == ([], 1)
+        table.take(message, 1.0)
+    assert (ids(table), len(table.events)) == ([], 1)
 
 
 def test_a_new_snapshot_shows_the_old_one_until_it_is_complete() -> None:
-    board = board_of(record("a"), record("b"))
-    board.begin()
-    board.take(WatchedSession(record("b", Status.IDLE)), 1.0)
-    assert ids(board) == ["a", "b"]
-    board.take(SnapshotComplete(9), 1.0)
-    assert (ids(board), +board.counts) == (["b"], {Status.IDLE: 1})
+    table = board_of(record("a"), record("b"))
+    table.begin()
+    table.take(WatchedSession(record("b", Status.IDLE)), 1.0)
+    assert ids(table) == ["a", "b"]
+    table.take(SnapshotComplete(9), 1.0)
+    assert (ids(table), +table.counts) == (["b"], {Status.IDLE: 1})
 
 
 def test_a_copy_stands_still() -> None:
-    board = board_of(record("a"))
-    copied = board.copy()
-    board.take(created("b"), 1.0)
+    table = board_of(record("a"))
+    copied = table.copy()
+    table.take(created("b"), 1.0)
     assert (ids(copied), len(copied.events), copied.counts) == (["a"], 0, {Status.ACTIVE: 1})
 
 
@@ -134,53 +134,53 @@ CHANGES = st.lists(
 def test_the_order_that_is_kept_is_the_order_that_sorting_gives(
     before: list[Any], after: list[Any], order: Order, again: bool, search: str
 ) -> None:
-    board = SessionTable()
+    table = SessionTable()
 
     def take(changes: list[Any]) -> None:
         for name, status, at, colour in changes:
             fields = {"updated_at": seconds(at), "metadata": {"colour": colour}}
-            board.take(WatchedSession(record(name, status, **fields)), 0.0)
+            table.take(WatchedSession(record(name, status, **fields)), 0.0)
 
     take(before)
-    board.sort_by(order)
+    table.sort_by(order)
     if again:
-        board.sort_by(order)
-    board.find(search)
+        table.sort_by(order)
+    table.find(search)
     take(after)
 
-    kept = ids(board)
-    board.find(search)  # sorts all of them anew
-    assert kept == ids(board)
-    assert sum(board.counts.values()) == len(board)
-    assert [row.session_id for row in board.rows(1, 2)] == kept[1:3]
+    kept = ids(table)
+    table.find(search)  # sorts all of them anew
+    assert kept == ids(table)
+    assert sum(table.counts.values()) == len(table)
+    assert [row.session_id for row in table.rows(1, 2)] == kept[1:3]
 
 
 def test_the_same_key_again_sorts_the_other_way() -> None:
     view = View(board_of(record("a"), record("b")))
     press(view, "i")
-    assert ids(view.board) == ["b", "a"]
+    assert ids(view.table) == ["b", "a"]
     press(view, "i")
-    assert ids(view.board) == ["a", "b"]
+    assert ids(view.table) == ["a", "b"]
 
 
 def test_by_time_the_last_change_comes_first() -> None:
     view = View(board_of(record("a", updated_at=seconds(1)), record("b", updated_at=seconds(2))))
     press(view, "t")
-    assert ids(view.board) == ["b", "a"]
+    assert ids(view.table) == ["b", "a"]
 
 
 def test_by_status_is_in_the_order_of_a_life() -> None:
     view = View(board_of(record("a", Status.TERMINATING), record("b", Status.IDLE), record("c")))
     press(view, "s")
-    assert ids(view.board) == ["c", "b", "a"]
+    assert ids(view.table) == ["c", "b", "a"]
 
 
 def test_typed_letters_are_searched_for() -> None:
     view = View(board_of(record("qips"), record("other", metadata={"task": "QIPS"}), record("none")))
     press(view, "/", "q", "i", "p", "?", "\x7f", "s", "\r")
-    assert (ids(view.board), view.typing, view.done) == (["other", "qips"], False, False)
+    assert (ids(view.table), view.typing, view.done) == (["other", "qips"], False, False)
     press(view, "\x1b")
-    assert ids(view.board) == ["none", "other", "qips"]
+    assert ids(view.table) == ["none", "other", "qips"]
 
 
 @pytest.mark.parametrize("text", ["project=demo", "n=[1,2]", r"note=\x1b[2j", "LONG"])
@@ -188,13 +188,13 @@ def test_what_is_seen_can_be_searched_for(text: str) -> None:
     metadata = {"project": "demo", "n": [1, 2], "note": "\x1b[2J", "text": "x" * 1000 + "long"}
     view = View(board_of(record("s1", metadata=metadata), record("s2")))
     press(view, "/", *text)
-    assert ids(view.board) == ["s1"]
+    assert ids(view.table) == ["s1"]
 
 
 def test_keys_that_are_no_letters_are_not_searched_for() -> None:
     view = View(board_of(record("s1")))
     press(view, "/", "s", "\x07", "\x1b[A", "\x1b[15~", "1")
-    assert view.board.search == "s1"
+    assert view.table.search == "s1"
 
 
 def test_scrolling_ends_with_the_rows() -> None:
@@ -231,7 +231,7 @@ def test_a_pause_holds_the_screen_alone() -> None:
 def test_sorting_works_while_paused() -> None:
     view = View(board_of(record("a"), record("b")))
     press(view, "p", "i")
-    assert ids(view.board) == ids(view.live) == ["b", "a"]
+    assert ids(view.table) == ids(view.live) == ["b", "a"]
 
 
 @pytest.mark.parametrize(
@@ -253,10 +253,10 @@ def test_what_a_terminal_sends_is_read_as_keys(pieces: list[bytes], keys: list[s
 @pytest.mark.parametrize("keys", ["", "?", "/日本", "p"])
 @pytest.mark.parametrize("width", [1, 5, 20, 40, 59, 60, 72, 80, 90, 100, 132, 250])
 def test_a_frame_fits_its_screen(width: int, keys: str) -> None:
-    board = board_of(*(record(f"session_{n}" * 4, metadata={"日本語": "データ" * n, "n": [n]}) for n in range(30)))
-    for message in changed(board.rows(0, 1)[0], Status.TERMINATED):
-        board.take(message, 99.0)
-    view = View(board)
+    table = board_of(*(record(f"session_{n}" * 4, metadata={"日本語": "データ" * n, "n": [n]}) for n in range(30)))
+    for message in changed(table.rows(0, 1)[0], Status.TERMINATED):
+        table.take(message, 99.0)
+    view = View(table)
     press(view, *keys)
     for height in (1, 2, 3, 4, 5, 9, 10, 24, 60):
         for scene in (SCENE, SCENE._replace(down_s=3, notice="a notice " * 30, filters="x=y " * 40)):

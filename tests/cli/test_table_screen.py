@@ -224,7 +224,7 @@ async def test_lines_are_shown_where_they_are_wanted(
     await stranger.create("s1")
     async with in_terminal("watch", "--server", server.url, *options, columns=200, TERM=term) as terminal:
         await terminal.showed("s1")
-        await terminal.showed("snapshot_complete" if "--json" in options else "those are all")
+        await terminal.showed("snapshot_complete" if "--json" in options else "end of the snapshot")
         assert b"\x1b[?1049h" not in terminal.raw
 
 

@@ -1,7 +1,7 @@
 """The Python client: the same verbs over request-reply, events live and replayed, waiting."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,8 +17,9 @@ from jido_nats import (
     JidoError,
     LocalServer,
     NotFound,
-    PositionTooOld,
+    PositionUnavailable,
     SessionManager,
+    SessionStatus,
     StartFailed,
     Status,
     StopTimeout,
@@ -252,7 +253,7 @@ async def test_events_go_on_through_a_restart_of_the_server(
 
 
 async def test_a_sequence_that_never_was_is_told(client: Client, manager: SessionManager) -> None:
-    with pytest.raises(PositionTooOld):
+    with pytest.raises(PositionUnavailable):
         await read(client, 1, since=99)
 
 
@@ -290,7 +291,7 @@ async def test_a_manager_is_waited_for_a_while(client: Client, start_manager: St
 
 @pytest.mark.parametrize("since", ["²", "1.5", "-1", "yesterday", "1w"])
 async def test_what_is_no_position_is_refused(client: Client, since: str) -> None:
-    with pytest.raises(BadRequest, match="is no position"):
+    with pytest.raises(BadRequest, match="is not a position"):
         client.events(since=since)
 
 
@@ -299,3 +300,48 @@ async def test_a_time_without_a_zone_is_this_machine_s(client: Client, manager: 
 
     async with client.events(since=datetime.now() - timedelta(hours=1)) as events:
         assert (await anext(events)).event.version == 1
+
+
+async def test_a_create_that_found_its_session_is_replayed(client: Client, manager: SessionManager) -> None:
+    created = await client.create_session(session_id="s1")
+    again = await client.create_session(session_id="s1")
+
+    assert (created.replayed, again.replayed) == (False, True)
+
+
+async def test_a_status_may_be_its_name(client: Client, manager: SessionManager) -> None:
+    await client.create_session(session_id="s1")
+
+    assert await client.list_sessions(status="active") == [await client.get_session_info("s1")]
+    assert await client.list_sessions(status="idle") == []
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda client: client.list_sessions(status="asleep"),
+        lambda client: client.wait("s1", "asleep"),
+        lambda client: watch(client, status="asleep"),
+    ],
+    ids=["list_sessions", "wait", "watch_sessions"],
+)
+async def test_an_unknown_status_is_a_bad_request(use: Callable[[Client], Awaitable[object]], client: Client) -> None:
+    with pytest.raises(BadRequest, match="unknown status 'asleep'; use initializing, active, idle"):
+        await use(client)
+
+
+async def watch(client: Client, status: str) -> None:
+    client.watch_sessions(status=status)
+
+
+async def test_a_session_s_stream_gives_its_statuses_only(
+    client: Client, stranger: Stranger, manager: SessionManager
+) -> None:
+    await client.create_session(session_id="s1")
+    created = {"type": "session_created", "session_id": "s1", "version": 1, "created_at": NOW, "metadata": {}}
+    await stranger.js.publish("jido.client.session.s1", msgspec.json.encode(created))
+    await client.idle_session("s1")
+
+    found = await read(client, 2, session_id="s1", since="all")
+
+    assert [type(message.event) for message in found] == [SessionStatus, SessionStatus]

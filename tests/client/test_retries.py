@@ -53,7 +53,7 @@ async def test_doubt_stays() -> None:
 async def test_a_lost_answer_ends_as_unavailable() -> None:
     lost = OutcomeUnknown("no answer")
 
-    with pytest.raises(Unavailable, match="may or may not be done") as raised:
+    with pytest.raises(Unavailable, match="may or may not have been carried out") as raised:
         await Tries(0.0).after(lost)
 
     assert raised.value.__cause__ is lost

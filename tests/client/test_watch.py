@@ -12,7 +12,7 @@ from jido_nats import (
     JidoError,
     LocalServer,
     NotFound,
-    PositionTooOld,
+    PositionUnavailable,
     SessionChanged,
     SessionManager,
     SessionWatch,
@@ -39,7 +39,7 @@ class View:
 
     def __init__(self) -> None:
         self.live: dict[str, tuple[str, int]] = {}
-        self.cursor: int | None = None
+        self.position: int | None = None
 
     async def read(self, watch: SessionWatch, *, at_least: int = 0) -> None:
         """Take in the snapshot, and everything up to a position."""
@@ -50,8 +50,8 @@ class View:
                 if record.status is Status.TERMINATED:
                     del self.live[record.session_id]
             if not isinstance(message, WatchedSession):
-                self.cursor = message.position
-                if self.cursor >= at_least:
+                self.position = message.position
+                if self.position >= at_least:
                     return
 
 
@@ -100,20 +100,20 @@ async def test_two_readers_that_began_at_different_moments_end_with_the_same_vie
 
 
 @pytest.mark.usefixtures("manager")
-async def test_a_reader_that_is_stopped_at_random_resumes_by_its_cursor(client: Client) -> None:
+async def test_a_reader_that_is_stopped_at_random_resumes_at_its_position(client: Client) -> None:
     view, dice = View(), random.Random(4)
     async with client.watch_sessions() as watch:
         await view.read(watch)
     storms = asyncio.create_task(storm(client, 3, steps=150))
     while not storms.done():
-        async with client.watch_sessions(cursor=view.cursor) as watch:
+        async with client.watch_sessions(position=view.position) as watch:
             try:
                 async with asyncio.timeout(dice.random() / 10):
                     await view.read(watch, at_least=10**9)
             except TimeoutError:
                 continue
     end = await last_change(client)
-    async with client.watch_sessions(cursor=view.cursor) as watch:
+    async with client.watch_sessions(position=view.position) as watch:
         await view.read(watch, at_least=end)
     assert view.live == await truth(client)
 
@@ -124,7 +124,7 @@ async def test_a_reader_that_is_cut_off_misses_nothing(server: LocalServer, clie
     async with Proxy(server.port) as proxy, Client.connect(proxy.url) as far, far.watch_sessions() as watch:
         storms = asyncio.create_task(storm(client, 5, steps=100))
         for _ in range(3):
-            await view.read(watch, at_least=(view.cursor or 0) + 10)
+            await view.read(watch, at_least=(view.position or 0) + 10)
             proxy.cut()
         await storms
         await view.read(watch, at_least=await last_change(client))
@@ -151,7 +151,7 @@ async def test_a_list_says_the_position_from_which_to_follow(client: Client) -> 
     view.live = {r.session_id: (r.status, r.version) for r in page.sessions}
     await storm(client, 9)
     end = await last_change(client)
-    async with client.watch_sessions(cursor=page.position) as watch:
+    async with client.watch_sessions(position=page.position) as watch:
         await view.read(watch, at_least=end)
     assert view.live == await truth(client)
 
@@ -179,15 +179,26 @@ async def test_one_session_can_be_watched(manager: SessionManager, client: Clien
     assert [m.record.version for m in told[2:] if not isinstance(m, SnapshotComplete)] == [3, 4]
 
 
-async def test_a_cursor_that_is_too_old_says_so(start_manager: StartManager, client: Client) -> None:
+@pytest.mark.usefixtures("manager")
+async def test_the_old_name_of_the_position_still_works_with_a_warning(client: Client) -> None:
+    await client.create_session(session_id="s1")
+    with pytest.warns(DeprecationWarning, match="use position="):
+        watch = client.watch_sessions(cursor=1)
+    async with watch:
+        first = await anext(watch)
+    assert isinstance(first, SessionChanged)
+    assert (first.event.session_id, first.position) == ("s1", 2)
+
+
+async def test_a_position_that_is_too_old_says_so(start_manager: StartManager, client: Client) -> None:
     manager = await start_manager(retention_s=1, duplicate_window_s=1)
     await manager.create_session(session_id="s1")
 
     async def too_old() -> bool:
         try:
-            async with client.watch_sessions(cursor=1):
+            async with client.watch_sessions(position=1):
                 return False
-        except PositionTooOld as error:
+        except PositionUnavailable as error:
             return error.wanted == 2
 
     await eventually(too_old)
@@ -211,12 +222,12 @@ async def test_a_list_shows_what_was_answered_before_it_was_asked(start_manager:
 
 async def test_pages_of_a_list_are_in_order_with_nothing_twice(manager: SessionManager, client: Client) -> None:
     ids = sorted([(await manager.create_session()).session_id for _ in range(25)])
-    found, cursor = [], None
+    found, page_token = [], None
     while True:
-        request = ListRequest(limit=10, cursor=cursor)
+        request = ListRequest(limit=10, cursor=page_token)
         page = await client._command("list", "", request, ListReply)
         found += [record.session_id for record in page.sessions]
-        if (cursor := page.next_cursor) is None:
+        if (page_token := page.next_cursor) is None:
             break
     assert found == ids
 

@@ -139,7 +139,7 @@ async def main(sessions: int, rate: int, seconds: float) -> None:
         writer = Writer(nc, sessions)
         await writer.create()
         async with running("dashboard", "--server", server.url, "--port", "0") as program:
-            await program.said("Ctrl-C ends it")
+            await program.said("Ctrl-C stops it")
             url = program.out.partition("is on ")[2].partition(";")[0]
             writing = asyncio.create_task(writer.run(rate))
             async with chromium() as browser, new_page(browser, viewport={"width": 1440, "height": 900}) as page:

@@ -307,7 +307,7 @@ async def test_nats_being_away_is_shown(browser: Browser, stage: Stage) -> None:
         await is_live(page)
         proxy.refuse()
         proxy.cut()
-        await expect(page.locator("#connection-text")).to_have_text("NATS is away, reconnecting")
+        await expect(page.locator("#connection-text")).to_have_text("NATS is unreachable, reconnecting")
         await expect(page.locator("#managers")).to_contain_text("lease unknown")
         await proxy.accept()
         await is_live(page)

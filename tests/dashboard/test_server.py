@@ -547,7 +547,7 @@ async def test_without_the_token_nothing_is_given_out(server: LocalServer, manag
         answers += [await ask(url, "POST", "/api/sessions", {}), await ask(url, "POST", f"/?token={TOKEN}", {})]
 
     assert {answer.status for answer in answers} == {401}
-    assert b"wants a token" in answers[0].body
+    assert b"requires a token" in answers[0].body
     assert not any("set-cookie" in answer.headers for answer in answers)
 
 
@@ -623,7 +623,7 @@ async def test_a_signal_ends_it_while_browsers_listen(
     server: LocalServer, manager: SessionManager, number: signal.Signals
 ) -> None:
     async with running("dashboard", "--server", server.url, "--port", "0") as program:
-        await program.said("Ctrl-C ends it")
+        await program.said("Ctrl-C stops it")
         url = program.out.partition("is on ")[2].partition(";")[0]
         position = (await snapshot(url))["position"]
         paths = [f"/api/stream?after={position}", "/api/sessions/s1/output"]

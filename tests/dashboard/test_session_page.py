@@ -166,7 +166,7 @@ async def test_a_command_that_fails_says_so_beside_the_buttons(browser: Browser,
 async def test_a_limit_has_to_be_one(page: Page) -> None:
     await page.get_by_role("button", name="New session").click()
     await page.get_by_text("Id, LLM configuration, limits").click()
-    await page.get_by_label("Lives at most, s").fill("-1")
+    await page.get_by_label("Maximum lifetime, s").fill("-1")
 
     await page.get_by_role("button", name="Create").click()
 
@@ -197,7 +197,7 @@ async def test_a_new_session_is_made_and_shown(page: Page, stage: Stage, name: s
         ("Metadata", "no pair", "“no pair” is neither"),
         ("Metadata", "{oops", "The metadata is no JSON"),
         ("Id ", "a b", "1 to 64 letters"),
-        ("LLM", "[1]", "has to be a JSON object"),
+        ("LLM", "[1]", "must be a JSON object"),
     ],
 )
 async def test_what_cannot_be_made_says_why_in_the_dialog(page: Page, label: str, text: str, error: str) -> None:
@@ -264,4 +264,4 @@ async def test_before_the_first_manager_the_page_says_what_is_missing(browser: B
             await manager.start_serving()
             await expect(page.get_by_text("No sessions", exact=True)).to_be_visible()
             await expect(page.get_by_role("alert").first).to_be_hidden()
-        await expect(page.get_by_text("None has a lease")).to_be_visible()
+        await expect(page.get_by_text("No manager has a lease")).to_be_visible()

@@ -99,7 +99,7 @@ async def up(folder: Path, command: list[str]) -> AsyncIterator[str]:
     """`jido-nats up`, as the page says, on a free port: the server's URL."""
     assert command[:2] == ["jido-nats", "up"]
     async with running(*command[1:], "--port", "0", cwd=folder) as program:
-        await program.said("Ctrl-C ends it")
+        await program.said("Ctrl-C stops it")
         (url,) = re.findall(r"runs on (nats://\S+)", program.out)
         yield url
 

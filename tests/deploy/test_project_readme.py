@@ -83,7 +83,7 @@ async def test_the_first_session_is_answered_by_the_reader_s_worker(tmp_path: Pa
     up = shlex.split(block(TEXT, "sh", "jido-nats up"))
 
     async with running(*up[1:], "--port", "0", cwd=tmp_path) as program:
-        await program.said("Ctrl-C ends it.")
+        await program.said("Ctrl-C stops it.")
         url = re.findall(r"nats://[\d.:]+", program.out)[0]
         for command in documented(TEXT):
             done = await run(*shlex.split(command.line)[1:], env={"NATS_URL": url})

@@ -239,7 +239,7 @@ async def test_a_manager_is_entered_once(server: LocalServer) -> None:
 
     with pytest.raises(JidoError, match="entered only once"):
         await manager.__aenter__()
-    with pytest.raises(JidoError, match="does not run"):
+    with pytest.raises(JidoError, match="is not running"):
         await manager.create_session()
 
 
@@ -253,8 +253,8 @@ async def test_what_is_no_worker_is_told_when_the_manager_starts(server: LocalSe
 async def test_a_manager_that_was_not_entered_says_so(server: LocalServer) -> None:
     manager = SessionManager.connect(server.url, worker=wait_for_ever)
 
-    assert "does not run" in repr(manager)
-    with pytest.raises(JidoError, match="does not run"):
+    assert "not running" in repr(manager)
+    with pytest.raises(JidoError, match="is not running"):
         manager.snapshot()
 
 

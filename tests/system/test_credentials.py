@@ -314,7 +314,7 @@ async def test_a_file_that_is_no_creds_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text(SECRET)
     async with LocalServer(config=operated_by_jwt(tmp_path)) as server:
         options = ConnectOptions(servers=(server.url,), credentials_file=str(tmp_path / "file"))
-        await refused(options, "file is no .creds file")
+        await refused(options, "file is not a .creds file")
 
 
 async def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,9 @@ async def stored_bytes(stranger: Stranger, session_id: str) -> bytes:
 
 
 async def error_of(stranger: Stranger, verb: str, session_id: str) -> tuple[str, str]:
-    answer = await stranger.ask(f"jido.session.{verb}.{session_id}", {"role": "u", "content": 1} if verb == "send" else b"")
+    answer = await stranger.ask(
+        f"jido.session.{verb}.{session_id}", {"role": "u", "content": 1} if verb == "send" else b""
+    )
     return answer["error"]["code"], answer["error"]["message"]
 
 

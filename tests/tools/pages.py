@@ -21,7 +21,8 @@ def page(name: str) -> str:
 
 def pages() -> list[Path]:
     """Every Markdown page of the project."""
-    return sorted([README, ROOT / "tests/interop/README.md", *(ROOT / "deploy").rglob("*.md")])
+    others = ["tests/interop/README.md", "jido_nats/ARCHITECTURE.md", ".github/CONTRIBUTING.md", ".github/SECURITY.md"]
+    return sorted([README, *(ROOT / other for other in others), *(ROOT / "deploy").rglob("*.md")])
 
 
 def section(text: str, heading: str) -> str:

@@ -80,6 +80,8 @@ def python_reference() -> str:
     sections: dict[str, list[tuple[str, Any]]] = {COMMANDS: [("SessionApi", SessionApi)]}
     sections |= {heading: [] for heading, _ in SECTIONS} | {ERRORS: []}
     for name, thing in public().items():
+        if thing is SessionApi:
+            continue
         sections[_section(name, thing)].append((name, thing))
     lines = []
     for heading, things in sections.items():
@@ -288,6 +290,8 @@ def _type(hint: Any, names: dict[str, str] | None = None) -> str:
         return f"{_type(origin, names)}[{', '.join(_type(part, names) for part in parts)}]"
     if isinstance(hint, typing.ForwardRef):
         return hint.__forward_arg__
+    if isinstance(hint, typing.TypeVar) and hint.__bound__ and hint.__name__ not in names:
+        return _type(hint.__bound__, names)
     name = getattr(hint, "__name__", None) or str(hint).removeprefix("typing.")
     return names.get(name, name)
 

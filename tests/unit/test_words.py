@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tools.words import NOT_YET, ROOT, WORDS, Word, hits, name_of, texts
+from tests.tools.words import WORDS, Word, hits, name_of, texts
 
 CLEAN = [
     "The dashboard runs behind a reverse proxy, or behind the load balancer.",
@@ -16,14 +16,9 @@ CLEAN = [
 ]
 
 
-@pytest.mark.parametrize("path", [path for path in texts() if name_of(path) not in NOT_YET], ids=name_of)
+@pytest.mark.parametrize("path", list(texts()), ids=name_of)
 def test_a_text_has_none_of_the_words(path: Path) -> None:
     assert [str(hit) for hit in hits(path.read_text())] == []
-
-
-@pytest.mark.parametrize("name", sorted(NOT_YET))
-def test_a_file_leaves_the_list_with_its_last_occurrence(name: str) -> None:
-    assert hits((ROOT / name).read_text()), f"remove {name} from tests/tools/words_not_yet.txt"
 
 
 @pytest.mark.parametrize("word", WORDS, ids=lambda word: word.pattern)

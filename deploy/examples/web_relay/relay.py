@@ -5,7 +5,7 @@ import contextlib
 import json
 from typing import Any, Final
 
-from jido_nats import Client, ConversationAdded, OutputMessage, SessionOutput, SessionStatus
+from jido_nats import Client, ConversationAdded, OutputMessage, SessionOutput
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -59,8 +59,7 @@ class SessionStream(Response):
     async def _relay_status(self) -> None:
         async with self._client.events(session_id=self._session_id, since="all") as events:
             async for message in events:
-                if isinstance(message.event, SessionStatus):
-                    await self._frames.put(frame("status", message.event.status))
+                await self._frames.put(frame("status", message.event.status))
 
     async def _relay_conversation(self) -> None:
         async with self._client.output(session_id=self._session_id, since="all") as outputs:

@@ -1,4 +1,4 @@
-"""Everything that the baseline has on the server during a bench: its storage, its responders, its connections."""
+"""Everything that the baseline uses during a bench: its storage, its responders, its connections."""
 
 import contextlib
 import secrets
@@ -16,9 +16,9 @@ from jido_nats.broker.options import ConnectOptions
 
 
 class Baseline:
-    """What the measures ask of the baseline. `client` is for commands; the rest writes and reads from this process.
+    """What measurements use of the baseline. `client` sends commands; the rest writes and reads from this process.
 
-    `pids` are the responders'.
+    `pids`: the responder processes.
     """
 
     def __init__(
@@ -36,15 +36,15 @@ class Baseline:
         return BaselineSteps(self._writing, self._names, self._note, session_id)
 
     def subscriber(self) -> BaselineSubscriber:
-        """Hears them as a plain subscriber, on a connection of its own."""
+        """Receives them with core NATS, on a separate connection."""
         return BaselineSubscriber(self._hearing, self._names.events)
 
     def consumer(self) -> BaselineConsumer:
-        """Hears them in a consumer."""
+        """Receives them with a consumer."""
         return BaselineConsumer(self._hearing, self._names.stream, self._names.events)
 
     async def read(self, stream: str, subject: str, count: int) -> float:
-        """The seconds in which a bare consumer gets the first `count` messages on a subject of any stream."""
+        """How many seconds a bare consumer needs for the first `count` messages on a subject of a stream."""
         reader = BaselineReader(self._hearing, stream, subject)
         started = time.perf_counter()
         await reader.open(everything=True)
@@ -60,7 +60,7 @@ class Baseline:
 async def open_baseline(
     options: ConnectOptions, *, note: str, managers: int, events_like: str, records_like: str
 ) -> AsyncIterator[Baseline]:
-    """The baseline beside a deployment, with as many responders as that has managers; nothing of it remains."""
+    """The baseline for a deployment, with as many responders as it has managers; removed afterwards."""
     names = Names(secrets.token_hex(2)[:3])
     async with contextlib.AsyncExitStack() as stack:
         clients: list[Client] = []

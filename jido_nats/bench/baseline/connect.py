@@ -1,4 +1,4 @@
-"""A plain nats-py client. The options are ours, so that the baseline goes to the same server as the same user."""
+"""A plain nats-py client. The options are ours, so the baseline uses the same server and user."""
 
 import asyncio
 from typing import Any, Final
@@ -11,11 +11,11 @@ from jido_nats.broker.options import ConnectOptions, tls_context
 from jido_nats.errors import ServerUnusable
 
 CONNECT_TIMEOUT_S: Final = 5
-PENDING_MAX: Final = -1  # a reader of the baseline is never called slow: it reads what it has asked for
+PENDING_MAX: Final = -1  # never a slow consumer: a reader gets only what it has requested
 
 
 async def connect(options: ConnectOptions) -> Client:
-    """Connected, with nats-py's own defaults; `ServerUnusable` where that fails."""
+    """A connected client with nats-py's defaults. Raises `ServerUnusable`."""
     named = {
         "user": options.user,
         "password": options.password,
@@ -41,7 +41,7 @@ async def connect(options: ConnectOptions) -> Client:
 
 
 async def settle(client: Client) -> None:
-    """Return when the server knows every subscription: nats-py's own `flush` lets its PING overtake them."""
+    """Return when the server has every subscription: the PING of nats-py's `flush` can overtake them."""
     inbox = await client.subscribe(client.new_inbox())
     await client.publish(inbox.subject)
     await inbox.next_msg(timeout=CONNECT_TIMEOUT_S)
@@ -49,4 +49,4 @@ async def settle(client: Client) -> None:
 
 
 async def _ignore(error: Exception) -> None:
-    """What matters fails its request; nats-py would print a traceback."""
+    """Errors that matter fail their request; nats-py would print a traceback."""

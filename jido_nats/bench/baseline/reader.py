@@ -15,7 +15,7 @@ EXPIRES_S: Final = 60
 
 
 class BaselineReader:
-    """Reads one subject of a stream; `heard_at` is when the last message came."""
+    """Reads one subject of a stream; `heard_at` is the arrival time of the last message."""
 
     def __init__(self, client: Client, stream: str, subject: str) -> None:
         self._client = client
@@ -28,7 +28,7 @@ class BaselineReader:
         self.heard_at = 0.0
 
     async def open(self, *, everything: bool) -> int:
-        """Make the consumer, from the first message or for new ones; how many messages it has."""
+        """Create the consumer, from the first message or for new ones; returns how many messages are pending."""
         info = await self._js.add_consumer(
             self._stream,
             ConsumerConfig(
@@ -50,23 +50,23 @@ class BaselineReader:
         return info.num_pending or 0
 
     async def expect(self, count: int) -> None:
-        """Ask for so many messages."""
+        """Request `count` messages."""
         self._left = count
         self._got.clear()
         await self._ask()
         await self._ask()
 
     async def wait(self) -> None:
-        """Return when they have come."""
+        """Return when they have arrived."""
         await self._got.wait()
 
     async def close(self) -> None:
-        """Take the consumer away."""
+        """Delete the consumer."""
         await self._inbox.unsubscribe()
         await self._js.delete_consumer(self._stream, self._name)
 
     async def _ask(self) -> None:
-        """One batch more, so that the next is asked for before this one has come."""
+        """Request one more batch, so that the next one is requested before this one has arrived."""
         batch = min(BATCH, self._left - self._asked)
         if not batch:
             return
@@ -77,7 +77,7 @@ class BaselineReader:
 
     async def _on_message(self, message: Msg) -> None:
         if not message.reply:
-            return  # a request's status
+            return  # the status of a pull request
         self.heard_at = time.perf_counter()
         self._left -= 1
         self._asked -= 1

@@ -1,4 +1,4 @@
-"""The caller's side of the baseline: it starts the responders and asks them with nats-py's own `request`."""
+"""The caller's side of the baseline: it starts the responders and calls them with nats-py's `request`."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ RECOVER_TIMEOUT_S = 600.0
 
 
 class BaselineClient:
-    """Asks the responders."""
+    """Sends requests to the responders."""
 
     def __init__(self, client: Client, names: Names, note: str) -> None:
         self._client = client
@@ -31,16 +31,16 @@ class BaselineClient:
         self._note = note
 
     async def create(self, session_id: str) -> None:
-        """As `Client.create_session`."""
+        """Like `Client.create_session`."""
         payload = f'{{"session_id":"{session_id}","metadata":{{"bench":"{self._note}"}}}}'
         await self._ask("create", payload.encode(), REQUEST_TIMEOUT_S)
 
     async def terminate(self, session_id: str) -> None:
-        """As `Client.terminate_session`."""
+        """Like `Client.terminate_session`."""
         await self._ask(f"terminate.{session_id}", b"{}", REQUEST_TIMEOUT_S)
 
     async def recover(self, session_ids: Sequence[str], *, at_once: int, together: int) -> float:
-        """Have sessions made and then taken over; the seconds that the taking over needed."""
+        """Have sessions created and then taken over; returns how many seconds the takeover took."""
         wanted = {"session_ids": list(session_ids), "at_once": at_once, "together": together}
         reply = await self._ask("recover", json.dumps(wanted).encode(), RECOVER_TIMEOUT_S)
         return float(json.loads(reply.data)["seconds"])
@@ -57,7 +57,7 @@ class BaselineClient:
 
 @contextlib.asynccontextmanager
 async def responders(options: ConnectOptions, names: Names, note: str, count: int) -> AsyncIterator[list[int]]:
-    """So many responder processes, which answer inside the block; their process ids."""
+    """Run `count` responder processes inside the block; yields their process ids."""
     wanted = json.dumps({"options": asdict(options), "token": names.token, "note": note}).encode() + b"\n"
     processes: list[asyncio.subprocess.Process] = []
     try:
@@ -73,7 +73,7 @@ async def _start(wanted: bytes) -> asyncio.subprocess.Process:
         *(sys.executable, "-m", "jido_nats.bench.baseline.responder"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for the bench: it ends them
+        start_new_session=True,  # Ctrl-C is for the bench, which stops them
     )
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(wanted)
@@ -83,7 +83,7 @@ async def _start(wanted: bytes) -> asyncio.subprocess.Process:
             first_line = await process.stdout.readline()
     if first_line.strip() != READY.encode():
         await _stop(process)
-        raise ServerUnusable("a responder of the baseline did not start; what it said stands above")
+        raise ServerUnusable("a responder of the baseline did not start; see its output above")
     return process
 
 

@@ -1,6 +1,6 @@
 """A process that answers `create`, `terminate` and `recover` on bare nats-py, as a manager does.
 
-It is started by `responders`, reads on stdin where to connect, and ends when stdin does, so that it never
+`responders` starts it. It reads on stdin where to connect, and exits when stdin is closed, so that it never
 outlives the bench.
 """
 
@@ -27,7 +27,7 @@ FINISH_TIMEOUT_S: Final = 5.0
 
 
 class Responder:
-    """Answers requests, each in a task of its own."""
+    """Answers requests, each in its own task."""
 
     def __init__(self, client: Client, names: Names, note: str) -> None:
         self._client = client
@@ -37,10 +37,10 @@ class Responder:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Take requests."""
+        """Subscribe to requests."""
         for verb, queue, handler in (
             ("create", "q", self._create),
-            ("terminate.*", "", self._terminate),  # all hear it, the one that has the session answers
+            ("terminate.*", "", self._terminate),  # every responder gets it, the one with the session replies
             ("recover", "q", self._recover),
         ):
             await self._client.subscribe(
@@ -49,7 +49,7 @@ class Responder:
         await settle(self._client)
 
     async def finish(self) -> None:
-        """Wait for what is under way: seals come after their answers."""
+        """Wait for tasks in progress: a session is sealed after its reply."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=FINISH_TIMEOUT_S)
 
@@ -81,32 +81,32 @@ class Responder:
         await self._writer.seal(session, REQUESTED)
 
     async def _recover(self, message: Msg) -> None:
-        """Make sessions, then take them over as a survivor does: claim all, end all; the reply says in which time."""
+        """Create sessions, then take them over as a survivor does: claim all, end all; replies with the time."""
         wanted = json.loads(message.data)
         sessions = [BaselineSession(session_id) for session_id in wanted["session_ids"]]
         at_once, together = wanted["at_once"], wanted["together"]
-        await _side_by_side((self._writer.create(session) for session in sessions), at_once)
+        await _concurrently((self._writer.create(session) for session in sessions), at_once)
         started = time.perf_counter()
         for begin in range(0, len(sessions), together):
             part = sessions[begin : begin + together]
-            await _side_by_side((self._writer.claim(session) for session in part), at_once)
-            await _side_by_side((self._writer.step(session, "terminated", OWNER_LOST) for session in part), at_once)
+            await _concurrently((self._writer.claim(session) for session in part), at_once)
+            await _concurrently((self._writer.step(session, "terminated", OWNER_LOST) for session in part), at_once)
             ended = time.perf_counter()
-            await _side_by_side((self._writer.seal(session, OWNER_LOST) for session in part), at_once)
+            await _concurrently((self._writer.seal(session, OWNER_LOST) for session in part), at_once)
         await self._reply(message, json.dumps({"seconds": ended - started}).encode())
 
     async def _reply(self, message: Msg, data: bytes) -> None:
         await self._client.publish(message.reply, data, headers={"Content-Type": "application/json"})
 
 
-async def _side_by_side(works: Iterable[Awaitable[Any]], at_once: int) -> None:
+async def _concurrently(works: Iterable[Awaitable[Any]], at_once: int) -> None:
     waiting = iter(works)
 
-    async def work_off() -> None:
+    async def worker() -> None:
         for work in waiting:
             await work
 
-    await asyncio.gather(*(work_off() for _ in range(at_once)))
+    await asyncio.gather(*(worker() for _ in range(at_once)))
 
 
 async def _main() -> None:

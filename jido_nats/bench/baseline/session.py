@@ -1,8 +1,8 @@
-"""What one session stores, written straight on nats-py: the same messages, sizes, headers and waits, and no checks.
+"""What one session stores, written directly with nats-py: the same messages, sizes, headers and waits, no checks.
 
 A record is a compare-and-set on its key; an event asserts the session's fence; each waits for its acknowledgement
-before the next is sent. The design's "How a session changes" says why; here it is only repeated.
-`tests/system/test_bench.py` compares this with what a manager stores, message by message.
+before the next is sent. The design's "How a session changes" says why; this only repeats it.
+`tests/bench/test_bench.py` compares this with what a manager stores, message by message.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
 
 @dataclass(slots=True)
 class BaselineSession:
-    """One session of the baseline: what its next write has to know."""
+    """One session of the baseline: the state that its next write needs."""
 
     session_id: str
     status: str = "initializing"
@@ -50,7 +50,7 @@ class BaselineWriter:
         self._acknowledged = 0
 
     async def create(self, session: BaselineSession) -> bytes:
-        """To `active`: a look whether the id was used, one opening record, three events; the record."""
+        """To `active`: a check that the id is unused, one opening record, three events; returns the record."""
         with contextlib.suppress(NotFoundError):
             await self._js.get_last_msg(self._stream, self._session + session.session_id)
         record = await self._commit(session, "active", "", OPENING)
@@ -63,17 +63,17 @@ class BaselineWriter:
         return record
 
     async def step(self, session: BaselineSession, status: str, why: str = "") -> bytes:
-        """One transition: the record, then its events; the record."""
+        """One transition: the record, then its events; returns the record."""
         record = await self._commit(session, status, why)
         await self._publish_events(session, why)
         return record
 
     async def seal(self, session: BaselineSession, why: str) -> None:
-        """The record once more, to expire."""
+        """Write the record again, with a TTL."""
         await self._write(session, self._record(session, why, SEALED), {"Nats-TTL": TERMINATED_TTL})
 
     async def claim(self, session: BaselineSession) -> None:
-        """Move the fence, as who takes a session over."""
+        """Advance the fence, as a takeover does."""
         body = f'{{"manager":"{OWNER}"}}'.encode()
         headers = {EXPECTED: str(session.fence)}
         session.fence = (await self._js.publish(self._fence + session.session_id, body, headers=headers)).seq

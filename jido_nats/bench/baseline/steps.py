@@ -1,4 +1,4 @@
-"""Transitions one at a time, and when they are heard, in bare nats-py."""
+"""Transitions one at a time, and when they arrive, with bare nats-py."""
 
 import asyncio
 import time
@@ -20,16 +20,16 @@ class BaselineSteps:
         self._session = BaselineSession(session_id)
 
     async def begin(self) -> None:
-        """Make the session."""
+        """Create the session."""
         await self._writer.create(self._session)
 
     async def step(self) -> None:
-        """To the other of the two."""
+        """Switch to the other status."""
         await self._writer.step(self._session, "idle" if self._session.status == "active" else "active")
 
 
 class BaselineSubscriber:
-    """A plain subscriber; its handler does nothing but note the time."""
+    """A core NATS subscriber; its handler only records the time."""
 
     def __init__(self, client: Client, subject: str) -> None:
         self._client = client
@@ -38,21 +38,21 @@ class BaselineSubscriber:
         self._at = 0.0
 
     async def open(self) -> None:
-        """Listen."""
+        """Subscribe."""
         self._subscription = await self._client.subscribe(self._subject, cb=self._on_message)
         await settle(self._client)
 
     async def expect(self) -> None:
-        """What comes from now on is meant."""
+        """Wait for what arrives from now on."""
         self._heard.clear()
 
     async def wait(self) -> float:
-        """When the message came."""
+        """The arrival time of the message."""
         await self._heard.wait()
         return self._at
 
     async def close(self) -> None:
-        """Hear no more."""
+        """Unsubscribe."""
         await self._subscription.unsubscribe()
 
     async def _on_message(self, _: Msg) -> None:
@@ -61,24 +61,24 @@ class BaselineSubscriber:
 
 
 class BaselineConsumer:
-    """A pull consumer that asks for one message at a time."""
+    """A pull consumer that requests one message at a time."""
 
     def __init__(self, client: Client, stream: str, subject: str) -> None:
         self._reader = BaselineReader(client, stream, subject)
 
     async def open(self) -> None:
-        """Make the consumer."""
+        """Create the consumer."""
         await self._reader.open(everything=False)
 
     async def expect(self) -> None:
-        """Ask for the next message."""
+        """Request the next message."""
         await self._reader.expect(1)
 
     async def wait(self) -> float:
-        """When it came."""
+        """The arrival time."""
         await self._reader.wait()
         return self._reader.heard_at
 
     async def close(self) -> None:
-        """Take the consumer away."""
+        """Delete the consumer."""
         await self._reader.close()

@@ -1,4 +1,4 @@
-"""A stream and a bucket of the baseline's own, configured as ours are, removed afterwards."""
+"""The baseline's own stream and bucket, configured like ours, removed afterwards."""
 
 import asyncio
 import contextlib
@@ -13,18 +13,18 @@ from nats.aio.client import Client
 from jido_nats.errors import ServerUnusable
 
 API_TIMEOUT_S: Final = 5.0
-REMOVE_TIMEOUT_S: Final = 30.0  # with its files, which may be many
+REMOVE_TIMEOUT_S: Final = 30.0  # includes its files, which may be many
 
 
 @dataclass(frozen=True)
 class Names:
-    """What the baseline uses on the server; `token` is three letters, so that its subjects are as long as ours."""
+    """What the baseline uses on the server; `token` has three letters, so its subjects are as long as ours."""
 
     token: str
 
     @property
     def prefix(self) -> str:
-        """The first token of every subject, where ours is `jido`."""
+        """The first token of every subject; ours is `jido`."""
         return f"b{self.token}"
 
     @property
@@ -39,7 +39,7 @@ class Names:
 
     @property
     def events(self) -> str:
-        """Where ours is `jido.client.events`."""
+        """The subject of all events; ours is `jido.client.events`."""
         return f"{self.prefix}.client.events"
 
     @property
@@ -50,7 +50,7 @@ class Names:
 
 @contextlib.asynccontextmanager
 async def storage(client: Client, names: Names, *, events_like: str, records_like: str) -> AsyncIterator[None]:
-    """The stream and the bucket, made like two streams that exist; `ServerUnusable` where they cannot be made."""
+    """The stream and the bucket, created like two existing streams. Raises `ServerUnusable` if that fails."""
     streams = {
         names.stream: (events_like, names.subjects),
         f"KV_{names.bucket}": (records_like, [f"$KV.{names.bucket}.>"]),
@@ -72,7 +72,7 @@ async def storage(client: Client, names: Names, *, events_like: str, records_lik
 
 async def _remove(client: Client, streams: list[str], timeout_s: float) -> None:
     for name in streams:
-        with contextlib.suppress(nats.errors.Error):  # who may not make it may not remove it either
+        with contextlib.suppress(nats.errors.Error):  # without permission to create it, it may not be removed either
             await client.request(f"$JS.API.STREAM.DELETE.{name}", b"", timeout=timeout_s)
 
 
@@ -82,8 +82,8 @@ async def _api(client: Client, subject: str, request: dict[str, Any] | None = No
         reply = await client.request(f"$JS.API.{subject}", payload, timeout=API_TIMEOUT_S)
     except nats.errors.Error as error:
         raise ServerUnusable(
-            f"no answer on $JS.API.{subject}: the bench makes streams of its own to compare with; "
-            "name a user who may do everything in the account"
+            f"no answer on $JS.API.{subject}: the bench creates its own streams to compare with; "
+            "use a user that may do everything in the account"
         ) from error
     answer: dict[str, Any] = json.loads(reply.data)
     if "error" in answer:

@@ -89,7 +89,7 @@ def frame(view: View, scene: Scene, width: int, height: int) -> list[Text]:
     view.fit(layout.rows)
     if view.paused_at is not None:
         scene = scene._replace(now=view.paused_at[0], monotonic=view.paused_at[1])
-    columns = Columns.of(width, view.board.widest_id)
+    columns = Columns.of(width, view.table.widest_id)
     lines = [_title(view, scene, width), _counts(view, scene, width), _heads(view, columns, width)]
     if view.help:
         lines += _padded(_help(width), max(0, height - 4))
@@ -167,7 +167,7 @@ def _title(view: View, scene: Scene, width: int) -> Text:
     else:
         state = Text("● live ", "green")
     if view.paused_at is not None:
-        missed = view.live.events_taken - view.board.events_taken
+        missed = view.live.events_taken - view.table.events_taken
         paused = f" paused, {missed:,} since " if width >= NARROW else " paused "
         state = Text.assemble((paused, "bold black on cyan"), " ", state)
     if width >= NARROW:
@@ -176,24 +176,24 @@ def _title(view: View, scene: Scene, width: int) -> Text:
 
 
 def _counts(view: View, scene: Scene, width: int) -> Text:
-    board = view.board
-    rate = board.rate.per_second(scene.monotonic)
+    table = view.table
+    rate = table.rate.per_second(scene.monotonic)
     events = Text.assemble((f"{rate:,.0f}" if rate >= 10 or not rate else f"{rate:.1f}", "bold"))
     events.append(" events/s " if width >= NARROW else "/s ")
     if width >= 110:
-        history = board.rate.history(scene.monotonic, SPARKS_S)
+        history = table.rate.history(scene.monotonic, SPARKS_S)
         events.append(f"{sparks(history)} ", "cyan")
     # As many words as there is room for.
-    fitting = (left for left in (_counted(board, words) for words in (2, 1, 0)) if left.cell_len < width - len(events))
-    return _ends(next(fitting, _counted(board, 0)), events, width)
+    fitting = (left for left in (_counted(table, words) for words in (2, 1, 0)) if left.cell_len < width - len(events))
+    return _ends(next(fitting, _counted(table, 0)), events, width)
 
 
-def _counted(board: SessionTable, words: int) -> Text:
+def _counted(table: SessionTable, words: int) -> Text:
     """How many sessions are in which status; `words`: 2 for full, 1 for short, 0 for none."""
-    live = sum(number for status, number in board.counts.items() if status is not Status.TERMINATED)
+    live = sum(number for status, number in table.counts.items() if status is not Status.TERMINATED)
     line = Text.assemble(" ", (f"{live:,}", "bold"), (" session" if live == 1 else " sessions") if words == 2 else "")
     for status in Status:
-        number = board.ended if status is Status.TERMINATED else board.counts[status]
+        number = table.ended if status is Status.TERMINATED else table.counts[status]
         if number or (words and status in (Status.ACTIVE, Status.IDLE)):
             line.append("   " if words == 2 else "  ").append(f"{MARKS[status]} ", status_style(status))
             word = SHORT[status] if words == 1 or status is Status.TERMINATED else status.value
@@ -202,8 +202,8 @@ def _counted(board: SessionTable, words: int) -> Text:
 
 
 def _heads(view: View, columns: Columns, width: int) -> Text:
-    arrow = "▼" if view.board.backwards else "▲"
-    marked = {order: f" {arrow}" if view.board.order is order else "" for order in Order}
+    arrow = "▼" if view.table.backwards else "▲"
+    marked = {order: f" {arrow}" if view.table.order is order else "" for order in Order}
     line = " " + _fit(f"SESSION{marked[Order.ID]}", columns.session_id)
     line += " " + _fit(f"  STATUS{marked[Order.STATUS]}", columns.status - 1)
     line += f"{'FOR' + marked[Order.SINCE]:>{columns.age}}"
@@ -214,15 +214,15 @@ def _heads(view: View, columns: Columns, width: int) -> Text:
 
 
 def _rows(view: View, scene: Scene, columns: Columns, width: int) -> Iterator[Text]:
-    board = view.board
-    found = board.rows(view.first, view.page)
+    table = view.table
+    found = table.rows(view.first, view.page)
     if not found:
         yield Text()
         yield _cut(Text(f"  {_why_empty(view)}", "dim italic"), width)
     for record in found:
         line = _row(record, scene.now, columns)
-        if board.search:
-            _highlight(line, board.search)
+        if table.search:
+            _highlight(line, table.search)
         yield _cut(line, width)
 
 
@@ -248,17 +248,17 @@ def _row(record: SessionRecord, now: datetime, columns: Columns) -> Text:
 
 
 def _why_empty(view: View) -> str:
-    if view.board.search:
-        return f"no session has {printable(view.board.search)!r} in its id or metadata"
+    if view.table.search:
+        return f"no session has {printable(view.table.search)!r} in its id or metadata"
     return "no sessions" if view.live.complete else "reading the sessions…"
 
 
 def _rule(view: View, width: int) -> Text:
-    return _ends(Text("── last events ", "dim"), Text(f" position {view.board.position:,} ─", "dim"), width, "─")
+    return _ends(Text("── last events ", "dim"), Text(f" position {view.table.position:,} ─", "dim"), width, "─")
 
 
 def _events(view: View, number: int, width: int) -> Iterator[Text]:
-    events = view.board.events
+    events = view.table.events
     if not events:
         yield _cut(Text("  none yet", "dim italic"), width)
     for place in range(max(0, len(events) - number), len(events)):
@@ -273,18 +273,18 @@ def _help(width: int) -> Iterator[Text]:
 
 
 def _foot(view: View, scene: Scene, width: int) -> Text:
-    board = view.board
-    last = min(view.first + view.page, board.found)
-    place = Text(f" {view.first + 1:,}-{last:,} of {board.found:,} " if board.found else " ", "dim")
+    table = view.table
+    last = min(view.first + view.page, table.found)
+    place = Text(f" {view.first + 1:,}-{last:,} of {table.found:,} " if table.found else " ", "dim")
     if view.typing:
         return _ends(
-            Text.assemble((" /", KEY), printable(board.search), ("▏", KEY), ("  Enter, Esc", "dim")), place, width
+            Text.assemble((" /", KEY), printable(table.search), ("▏", KEY), ("  Enter, Esc", "dim")), place, width
         )
     if scene.notice and scene.down_s is None:  # otherwise the title shows it
         return _ends(Text(f" {printable(scene.notice)}", "yellow"), place, width)
     left = Text()
-    if board.search:
-        left.append(f" /{printable(board.search)} ", KEY).append(" Esc", KEY).append(" all ")
+    if table.search:
+        left.append(f" /{printable(table.search)} ", KEY).append(" Esc", KEY).append(" all ")
     for key, what in HINTS:
         hint = Text.assemble((f" {key}", KEY), f" {what} ")
         if left.cell_len + hint.cell_len + place.cell_len <= width:

@@ -18,7 +18,7 @@ from jido_nats.cli.table.view import Keys, View
 from jido_nats.client.client import Client
 from jido_nats.client.watch import SessionWatch
 from jido_nats.core.session import Status
-from jido_nats.errors import JidoError, PositionTooOld
+from jido_nats.errors import JidoError, PositionUnavailable
 
 FRAME_S: Final = 0.1
 TICK_S: Final = 1.0
@@ -45,8 +45,8 @@ class WatchScreen:
         self._session_id = session_id
         self._status = status
         self._metadata = metadata or {}
-        self._board = SessionTable(status)
-        self._view = View(self._board)
+        self._table = SessionTable(status)
+        self._view = View(self._table)
         self._keys = Keys()
         self._changed = asyncio.Event()
         self._down_since: float | None = None
@@ -72,13 +72,13 @@ class WatchScreen:
         async with self._open(position) as watch:
             await self._until_lost(self._take_all(watch))
         while True:
-            self._board.begin()
+            self._table.begin()
             await self._until_lost(self._take_snapshot())
 
     async def _until_lost(self, taking: Coroutine[Any, Any, None]) -> None:
         try:
             await taking
-        except PositionTooOld:
+        except PositionUnavailable:
             self._show("the position is no longer in the stream; reading all sessions again")
         except JidoError as error:  # such as a stream that does not exist yet after a restart
             self._show(str(error))
@@ -96,7 +96,7 @@ class WatchScreen:
     async def _take_all(self, watch: SessionWatch) -> None:
         taken = 0
         async for message in watch:
-            self._board.take(message, self._now())
+            self._table.take(message, self._now())
             self._changed.set()
             taken += 1
             if taken % TOGETHER == 0:
@@ -105,7 +105,7 @@ class WatchScreen:
     async def _paint(self, terminal: Terminal) -> None:
         """Paint a frame, then wait until the next is due: after a change, or after a second."""
         began = self._now()
-        self._board.drop_ended(began)
+        self._table.drop_ended(began)
         if self._view.redraw:
             self._view.redraw = False
             terminal.forget()

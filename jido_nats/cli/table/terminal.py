@@ -160,7 +160,7 @@ class Terminal:
 
 
 def _own_descriptor(descriptor: int) -> int:
-    """The terminal, opened again as non-blocking: a slow one must not delay the reader, and the shell keeps its mode."""
+    """The terminal, opened again as non-blocking: a slow one must not delay the reader; the shell keeps its mode."""
     try:
         return os.open(os.ttyname(descriptor), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
     except OSError:

@@ -36,13 +36,13 @@ class Keys:
 
 
 class View:
-    """A table as the user sees it. `live` is the table being updated; `board` the visible one, which is frozen
+    """A table as the user sees it. `live` is the table being updated; `table` the visible one, which is frozen
     while paused.
     """
 
-    def __init__(self, board: SessionTable) -> None:
-        self.live = board
-        self.board = board
+    def __init__(self, table: SessionTable) -> None:
+        self.live = table
+        self.table = table
         self.first = 0
         self.page = 1
         self.typing = False
@@ -64,7 +64,7 @@ class View:
             "page up": lambda: self._scroll(-self.page),
             "page down": lambda: self._scroll(self.page),
             "home": lambda: self._scroll(-self.first),
-            "end": lambda: self._scroll(self.board.found),
+            "end": lambda: self._scroll(self.table.found),
             "redraw": self._redraw,
         }
 
@@ -92,32 +92,32 @@ class View:
                 self.typing = False
                 self._find("")
             case "backspace":
-                self._find(self.board.search[:-1])
+                self._find(self.table.search[:-1])
             case "clear":
                 self._find("")
             case letter if len(letter) == 1 and letter.isprintable():
-                self._find(self.board.search + letter)
+                self._find(self.table.search + letter)
 
     def _find(self, text: str) -> None:
         self.first = 0
         self.live.find(text)
-        if self.board is not self.live:
-            self.board.find(text)
+        if self.table is not self.live:
+            self.table.find(text)
 
     def _sort(self, order: Order) -> None:
         self.first = 0
         self.live.sort_by(order)
-        if self.board is not self.live:
-            self.board.sort_by(order)
+        if self.table is not self.live:
+            self.table.sort_by(order)
 
     def _scroll(self, by: int) -> None:
-        self.first = max(0, min(self.first + by, self.board.found - self.page))
+        self.first = max(0, min(self.first + by, self.table.found - self.page))
 
     def _pause(self, now: datetime, monotonic: float) -> None:
         if self.paused_at is None:
-            self.paused_at, self.board = (now, monotonic), self.live.copy()
+            self.paused_at, self.table = (now, monotonic), self.live.copy()
         else:
-            self.paused_at, self.board = None, self.live
+            self.paused_at, self.table = None, self.live
 
     def _type(self) -> None:
         self.typing = True

@@ -1,6 +1,6 @@
-// Commands, and what is asked for once.
+// Commands and other single requests.
 
-/** What the dashboard refused: `code` is stable, the message is for people. */
+/** An error response of the dashboard: `code` is stable, the message is for people. */
 export class ApiError extends Error {
   constructor(code, message) {
     super(message);
@@ -12,7 +12,7 @@ export const getSession = (id) => call("GET", `/api/sessions/${encodeURIComponen
 export const createSession = (request) => call("POST", "/api/sessions", request);
 export const command = (id, verb, request = {}) => call("POST", `/api/sessions/${encodeURIComponent(id)}/${verb}`, request);
 
-/** An id that makes a message safe to send again. */
+/** An id that makes it safe to send a message again. */
 export function newMessageId() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
@@ -27,14 +27,14 @@ async function call(method, path, body) {
   try {
     answer = await fetch(path, options);
   } catch {
-    throw new ApiError("unreachable", "The dashboard does not answer. It may or may not be done: try again.");
+    throw new ApiError("unreachable", "The dashboard does not answer. The command may or may not have been carried out: try again.");
   }
   const reply = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new ApiError(reply.error?.code ?? "internal", sentence(reply.error?.message ?? `Error ${answer.status}`));
   return reply;
 }
 
-/** A message as a sentence; a name that it begins with stays as it is. */
+/** A message as a sentence; a name at its start is not capitalized. */
 function sentence(text) {
   const capital = /^[a-z]+[ ,;:']/.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text;
   return /[.!?]$/.test(capital) ? capital : `${capital}.`;

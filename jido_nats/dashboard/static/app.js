@@ -1,4 +1,4 @@
-// The page: which view is shown, the state of the connection, the keys, the theme.
+// The page: the current view, the connection state, keyboard shortcuts, the theme.
 
 import { announce, byId, setText } from "./dom.js";
 import { askForEnd, openDialog, prepareDialogs } from "./dialogs.js";
@@ -24,7 +24,7 @@ let secondAt = 0;
 feed.onReset = () => {
   byId("new-session").hidden = store.readOnly;
   byId("read-only").hidden = !store.readOnly;
-  if (shownId !== null) session.load(); // nothing was told of what lies between
+  if (shownId !== null) session.load(); // its events since the last one seen were not sent
 };
 prepareDialogs((id) => {
   location.hash = `#/session/${encodeURIComponent(id)}`;
@@ -38,9 +38,9 @@ showTheme();
 route();
 feed.start();
 requestAnimationFrame(frame);
-globalThis.dashboard = { store, feed }; // for the browser's console, and for tests
+globalThis.dashboard = { store, feed }; // for the browser's console and for tests
 
-/** The token of the link has become a cookie: it need not stay in the address and the history. */
+/** The token of the link is now in a cookie: remove it from the address and the history. */
 function forgetToken() {
   const url = new URL(location.href);
   if (!url.searchParams.has("token")) return;
@@ -87,10 +87,10 @@ function showPhase(phase, detail) {
   const away = phase === "live" && !connected;
   const texts = {
     loading: ["Loading", "wait"],
-    live: away ? ["NATS is away, reconnecting", "bad"] : ["Live", "good"],
+    live: away ? ["NATS is unreachable, reconnecting", "bad"] : ["Live", "good"],
     reconnecting: ["Reconnecting to the dashboard", "bad"],
     paused: ["Paused while hidden", "wait"],
-    refused: ["Token wanted", "bad"],
+    refused: ["Token required", "bad"],
     problem: ["Waiting", "bad"],
   };
   const [text, kind] = texts[phase];
@@ -101,7 +101,7 @@ function showPhase(phase, detail) {
     if (kind !== "wait") announce(text);
   }
   const trouble = {
-    refused: "The dashboard wants its token again: open the link with ?token=… once more.",
+    refused: "The dashboard requires its token again: open the link with ?token=… once more.",
     problem: detail,
     live: problem && connected ? problem : "",
   }[phase];
@@ -146,7 +146,7 @@ function nextTheme() {
   try {
     localStorage.setItem("jido-theme", theme);
   } catch {
-    // It holds until the page is closed.
+    // It then applies until the page is closed.
   }
   showTheme();
   announce(`Theme: ${theme}`);
@@ -157,7 +157,7 @@ function currentTheme() {
 }
 
 function showTheme() {
-  byId("theme").setAttribute("aria-label", `Theme: ${currentTheme()}. Change it`);
+  byId("theme").setAttribute("aria-label", `Theme: ${currentTheme()}. Change theme`);
   byId("theme").title = `Theme: ${currentTheme()}`;
   byId("theme").dataset.theme = currentTheme();
 }

@@ -1,4 +1,4 @@
-// Events a second over the last minutes, drawn as SVG by hand.
+// Events per second over the last minutes, drawn directly as SVG.
 
 import { byId, setText } from "./dom.js";
 import { clock, number } from "./format.js";
@@ -38,8 +38,8 @@ export class Chart {
 
   draw() {
     if (this.width === 0) return;
-    const seconds = Math.max(1, Math.ceil((RATES_S * BAR_MIN_PX) / this.width)); // in one bar
-    const until = Math.floor(this.store.now() / 1000); // the second that is not over is not drawn
+    const seconds = Math.max(1, Math.ceil((RATES_S * BAR_MIN_PX) / this.width)); // per bar
+    const until = Math.floor(this.store.now() / 1000); // the current second is not drawn
     const from = until - RATES_S;
     const bars = [];
     for (let start = from - (from % seconds) + seconds; start + seconds <= until; start += seconds) {
@@ -66,7 +66,7 @@ export class Chart {
     this.failures.setAttribute("d", path((bar) => bar.failures));
     this.#drawScale(top, y);
     this.#drawTimes();
-    this.#tell(bars, peak);
+    this.#showRates(bars, peak);
     this.drawn = { bars, x, y };
     this.#drawPointer();
   }
@@ -90,7 +90,7 @@ export class Chart {
     });
   }
 
-  #tell(bars, peak) {
+  #showRates(bars, peak) {
     const seconds = bars.at(-1)?.seconds ?? 1;
     const last = bars.slice(-Math.max(1, Math.round(3 / seconds)));
     const rate = last.reduce((sum, bar) => sum + bar.events, 0) / Math.max(1, last.length);
@@ -102,7 +102,7 @@ export class Chart {
     const now = performance.now();
     if (this.spokenAt === 0 || now - this.spokenAt > SPOKEN_EVERY_MS) {
       this.spokenAt = now;
-      const text = `Events a second over the last five minutes: now ${rounded(rate)}, at most ${rounded(peak)}`;
+      const text = `Events per second over the last five minutes: now ${rounded(rate)}, at most ${rounded(peak)}`;
       this.svg.setAttribute("aria-label", text);
     }
   }
@@ -130,7 +130,7 @@ export class Chart {
   }
 }
 
-/** The next of 2, 4, 10, 20, 40, 100, … that is not below. */
+/** The smallest of 2, 4, 10, 20, 40, 100, … that is at least the value. */
 function niceAbove(value) {
   for (let scale = 1; ; scale *= 10) for (const step of [2, 4, 10]) if (step * scale >= value) return step * scale;
 }

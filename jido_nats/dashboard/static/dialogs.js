@@ -1,4 +1,4 @@
-// New session, end a session, the keys.
+// Dialogs: new session, terminate a session, keyboard shortcuts.
 
 import { command, createSession } from "./api.js";
 import { announce, byId, setText } from "./dom.js";
@@ -6,10 +6,10 @@ import { shortId } from "./format.js";
 
 const LIMITS = { "create-idle-after": "idle_after_s", "create-idle-timeout": "idle_timeout_s", "create-lifetime": "max_lifetime_s" };
 
-/** What was typed is not what is wanted. */
+/** The input is invalid. */
 class FormError extends Error {}
 
-/** Show the dialog of that name, empty. */
+/** Show the dialog with that name, with empty fields. */
 export function openDialog(name) {
   const dialog = byId(`${name}-dialog`);
   if (dialog.open) return;
@@ -23,12 +23,12 @@ export function prepareDialogs(onCreated) {
   for (const dialog of document.querySelectorAll("dialog")) {
     for (const button of dialog.querySelectorAll("[data-close]")) button.addEventListener("click", () => dialog.close());
     dialog.addEventListener("click", (event) => {
-      if (event.target === dialog) dialog.close(); // beside it
+      if (event.target === dialog) dialog.close(); // a click outside it
     });
   }
   onSubmit("create", async () => {
     const created = await createSession(createRequest());
-    announce("The session is created");
+    announce("Session created");
     onCreated(created.session_id);
   });
   onSubmit("terminate", async () => {
@@ -81,7 +81,7 @@ function pairs(text) {
   const found = {};
   for (const line of text.split("\n").filter((each) => each.trim())) {
     const at = line.indexOf("=");
-    if (at < 1) throw new FormError(`Metadata is key=value on each line, or a JSON object: “${line.trim()}” is neither.`);
+    if (at < 1) throw new FormError(`Metadata must be one key=value per line, or a JSON object: “${line.trim()}” is neither.`);
     found[line.slice(0, at).trim()] = line.slice(at + 1).trim();
   }
   return found;
@@ -92,8 +92,8 @@ function object(text, name) {
   try {
     value = JSON.parse(text);
   } catch (error) {
-    throw new FormError(`${name} is no JSON: ${error.message}.`);
+    throw new FormError(`${name} is not valid JSON: ${error.message}.`);
   }
-  if (value === null || typeof value !== "object" || Array.isArray(value)) throw new FormError(`${name} has to be a JSON object.`);
+  if (value === null || typeof value !== "object" || Array.isArray(value)) throw new FormError(`${name} must be a JSON object.`);
   return value;
 }

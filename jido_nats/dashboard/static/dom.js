@@ -1,4 +1,4 @@
-// Elements from data. Text goes in as text nodes and nowhere else: nothing here takes markup.
+// Elements from data. Text is inserted only as text nodes: nothing here accepts markup.
 
 /** An element: `el("a", { class: "link", href: "#/" }, "text", child)`; names with a dash or `role` are attributes. */
 export function el(tag, properties = {}, ...children) {
@@ -14,25 +14,25 @@ export function el(tag, properties = {}, ...children) {
   return node;
 }
 
-/** The element of that id, which the page has. */
+/** The element with that id, which must exist. */
 export function byId(id) {
   const node = document.getElementById(id);
   if (node === null) throw new Error(`the page has no #${id}`);
   return node;
 }
 
-/** Set an element's text, and touch the page only where it is another. */
+/** Set an element's text; leaves the DOM alone if it is unchanged. */
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-/** Say something to those who listen to the page. */
+/** Announce a text to screen readers. */
 export function announce(text) {
   const region = byId("live");
   region.textContent = region.textContent === text ? `${text}\u00a0` : text;
 }
 
-/** A status as a chip: a dot and the word. */
+/** A status as a chip: a dot and the name. */
 export function chip(status, failed = false) {
   return el("span", { class: `chip ${status}${failed ? " failed" : ""}` }, status);
 }

@@ -1,13 +1,13 @@
-// The connection to the dashboard: a snapshot, then every event behind it, through every interruption.
+// The connection to the dashboard: a snapshot, then every event after it, across every interruption.
 //
-// The browser comes back by itself with the last id that it saw (Last-Event-ID); where it gives up, or the page lets
-// the stream go while nobody looks, the page says the same id itself.
+// The browser reconnects by itself with the last id that it saw (Last-Event-ID); if it gives up, or the page closed
+// the stream while it was hidden, the page sends that id itself.
 
 const RETRY_MS = 1000;
 const RETRY_MAX_MS = 10_000;
-const SILENCE_MAX_MS = 15_000; // the dashboard says something every 5 s
+const SILENCE_MAX_MS = 15_000; // the dashboard sends something every 5 s
 const CHECK_MS = 2000;
-const HIDDEN_MS = 30_000; // a browser has six connections to a host, for all its tabs together
+const HIDDEN_MS = 30_000; // a browser opens at most six connections to a host, shared by all its tabs
 
 export class Feed {
   /** `onPhase(phase, detail)`: loading, live, reconnecting, paused, refused, or problem. */
@@ -30,21 +30,21 @@ export class Feed {
     this.load();
   }
 
-  /** Take a snapshot, and follow from there. */
+  /** Load a snapshot, then follow from its position. */
   async load() {
     this.#close();
-    if (!this.store.loaded) this.#say("loading");
+    if (!this.store.loaded) this.#setPhase("loading");
     let answer;
     try {
       answer = await fetch("/api/sessions");
     } catch {
-      this.#say("reconnecting");
+      this.#setPhase("reconnecting");
       return this.#again();
     }
-    if (answer.status === 401 || answer.status === 403) return this.#say("refused");
+    if (answer.status === 401 || answer.status === 403) return this.#setPhase("refused");
     if (!answer.ok) {
       const body = await answer.json().catch(() => null);
-      this.#say("problem", body?.error?.message ?? `the dashboard answered with ${answer.status}`);
+      this.#setPhase("problem", body?.error?.message ?? `the dashboard responded with status ${answer.status}`);
       return this.#again();
     }
     try {
@@ -52,14 +52,14 @@ export class Feed {
       this.store.restart(snapshot);
       this.position = snapshot.position;
     } catch {
-      this.#say("reconnecting");
+      this.#setPhase("reconnecting");
       return this.#again();
     }
     this.onReset();
     return this.follow();
   }
 
-  /** Open the stream behind the last event seen. */
+  /** Open the stream after the last event seen. */
   follow() {
     this.#close();
     this.heardAt = performance.now();
@@ -72,7 +72,7 @@ export class Feed {
       });
     on("open", () => {
       this.retryMs = RETRY_MS;
-      this.#say("live");
+      this.#setPhase("live");
     });
     on("change", (message) => {
       this.position = Number(message.lastEventId);
@@ -80,7 +80,7 @@ export class Feed {
     });
     on("state", (message) => {
       this.store.state = JSON.parse(message.data);
-      this.#say("live");
+      this.#setPhase("live");
     });
     on("managers", (message) => {
       this.store.managers = JSON.parse(message.data);
@@ -88,7 +88,7 @@ export class Feed {
     on("beat", () => {});
     on("reset", () => this.load());
     on("error", () => {
-      this.#say("reconnecting");
+      this.#setPhase("reconnecting");
       if (source.readyState === EventSource.CLOSED) this.#again();
     });
   }
@@ -101,7 +101,7 @@ export class Feed {
 
   #check() {
     if (this.source === null || performance.now() - this.heardAt < SILENCE_MAX_MS) return;
-    this.#say("reconnecting");
+    this.#setPhase("reconnecting");
     this.follow();
   }
 
@@ -111,10 +111,10 @@ export class Feed {
       this.hiddenTimer = setTimeout(() => {
         if (this.source === null) return;
         this.#close();
-        this.#say("paused");
+        this.#setPhase("paused");
       }, HIDDEN_MS);
     } else if (this.phase === "paused") {
-      this.#say("reconnecting");
+      this.#setPhase("reconnecting");
       this.follow();
     }
   }
@@ -125,7 +125,7 @@ export class Feed {
     this.source = null;
   }
 
-  #say(phase, detail = "") {
+  #setPhase(phase, detail = "") {
     this.phase = phase;
     this.onPhase(phase, detail);
   }

@@ -1,4 +1,4 @@
-// How times, durations and values are written.
+// Formats of times, durations and values.
 
 const clockFormat = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
 const dayFormat = new Intl.DateTimeFormat(undefined, { year: "numeric", month: "short", day: "numeric" });
@@ -15,7 +15,7 @@ export const number = (value) => numberFormat.format(value);
 /** 10:30:00 */
 export const clock = (ms) => clockFormat.format(ms);
 
-/** 10:30:00.412, with the day where it is not today. */
+/** 10:30:00.412, with the date if it is not today. */
 export function moment(ms, now) {
   const time = `${clock(ms)}.${String(Math.floor(ms) % 1000).padStart(3, "0")}`;
   return new Date(ms).toDateString() === new Date(now).toDateString() ? time : `${dayFormat.format(ms)} ${time}`;
@@ -29,7 +29,7 @@ export function duration(ms) {
   return age(value);
 }
 
-/** The same in whole seconds, for what counts on. */
+/** The same in whole seconds, for durations that keep growing. */
 export function age(ms) {
   const value = Math.max(0, ms);
   if (value < MINUTE) return `${Math.floor(value / SECOND)} s`;
@@ -38,13 +38,13 @@ export function age(ms) {
   return `${Math.floor(value / DAY)} d ${Math.floor((value % DAY) / HOUR)} h`;
 }
 
-/** What tells ids apart in a narrow place: their end. */
+/** An id for narrow places: its end, where ids differ. */
 export const shortId = (id) => (id.length <= 18 ? id : `…${id.slice(-12)}`);
 
-/** Any JSON value, laid out; a text as it is. */
+/** Any JSON value, indented; a string unchanged. */
 export const pretty = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2));
 
 export const FAILURES = new Set(["crashed", "start_failed", "owner_lost"]);
 
-/** A reason in words. */
+/** A reason as words. */
 export const words = (reason) => reason.replaceAll("_", " ");

@@ -9,7 +9,7 @@ import { Table } from "./table.js";
 const CHART_MS = 500;
 const TILES_MS = 100;
 const TOKEN = /^[A-Za-z0-9_-]{1,64}$/;
-const LEASE_LOW = 0.34; // it is renewed three times in its time
+const LEASE_LOW = 0.34; // a lease is renewed three times within its duration
 const ANNOUNCE_MS = 700;
 
 export class Overview {
@@ -30,7 +30,7 @@ export class Overview {
     byId("open-by-id").addEventListener("click", () => this.open(this.search.value.trim()));
   }
 
-  /** Bring everything up to date; called with every frame while it is shown. */
+  /** Update everything; called for every frame while the view is shown. */
   tick(now) {
     this.table.tick(now);
     if (now >= this.tilesAt) {
@@ -103,13 +103,13 @@ export class Overview {
 
   #emptyWords(query, filtered) {
     if (query !== "") {
-      return ["Nothing matches", "A session that ended long ago is not in this table, but the stream may still have its history: look it up by its id."];
+      return ["Nothing matches", "A session that ended long ago is no longer in this table, but the stream may still have its history: look it up by its id."];
     }
-    if (filtered) return ["None in this status", "Others may be in another one."];
+    if (filtered) return ["No sessions in this status", "There may be sessions in other statuses."];
     if (this.store.managers.length === 0 && this.store.state.managers_problem === null) {
-      return ["No sessions, and no manager that could run one", "Start one with: jido-nats serve"];
+      return ["No sessions, and no manager to run one", "Start one with: jido-nats serve"];
     }
-    return ["No sessions", this.store.readOnly ? "They appear here as soon as they are created." : "Make one here with “New session”, or with: jido-nats create"];
+    return ["No sessions", this.store.readOnly ? "Sessions appear here as soon as they are created." : "Create one with “New session”, or with: jido-nats create"];
   }
 
   #drawManagers() {
@@ -134,7 +134,7 @@ export class Overview {
     setText(byId("managers-count"), managers.length ? number(managers.length) : "");
     const empty = byId("managers-empty");
     empty.hidden = managers.length > 0;
-    setText(empty, state.managers_problem ?? (this.store.loaded ? "None has a lease: nobody answers commands. Start one with: jido-nats serve" : "…"));
+    setText(empty, state.managers_problem ?? (this.store.loaded ? "No manager has a lease: commands get no reply. Start one with: jido-nats serve" : "…"));
   }
 
   #managerNode(manager) {

@@ -1,10 +1,10 @@
-// One session: its record, its life as bars and events, what its worker says, and the commands about it.
+// One session: its record, its timeline and events, its output, and commands.
 
 import { ApiError, command, getSession, newMessageId } from "./api.js";
 import { announce, byId, chip, el, setText } from "./dom.js";
 import { age, duration, FAILURES, moment, pretty, words } from "./format.js";
 
-const SHOWN_MAX = 1000; // events, and outputs, on the page at one time
+const SHOWN_MAX = 1000; // events, and outputs, shown at one time
 const SEGMENTS_MAX = 400;
 const NEAR_END_PX = 40;
 const MS = (time) => Date.parse(time);
@@ -25,7 +25,7 @@ export class SessionView {
     });
   }
 
-  /** Show a session, and follow it until `close`. */
+  /** Show a session, and keep it updated until `close`. */
   async open(id) {
     this.close();
     this.id = id;
@@ -42,7 +42,7 @@ export class SessionView {
     await this.load();
   }
 
-  /** Ask for the record and the history (again); what comes meanwhile is kept. */
+  /** Load the record and the history (again); events that arrive meanwhile are kept. */
   async load() {
     const id = this.id;
     byId("session").setAttribute("aria-busy", "true");
@@ -68,7 +68,7 @@ export class SessionView {
     this.output = null;
   }
 
-  /** Durations that go on; called once a second while it is shown. */
+  /** Update growing durations; called once a second while the view is shown. */
   tick() {
     if (this.id === null) return;
     this.#drawSince();
@@ -94,7 +94,7 @@ export class SessionView {
     return [...this.events.values()].sort((a, b) => a.version - b.version || (order[a.type] ?? 1) - (order[b.type] ?? 1));
   }
 
-  /** The last that is known: of the record, or of an event that is newer. */
+  /** The latest known state: the record, or an event that is newer. */
   #last() {
     const changes = this.#ordered().filter((event) => event.type === "session_created" || event.type === "session_status");
     const event = changes.at(-1);
@@ -158,8 +158,8 @@ export class SessionView {
       ["Reason", last.reason && words(last.reason)],
       ["Detail", last.detail],
       ["Idle after", record.idle_after_s !== undefined && `${record.idle_after_s} s`],
-      ["Ends when idle for", record.idle_timeout_s !== undefined && `${record.idle_timeout_s} s`],
-      ["Lives at most", record.max_lifetime_s !== undefined && `${record.max_lifetime_s} s`],
+      ["Idle timeout", record.idle_timeout_s !== undefined && `${record.idle_timeout_s} s`],
+      ["Maximum lifetime", record.max_lifetime_s !== undefined && `${record.max_lifetime_s} s`],
       ["Trace", record.traceparent && el("span", { class: "mono" }, record.traceparent)],
     ].filter(([, value]) => value);
     byId("record").replaceChildren(...rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
@@ -224,7 +224,7 @@ export class SessionView {
     const events = all.slice(-SHOWN_MAX);
     const list = byId("events");
     const atEnd = nearEnd(list);
-    setText(byId("events-note"), all.length > events.length ? `The first ${all.length - events.length} are not shown.` : "");
+    setText(byId("events-note"), all.length > events.length ? `The first ${all.length - events.length} events are not shown.` : "");
     const known = new Map([...list.children].map((node) => [node.dataset.key, node]));
     list.replaceChildren(...events.map((event, index) => known.get(eventKey(event)) ?? this.#eventNode(event, all[all.length - events.length + index - 1])));
     if (atEnd) list.scrollTop = list.scrollHeight;
@@ -274,24 +274,24 @@ export class SessionView {
     });
   }
 
-  #onOutput(said) {
-    const key = `${said.ephemeral ? "live" : "kept"}.${said.number}`;
+  #onOutput(output) {
+    const key = `${output.ephemeral ? "live" : "kept"}.${output.number}`;
     if (this.numbers.has(key)) return;
     this.numbers.add(key);
-    this.outputs.push(said);
+    this.outputs.push(output);
     if (this.outputs.length === 1) requestAnimationFrame(() => this.#drawOutput());
   }
 
   #drawOutput() {
     const list = byId("output");
     const atEnd = nearEnd(list);
-    for (const said of this.outputs.slice(-SHOWN_MAX)) {
-      // What is heard live only may be here before what was said first and had to be stored.
+    for (const output of this.outputs.slice(-SHOWN_MAX)) {
+      // Live-only output may arrive before older output, which has to be stored first.
       let next = null;
-      while (list.children.length && (next ? next.previousSibling : list.lastChild)?.dataset.at > said.created_at) {
+      while (list.children.length && (next ? next.previousSibling : list.lastChild)?.dataset.at > output.created_at) {
         next = next ? next.previousSibling : list.lastChild;
       }
-      list.insertBefore(this.#outputNode(said), next);
+      list.insertBefore(this.#outputNode(output), next);
     }
     this.outputs = [];
     while (list.children.length > SHOWN_MAX) list.firstChild.remove();
@@ -299,19 +299,19 @@ export class SessionView {
     if (atEnd) list.scrollTop = list.scrollHeight;
   }
 
-  #outputNode(said) {
-    const spoken = said.type === "conversation_added";
-    const value = spoken ? said.content : said.data;
+  #outputNode(output) {
+    const spoken = output.type === "conversation_added";
+    const value = spoken ? output.content : output.data;
     const text = value === undefined || value === null ? "" : pretty(value);
     return el(
       "li",
-      { class: spoken ? `said ${said.role === "user" ? "mine" : ""}` : "emitted", data: { at: said.created_at } },
+      { class: spoken ? `said ${output.role === "user" ? "mine" : ""}` : "emitted", data: { at: output.created_at } },
       el(
         "div",
         { class: "said-head muted" },
-        el("span", { class: spoken ? "role" : "mono" }, spoken ? said.role : said.name),
-        said.ephemeral && el("span", { class: "tag" }, "live only"),
-        el("time", { class: "number", datetime: said.created_at }, moment(MS(said.created_at), this.store.now())),
+        el("span", { class: spoken ? "role" : "mono" }, spoken ? output.role : output.name),
+        output.ephemeral && el("span", { class: "tag" }, "live only"),
+        el("time", { class: "number", datetime: output.created_at }, moment(MS(output.created_at), this.store.now())),
       ),
       el("div", { class: typeof value === "string" ? "said-text" : "said-text mono" }, text),
     );
@@ -322,7 +322,7 @@ export class SessionView {
     this.outputs = [];
     byId("output").replaceChildren();
     byId("output-empty").hidden = false;
-    setText(byId("output-empty"), "Nothing was said yet.");
+    setText(byId("output-empty"), "No output yet.");
   }
 
   async #act(verb) {
@@ -347,7 +347,7 @@ export class SessionView {
     const button = byId("send-button");
     button.disabled = true;
     setText(byId("send-error"), "");
-    // The same message again, after an error, has the same id: it is delivered once.
+    // A message that is sent again after an error keeps its id: it is delivered once.
     if (this.messageId === null || this.messageText !== content) Object.assign(this, { messageId: newMessageId(), messageText: content });
     try {
       await command(id, "send", { role: byId("send-role").value.trim(), content, message_id: this.messageId });
@@ -370,7 +370,7 @@ export class SessionView {
       byId("copy-id").dataset.done = "yes";
       setTimeout(() => delete byId("copy-id").dataset.done, 1200);
     } catch {
-      getSelection()?.selectAllChildren(byId("session-id")); // where the browser does not allow it: select it
+      getSelection()?.selectAllChildren(byId("session-id")); // if the browser does not allow it: select the id
     }
   }
 }

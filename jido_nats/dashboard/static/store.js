@@ -1,4 +1,4 @@
-// What the page knows: the sessions, what happened in the last seconds, the managers. No DOM here.
+// The page's state: sessions, event rates of the last minutes, managers. No DOM here.
 
 import { FAILURES } from "./format.js";
 
@@ -18,7 +18,7 @@ export class Store {
     this.loaded = false;
     this.clockOffset = 0;
     this.revision = 0; // grows with every change of the rows
-    this.applied = 0; // events taken in since the page was opened
+    this.applied = 0; // events applied since the page was opened
     this.listeners = new Set(); // called with every event
   }
 
@@ -27,7 +27,7 @@ export class Store {
     return Date.now() + this.clockOffset;
   }
 
-  /** Begin anew with a snapshot. */
+  /** Start over from a snapshot. */
   restart(snapshot) {
     this.clockOffset = Date.parse(snapshot.now) - Date.now();
     this.readOnly = snapshot.read_only;
@@ -45,7 +45,7 @@ export class Store {
     this.revision += 1;
   }
 
-  /** Take in one event, as the stream tells it. */
+  /** Apply one event of the stream. */
   apply({ event, owner }) {
     this.applied += 1;
     this.#count(event);
@@ -56,7 +56,7 @@ export class Store {
     for (const listener of this.listeners) listener(event, owner);
   }
 
-  /** Events and failures in one second of the past, or in none. */
+  /** Events and failures in one second. */
   rate(second) {
     return this.rates.get(second) ?? { events: 0, failures: 0 };
   }

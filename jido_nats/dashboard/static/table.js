@@ -1,4 +1,4 @@
-// The table of sessions: only the rows that can be seen exist, so that ten thousand are as quick as ten.
+// The table of sessions: only visible rows are in the DOM, so ten thousand are as fast as ten.
 
 import { byId, chip, el, setText } from "./dom.js";
 import { age, moment, number, shortId, words } from "./format.js";
@@ -7,11 +7,11 @@ import { STATUSES } from "./store.js";
 const OVERSCAN = 6;
 const ID_TAIL = 12;
 const PAIRS_MAX = 8;
-const HEIGHT_MAX_PX = 30_000_000; // beyond it browsers lose count
-const REFRESH_MS = 250; // sorting and filtering again, at the most
-const REFRESH_SHARE = 8; // … and at most one part in so many of the time
+const HEIGHT_MAX_PX = 30_000_000; // browsers cannot lay out taller elements
+const REFRESH_MS = 250; // at most this often: sort and filter
+const REFRESH_SHARE = 8; // … and in at most this fraction (1/n) of the time
 
-const AGES_MS = 500; // ages are drawn again
+const AGES_MS = 500; // how often ages are redrawn
 
 const ORDER = Object.fromEntries(STATUSES.map((status, index) => [status, index]));
 const SORTS = {
@@ -41,7 +41,7 @@ export class Table {
     this.refreshAt = 0;
     this.drawnRevision = -1;
     this.drawAt = 0;
-    this.viewport.addEventListener("scroll", () => (this.drawAt = 0), { passive: true }); // with the frame that follows
+    this.viewport.addEventListener("scroll", () => (this.drawAt = 0), { passive: true }); // in the next frame
     this.viewport.addEventListener("pointerover", (event) => this.#explain(event.target.closest(".row")));
     new ResizeObserver(() => this.#measure()).observe(this.viewport);
     this.grid.addEventListener("keydown", (event) => this.#onKey(event));
@@ -59,13 +59,13 @@ export class Table {
     this.#restart();
   }
 
-  /** Show what has all the words: in the id, the owner, the metadata (also as key=value), the reason or the error. */
+  /** Show rows that contain all the words: in id, owner, metadata (also as key=value), reason or error. */
   setQuery(query) {
     this.terms = query.toLowerCase().split(/\s+/).filter(Boolean);
     this.#restart();
   }
 
-  /** Take in what has changed: called with every frame. */
+  /** Apply what has changed; called for every frame. */
   tick(now) {
     if (this.revision !== this.store.revision && now >= this.refreshAt) this.refresh();
     if (this.drawnRevision === this.store.revision && now < this.drawAt) return;
@@ -74,7 +74,7 @@ export class Table {
     this.draw();
   }
 
-  /** Filter and sort again, and keep in place what is looked at. */
+  /** Filter and sort, and keep the visible rows in place. */
   refresh() {
     const started = performance.now();
     const anchor = this.viewport.scrollTop > 0 ? this.visible[this.#first()] : undefined;
@@ -92,10 +92,10 @@ export class Table {
     }
     const finished = performance.now();
     this.refreshAt = finished + Math.max(REFRESH_MS, REFRESH_SHARE * (finished - started));
-    this.#tellCount();
+    this.#showCount();
   }
 
-  /** Bring the rows that can be seen up to date. */
+  /** Update the visible rows. */
   draw() {
     const first = Math.max(0, this.#first() - OVERSCAN);
     const now = this.store.now();
@@ -146,7 +146,7 @@ export class Table {
       slot.chip.textContent = row.status;
       slot.reason.textContent = row.reason && row.status === "terminated" ? words(row.reason) : "";
       slot.link.href = `#/session/${row.id}`;
-      // What tells ids apart is their end: it stays where the middle has no room.
+      // Ids differ at their end: it stays visible when there is no room for the middle.
       slot.idHead.data = row.id.slice(0, -ID_TAIL);
       slot.idTail.data = row.id.slice(-ID_TAIL);
       slot.ownerCell.textContent = row.owner ? shortId(row.owner) : "";
@@ -172,7 +172,7 @@ export class Table {
     });
   }
 
-  /** What a row has no room for, where it is pointed at. */
+  /** Tooltips of the row under the pointer, for what it has no room for. */
   #explain(node) {
     const slot = this.slots.find((each) => each.node === node);
     if (!slot?.row) return;
@@ -282,14 +282,14 @@ export class Table {
   #markSort() {
     for (const button of this.grid.querySelectorAll("[data-sort]")) {
       const chosen = button.dataset.sort === this.sort.key;
-      // The columns of times show ages: the newest first is the least age first.
+      // The time columns show ages: newest first means smallest age first.
       const ages = ["created", "updated"].includes(button.dataset.sort);
       const direction = this.sort.descending !== ages ? "descending" : "ascending";
       button.parentElement.setAttribute("aria-sort", chosen ? direction : "none");
     }
   }
 
-  #tellCount() {
+  #showCount() {
     const all = this.store.rows.size;
     const shown = this.visible.length;
     const text = shown === all ? `${number(all)} sessions` : `${number(shown)} of ${number(all)} sessions`;

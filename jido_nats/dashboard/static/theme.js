@@ -1,8 +1,8 @@
-// Before anything is painted: the theme that was chosen. (Not a module: those run later.)
+// Apply the chosen theme before the first paint. (Not a module: modules run later.)
 "use strict";
 try {
   const theme = localStorage.getItem("jido-theme");
   if (theme === "light" || theme === "dark") document.documentElement.dataset.theme = theme;
 } catch {
-  // A browser that keeps nothing gets the system's theme.
+  // Without local storage: the system's theme.
 }
