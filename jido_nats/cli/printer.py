@@ -154,7 +154,7 @@ def status_style(status: Status | str) -> str:
     return STATUS_STYLES.get(Status(status), UNKNOWN_STYLE)
 
 
-def event_text(event: Event | UnknownEvent, subject: str | None = None) -> Text:
+def event_text(event: Event, subject: str | None = None) -> Text:
     """An event as a coloured line; `subject` is shown below it."""
     session_id = event.session_id
     if isinstance(event, UnknownEvent):

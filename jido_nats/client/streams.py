@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Generic, NamedTuple, Self, TypeVar
 
 from jido_nats.broker.consumer import Consumer, Start, StreamMessage
 from jido_nats.broker.durable import DurableConsumer
-from jido_nats.core.events import Event, UnknownEvent
+from jido_nats.core.events import Event
 from jido_nats.core.output import Output
 from jido_nats.errors import BadRequest
 from jido_nats.store.event_log import event_in
@@ -18,9 +18,9 @@ from jido_nats.store.output_log import output_in
 if TYPE_CHECKING:  # a default, so that `EventMessage` alone is `EventMessage[Event]`; Python itself has it from 3.13 on
     from typing_extensions import TypeVar as TypeVarWithDefault
 
-    E_co = TypeVarWithDefault("E_co", bound=Event | UnknownEvent, default=Event | UnknownEvent, covariant=True)
+    E_co = TypeVarWithDefault("E_co", bound=Event, default=Event, covariant=True)
 else:
-    E_co = TypeVar("E_co", bound=Event | UnknownEvent, covariant=True)
+    E_co = TypeVar("E_co", bound=Event, covariant=True)
 
 
 class EventMessage(NamedTuple, Generic[E_co]):

@@ -21,7 +21,7 @@ from jido_nats.broker.consumer import Start
 from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.broker.stream_info import check_stream, stream_state
 from jido_nats.core import subjects
-from jido_nats.core.events import Event, SessionCreated, SessionTerminated, UnknownEvent
+from jido_nats.core.events import Event, KnownEvent, SessionCreated, SessionTerminated, UnknownEvent
 from jido_nats.core.lifecycle import after_event
 from jido_nats.core.requests import ListRequest
 from jido_nats.core.session import SessionRecord, Status
@@ -46,7 +46,7 @@ class SnapshotComplete(NamedTuple):
 class SessionChanged(NamedTuple):
     """One event, the record as of that event, and the position from which to resume after it."""
 
-    event: Event | UnknownEvent
+    event: Event
     record: SessionRecord
     position: int
 
@@ -79,7 +79,7 @@ class SessionWatch:
         self._snapshot_at = 0
         self._snapshot_returned = position is not None
         # The event that is being returned: if the reader is cancelled meanwhile, it gets it the next time.
-        self._in_hand: tuple[Event | UnknownEvent, int] | None = None
+        self._in_hand: tuple[Event, int] | None = None
         self._exit = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -131,7 +131,7 @@ class SessionWatch:
         if self._resume_after is None:
             self._snapshot = deque(record for record in self._index if self._concerns(record))
 
-    async def _next_event(self) -> tuple[Event | UnknownEvent, int]:
+    async def _next_event(self) -> tuple[Event, int]:
         """The next event that is not in the snapshot, and its position."""
         while True:
             message = await self._events.next()
@@ -169,11 +169,11 @@ class SessionWatch:
         elif record is not None:
             self._ended.add(session_id)
 
-    def _is_included(self, event: Event | UnknownEvent) -> bool:
+    def _is_included(self, event: Event) -> bool:
         """Whether the snapshot already includes this event."""
         return self._resume_after is None and event.version <= self._included.get(event.session_id, 0)
 
-    async def _record_at(self, event: Event | UnknownEvent, sequence: int) -> SessionRecord | None:
+    async def _record_at(self, event: Event, sequence: int) -> SessionRecord | None:
         """The record as of this event; None if it has expired and the event is of an unknown type."""
         record = self._index.get(event.session_id)
         if (record is None or record.version < event.version) and sequence > self._snapshot_at:
@@ -188,7 +188,7 @@ class SessionWatch:
     def _concerns(self, record: SessionRecord) -> bool:
         return matches(record, self._wanted)
 
-    def _concerns_change(self, event: Event | UnknownEvent, record: SessionRecord) -> bool:
+    def _concerns_change(self, event: Event, record: SessionRecord) -> bool:
         before = getattr(event, "previous_status", None)
         any_status = msgspec.structs.replace(self._wanted, status=None, include_terminated=True)
         return matches(record, any_status) and self._wanted.status in (None, record.status, before)
@@ -235,7 +235,7 @@ class ManagerWatch:
         return manager_id, ManagerLease(info, renewed_at, lease_time(message) or 0)
 
 
-def _known_by(event: Event) -> SessionRecord:
+def _known_by(event: KnownEvent) -> SessionRecord:
     """What one event alone says about a session."""
     at = event.created_at if isinstance(event, SessionCreated) else event.updated_at
     return SessionRecord(

@@ -19,12 +19,12 @@ from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.broker.stream_info import stream_state
 from jido_nats.contract.rules import Copies, Finding, Life, Place
 from jido_nats.core import codec, subjects
-from jido_nats.core.events import Event, SessionStatus, UnknownEvent
+from jido_nats.core.events import Event, KnownEvent, SessionStatus, UnknownEvent
 
 # A version's messages are published one by one: how long to wait at the end of the stream for those still missing.
 REST_WAIT_S: Final = 5.0
 PROGRESS_EVERY: Final = 100
-_KINDS: Final[dict[object, type[Any]]] = {kind.__struct_config__.tag: kind for kind in Event.__args__}
+_KINDS: Final[dict[object, type[Any]]] = {kind.__struct_config__.tag: kind for kind in KnownEvent.__args__}
 _STATUS: Final = str(SessionStatus.__struct_config__.tag)
 
 
@@ -116,7 +116,7 @@ class Checker:
             return
         yield from self._check_life(event, row, place)
 
-    def _check_life(self, event: Event | UnknownEvent, row: Row, place: Place) -> Iterator[Finding]:
+    def _check_life(self, event: Event, row: Row, place: Place) -> Iterator[Finding]:
         if row.subject == subjects.EVENTS:
             life = self._lives.setdefault(event.session_id, Life(self.partial))
             yield from life.check(event, place)

@@ -55,10 +55,10 @@ class Life:
     def __init__(self, partial: bool) -> None:
         self._partial = partial
         self._seen: set[tuple[int, str]] = set()
-        self._last: Event | UnknownEvent | None = None
+        self._last: Event | None = None
         self.statuses: dict[int, tuple[SessionStatus, Place]] = {}
 
-    def check(self, event: Event | UnknownEvent, place: Place) -> Iterator[Finding]:
+    def check(self, event: Event, place: Place) -> Iterator[Finding]:
         """Check the next event."""
         last, name = self._last, (event.version, event_type(event))
         if name in self._seen:
@@ -83,7 +83,7 @@ class Life:
             _, place = self.statuses[last.version]
             yield place.finding("end", "no session_terminated follows the end", last.session_id)
 
-    def _check(self, event: Event | UnknownEvent, last: Event | UnknownEvent | None) -> Iterator[tuple[str, str]]:
+    def _check(self, event: Event, last: Event | None) -> Iterator[tuple[str, str]]:
         if last is None:
             yield from _check_first(event, self._partial)
             return
@@ -161,7 +161,7 @@ class Copies:
             yield from _check_next(event, last)
 
 
-def _check_first(event: Event | UnknownEvent, partial: bool) -> Iterator[tuple[str, str]]:
+def _check_first(event: Event, partial: bool) -> Iterator[tuple[str, str]]:
     if isinstance(event, SessionCreated):
         if event.version != 1:
             yield "version", f"session_created is version {event.version}, not 1"
@@ -199,7 +199,7 @@ def _check_next(
         )
 
 
-def _check_version(event: Event | UnknownEvent, last: Event | UnknownEvent) -> Iterator[tuple[str, str]]:
+def _check_version(event: Event, last: Event) -> Iterator[tuple[str, str]]:
     """Check that no version is missing before the event. An event of an unknown type counts as its version."""
     if event.version > last.version + 1:
         first, until = last.version + 1, event.version - 1
@@ -258,7 +258,7 @@ def _check_copy(event: SessionStatus, place: Place, life: Life, partial: bool) -
         yield place.finding("copy", message, event.session_id)
 
 
-def _is_end(event: Event | UnknownEvent) -> bool:
+def _is_end(event: Event) -> bool:
     return isinstance(event, SessionStatus) and event.status is Status.TERMINATED
 
 

@@ -7,7 +7,7 @@ import msgspec
 
 from jido_nats.core import requests, subjects
 from jido_nats.core.commands import COMMANDS
-from jido_nats.core.events import Event
+from jido_nats.core.events import KnownEvent
 from jido_nats.core.lifecycle import TRANSITIONS
 from jido_nats.core.output import Output
 from jido_nats.core.session import SessionRecord
@@ -16,7 +16,7 @@ from jido_nats.store.leases import ManagerInfo
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 CONTRACT_VERSION: Final = "1.0.0"
-EVENTS: Final = Event.__args__
+EVENTS: Final = KnownEvent.__args__
 OUTPUTS: Final = Output.__args__
 _ERROR_KINDS: Final[list[type[CommandError]]] = [CommandError, *COMMAND_ERRORS]
 ERRORS: Final = {kind.code: kind.status for kind in _ERROR_KINDS}

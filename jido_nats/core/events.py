@@ -43,7 +43,8 @@ class SessionTerminated(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     forced: bool = False
 
 
-Event = SessionCreated | SessionStatus | SessionTerminated
+KnownEvent = SessionCreated | SessionStatus | SessionTerminated
+"""The events that this version publishes."""
 
 
 class UnknownEvent(msgspec.Struct, frozen=True, kw_only=True, rename={"event_type": "type"}):
@@ -54,6 +55,10 @@ class UnknownEvent(msgspec.Struct, frozen=True, kw_only=True, rename={"event_typ
     version: int
 
 
-def event_type(event: Event | UnknownEvent) -> str:
+Event = KnownEvent | UnknownEvent
+"""What a reader gets."""
+
+
+def event_type(event: Event) -> str:
     """The value of `type` on the wire, such as `session_status`."""
     return event.event_type if isinstance(event, UnknownEvent) else str(type(event).__struct_config__.tag)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated, UnknownEvent
+from jido_nats.core.events import Event, KnownEvent, SessionCreated, SessionStatus, SessionTerminated, UnknownEvent
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.errors import InvalidTransition
 
@@ -136,7 +136,7 @@ def step_of(record: SessionRecord) -> list[SessionStatus]:
     return [event for event in events_of(record) if isinstance(event, SessionStatus)]
 
 
-def after_event(record: SessionRecord, event: Event | UnknownEvent) -> SessionRecord:
+def after_event(record: SessionRecord, event: Event) -> SessionRecord:
     """The record as it was right after `event`; fields that events lack (`owner`, …) are those of `record`."""
     if isinstance(event, UnknownEvent):  # what it changed is not known here, except that it is a version
         return msgspec.structs.replace(record, version=event.version, sealed=False, opening=False)
@@ -199,12 +199,12 @@ def created_event(record: SessionRecord) -> SessionCreated:
 
 def history(
     created: SessionCreated | None, steps: Sequence[SessionStatus], *, after: int, limit: int
-) -> tuple[list[Event], int | None]:
+) -> tuple[list[KnownEvent], int | None]:
     """(events, next) of the versions after `after`: whole versions, about `limit` events; `next` if there are more."""
-    versions: list[list[Event]] = [[created]] if created is not None else []
+    versions: list[list[KnownEvent]] = [[created]] if created is not None else []
     versions += [[s, ended_event(s)] if s.status is Status.TERMINATED else [s] for s in steps]
     wanted = [events for events in versions if events[0].version > after]
-    found: list[Event] = []
+    found: list[KnownEvent] = []
     for events in wanted:
         if found and len(found) + len(events) > limit:
             return found, found[-1].version

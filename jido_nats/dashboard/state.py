@@ -121,7 +121,7 @@ class Rates:
     def __init__(self) -> None:
         self._seconds: dict[int, list[int]] = {}
 
-    def count(self, event: Event | UnknownEvent) -> None:
+    def count(self, event: Event) -> None:
         """Count one event, in the second in which it happened; an event of an unknown type does not say when."""
         if isinstance(event, UnknownEvent):
             return
@@ -163,7 +163,7 @@ def brief(metadata: dict[str, Any]) -> dict[str, str]:
     return {key[:ROW_TEXT_MAX]: _text(value) for key, value in list(metadata.items())[:ROW_PAIRS_MAX]}
 
 
-def change_message(position: int, event: Event | UnknownEvent, owner: str) -> bytes:
+def change_message(position: int, event: Event, owner: str) -> bytes:
     """One event, encoded; its `id` is its stream sequence."""
     if isinstance(event, SessionCreated):
         event = msgspec.structs.replace(event, metadata=dict(brief(event.metadata)))

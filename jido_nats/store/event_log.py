@@ -30,7 +30,7 @@ from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.broker.stream_info import last_position, stream_memory, stream_state
 from jido_nats.core import codec, subjects
 from jido_nats.core.codec import Encoding
-from jido_nats.core.events import Event, SessionCreated, SessionStatus, UnknownEvent
+from jido_nats.core.events import Event, SessionCreated, SessionStatus
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.subjects import Publication
 
@@ -220,7 +220,7 @@ class EventLog:
         return None if message is None else message.headers.get(MESSAGE_ID, "")
 
 
-def event_in(message: StreamMessage) -> Event | UnknownEvent | None:
+def event_in(message: StreamMessage) -> Event | None:
     """The event in a stored message; None if its type is unknown, or if it is not an event (logged)."""
     return decoded(message, codec.decode_event, "a message on an event subject is not an event, skipping it")
 

@@ -1,11 +1,13 @@
 """What a newer version stores is never destroyed, hidden or misread: values, types of events, and features."""
 
 import asyncio
+import itertools
 import logging
 from typing import Any
 
 import msgspec
 import pytest
+from nats.aio.msg import Msg
 
 from jido_nats import Client, LocalServer, SessionManager, SessionStatus, SnapshotComplete, UnknownEvent, WatchedSession
 from tests.conftest import StartManager
@@ -101,15 +103,33 @@ async def test_wait_ends_with_a_session_whose_reason_is_unknown(
     async with Client.connect(server.url) as client:
         await client.create_session(session_id="s1")
         waiting = asyncio.create_task(client.wait("s1", "terminated", timeout_s=DEADLINE_S))
-        ended = event("s1", 3, status="terminated", reason="handed_over")
+        versions = itertools.count(3)
 
-        async def end() -> bool:
+        async def end() -> bool:  # again and again, since nothing shows that the waiting has begun
+            ended = event("s1", next(versions), status="terminated", reason="handed_over")
             await publish(stranger, ended, "jido.client.session.s1")
             return waiting.done()
 
         await eventually(end)
 
-        assert (await waiting).status == "terminated"
+        record = await waiting
+        assert (record.status, record.reason) == ("terminated", "handed_over")
+
+
+async def test_history_from_a_newer_manager_is_read(server: LocalServer, stranger: Stranger) -> None:
+    painted = {"type": "session_painted", "session_id": "s1", "version": 2, "colour": "red"}
+
+    async def answer(message: Msg) -> None:
+        await message.respond(msgspec.json.encode({"events": [painted, event("s1", 3, status="waiting")]}))
+
+    await stranger.nc.subscribe("jido.session.history.s1", cb=answer)
+    await stranger.flush()
+    async with Client.connect(server.url) as client:
+        first, second = await client.session_history("s1")
+
+    assert first == UnknownEvent(event_type="session_painted", session_id="s1", version=2)
+    assert isinstance(second, SessionStatus)
+    assert second.status == "waiting"
 
 
 async def test_a_record_with_an_unknown_status_is_found_and_listed(stranger: Stranger, manager: SessionManager) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 from jido_nats.cli.escape import printable
 from jido_nats.client.watch import SessionChanged, SnapshotComplete, Watched, WatchedSession
 from jido_nats.core import codec
-from jido_nats.core.events import Event, SessionTerminated, UnknownEvent
+from jido_nats.core.events import Event, SessionTerminated
 from jido_nats.core.session import SessionRecord, Status
 
 # How long ended sessions are still shown, and how many at most.
@@ -83,7 +83,7 @@ class SessionTable:
         self._unconfirmed: set[str] = set()
         self._ended: deque[tuple[float, str]] = deque()
         self.counts: Counter[Status] = Counter()
-        self.events: deque[Event | UnknownEvent] = deque(maxlen=EVENTS_MAX)
+        self.events: deque[Event] = deque(maxlen=EVENTS_MAX)
         self.events_taken = 0
         self.rate = Rate()
         self.order = Order.ID
@@ -158,7 +158,7 @@ class SessionTable:
         copied.counts, copied.events, copied.rate = self.counts.copy(), self.events.copy(), self.rate.copy()
         return copied
 
-    def _change(self, event: Event | UnknownEvent, record: SessionRecord, now: float) -> None:
+    def _change(self, event: Event, record: SessionRecord, now: float) -> None:
         self.events.append(event)
         self.events_taken += 1
         self.rate.count(now)
