@@ -195,7 +195,7 @@ async def test_a_new_session_is_made_and_shown(page: Page, stage: Stage, name: s
     ("label", "text", "error"),
     [
         ("Metadata", "no pair", "“no pair” is neither"),
-        ("Metadata", "{oops", "The metadata is no JSON"),
+        ("Metadata", "{oops", "The metadata is not valid JSON"),
         ("Id ", "a b", "1 to 64 letters"),
         ("LLM", "[1]", "must be a JSON object"),
     ],

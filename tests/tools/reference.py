@@ -86,9 +86,7 @@ def python_reference() -> str:
     lines = []
     for heading, things in sections.items():
         names = ", ".join(f"[`{name}`](#{anchor(name)})" for name, _ in things)
-        lines.append(
-            f"* [{heading}](#{anchor(heading)}): {names}" if heading != COMMANDS else f"* [{heading}](#commands)"
-        )
+        lines.append(f"* [{heading}](#{anchor(heading)}): {names}")
     for heading, things in sections.items():
         lines += ["", f"## {heading}", ""]
         for name, thing in things:
@@ -145,7 +143,7 @@ def _entry(name: str, thing: Any) -> list[str]:
         parts = _type(list(typing.get_args(thing)))[1:-1]  # of the alias itself, which else is its own name
         shown = f"Callable[{parts}]" if typing.get_origin(thing) is Callable else parts.replace(", ", " | ")
         return [f"### {name}", "", "```python", f"{name} = {shown}", "```", "", *_alias_text(name, thing)]
-    lines = [] if thing is SessionApi else [f"### {name}", ""]
+    lines = [f"### {name}", ""]
     if issubclass(thing, enum.Enum):
         members = ", ".join(f"`{name}.{member.name}` (`{member.value!s}`)" for member in thing)
         return [*lines, _text(thing), "", members + ".", ""]
