@@ -20,6 +20,7 @@ from jido_nats.broker.stream_info import stream_state
 from jido_nats.contract.rules import Copies, Finding, Life, Place
 from jido_nats.core import codec, subjects
 from jido_nats.core.events import Event, KnownEvent, SessionStatus, UnknownEvent
+from jido_nats.core.session import Reason, Status
 
 # A version's messages are published one by one: how long to wait at the end of the stream for those still missing.
 REST_WAIT_S: Final = 5.0
@@ -100,6 +101,7 @@ class Checker:
             return
         wrong = [*_check_fields(row.event, kind, place), *_check_subject(row, place)]
         yield from wrong
+        yield from _unknown_values(row.event, place)
         if wrong:
             self._lose_track(row.event.get("session_id"))
             return
@@ -159,6 +161,14 @@ def _check_fields(event: Mapping[str, Any], kind: type[Any], place: Place) -> It
                 yield place.finding("field_missing", f"{name} has no {field.encode_name}", about)
         elif (wrong := _wrong(event[field.encode_name], field)) is not None:
             yield place.finding("field_type", f"{name}: {field.encode_name}: {wrong}", about)
+
+
+def _unknown_values(event: Mapping[str, Any], place: Place) -> Iterator[Finding]:
+    """Note the values that only newer versions know: allowed, and not judged."""
+    for name, kind in (("status", Status), ("previous_status", Status), ("reason", Reason)):
+        value = event.get(name)
+        if isinstance(value, str) and not kind(value).is_known:
+            yield place.finding("unknown_value", f"{name} is {value!r}, which this version does not know", note=True)
 
 
 def _wrong(value: object, field: msgspec.structs.FieldInfo) -> str | None:

@@ -85,11 +85,14 @@ def document() -> dict[str, Any]:
 
 def definitions(prefix: str) -> dict[str, Any]:
     """Every message by its name; references to other messages begin with `prefix`."""
-    _, components = msgspec.json.schema_components(KINDS, ref_template=prefix + "{name}")
+    _, found = msgspec.json.schema_components(KINDS, ref_template=prefix + "{name}")
+    components: dict[str, Any] = msgspec.to_builtins(found)  # a default may be a tuple
     for name, component in components.items():
         _complete(name, component)
     mine = {"Event": _event(prefix), "Output": _output(prefix)} | components
     mine["HistoryReply"]["properties"]["events"]["items"] = {"$ref": f"{prefix}Event"}
+    for name in ("Status", "Reason"):  # open: a reader keeps the text of a value that it does not know
+        mine[name]["anyOf"] = [{"enum": mine[name].pop("enum")}, {"type": "string"}]
     mine["Status"]["x-may-become"] = {status: sorted(targets) for status, targets in TRANSITIONS.items()}
     return {name: mine[name] for name in sorted(mine)}
 
