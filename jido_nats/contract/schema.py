@@ -86,7 +86,7 @@ def document() -> dict[str, Any]:
 def definitions(prefix: str) -> dict[str, Any]:
     """Every message by its name; references to other messages begin with `prefix`."""
     _, found = msgspec.json.schema_components(KINDS, ref_template=prefix + "{name}")
-    components: dict[str, Any] = msgspec.to_builtins(found)  # a default may be a tuple
+    components: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(found))  # a default may be a tuple
     for name, component in components.items():
         _complete(name, component)
     mine = {"Event": _event(prefix), "Output": _output(prefix)} | components
