@@ -134,7 +134,7 @@ async def test_wait_gives_up(server: LocalServer, stranger: Stranger, manager: S
 
     finished = await run("wait", "s1", "--timeout", "0.3", "--server", server.url)
 
-    assert "took too long" in one_sentence(finished)
+    assert "timed out" in one_sentence(finished)
 
 
 async def test_events_are_replayed(server: LocalServer, stranger: Stranger, manager: SessionManager) -> None:

@@ -100,7 +100,7 @@ async def up(folder: Path, command: list[str]) -> AsyncIterator[str]:
     assert command[:2] == ["jido-nats", "up"]
     async with running(*command[1:], "--port", "0", cwd=folder) as program:
         await program.said("Ctrl-C stops it")
-        (url,) = re.findall(r"runs on (nats://\S+)", program.out)
+        (url,) = re.findall(r"running on (nats://\S+)", program.out)
         yield url
 
 
