@@ -15,7 +15,7 @@ from jido_nats.client.watch import (
     WatchedSession,
 )
 from jido_nats.core.codec import Encoding
-from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated
+from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated, UnknownEvent
 from jido_nats.core.output import ConversationAdded, Output, SessionOutput
 from jido_nats.core.requests import SendReply
 from jido_nats.core.session import Reason, SessionRecord, Status
@@ -99,6 +99,7 @@ __all__ = [
     "StopTimeout",
     "TooLarge",
     "Unavailable",
+    "UnknownEvent",
     "Watched",
     "WatchedSession",
     "Worker",

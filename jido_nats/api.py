@@ -5,14 +5,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from jido_nats.core import requests, subjects
+from jido_nats.core import codec, requests, subjects
 from jido_nats.core.commands import COMMANDS, About
 from jido_nats.core.events import Event
 from jido_nats.core.requests import (
     CreateReply,
     CreateRequest,
     Empty,
-    HistoryReply,
+    HistoryPage,
     HistoryRequest,
     ListReply,
     ListRequest,
@@ -99,8 +99,8 @@ class SessionApi(ABC):
         found: list[Event] = []
         request = HistoryRequest(limit=requests.HISTORY_LIMIT_MAX)
         while True:
-            page = await self._checked("history", session_id, request, HistoryReply)
-            found += page.events
+            page = await self._checked("history", session_id, request, HistoryPage)
+            found += [codec.decode_event(bytes(event)) for event in page.events]
             if page.next is None:
                 return found
             request = msgspec.structs.replace(request, after=page.next)

@@ -208,6 +208,7 @@ async def _sessions(context: CheckContext) -> Findings:
     registry = SessionRecords(context.connection, context.settings.sessions_bucket, terminated_ttl_s=0)
     until = await registry.last_position()
     foreign: list[str] = []
+    newer: list[SessionRecord] = []
     if until:
         async with registry.follow() as consumer:
             while consumer.position < until:
@@ -215,13 +216,17 @@ async def _sessions(context: CheckContext) -> Findings:
                 entry = entry_of(message)
                 if message.data and entry.record is None:
                     foreign.append(entry.session_id)
-                if entry.record is not None and not entry.record.sealed:
+                if entry.record is not None and entry.record.unknown_needs:
+                    newer.append(entry.record)
+                elif entry.record is not None and not entry.record.sealed:
                     context.records[entry.session_id] = entry.record
     if foreign:
         text = (
             f"{len(foreign)} entries of {context.settings.sessions_bucket} are not session records ({_some(foreign)}): "
         )
         yield Finding(Level.WARNING, "sessions", text + "no manager ends them; delete what is not a session")
+    if newer:
+        yield Finding(Level.WARNING, "sessions", _of_newer_versions(newer))
     live = sum(record.status is not Status.TERMINATED for record in context.records.values())
     orphans = [r.session_id for r in context.records.values() if r.owner not in context.leases.managers]
     if "leases" not in context.seen:
@@ -233,6 +238,15 @@ async def _sessions(context: CheckContext) -> Findings:
         yield Finding(Level.ERROR, "sessions", text)
     else:
         yield Finding(Level.OK, "sessions", f"{live} live sessions, each with a live owner")
+
+
+def _of_newer_versions(records: list[SessionRecord]) -> str:
+    ids = _some([record.session_id for record in records])
+    features = ", ".join(sorted({feature for record in records for feature in record.unknown_needs}))
+    return (
+        f"{len(records)} sessions were written by a newer version ({ids}): managers of this version leave them alone; "
+        f"run one that knows: {features}"
+    )
 
 
 async def _unpublished(context: CheckContext) -> Findings:

@@ -14,7 +14,7 @@ from jido_nats.client.streams import EventMessage, OutputMessage
 from jido_nats.client.watch import SessionChanged, SnapshotComplete, Watched, WatchedSession
 from jido_nats.contract.rules import Finding
 from jido_nats.core import codec
-from jido_nats.core.events import Event, SessionCreated, SessionStatus
+from jido_nats.core.events import Event, SessionCreated, SessionStatus, UnknownEvent
 from jido_nats.core.output import ConversationAdded
 from jido_nats.core.requests import SendReply
 from jido_nats.core.session import SessionRecord, Status
@@ -26,6 +26,7 @@ STATUS_STYLES: Final = {
     Status.TERMINATING: "magenta",
     Status.TERMINATED: "red",
 }
+UNKNOWN_STYLE: Final = "blue"
 
 
 LEVEL_STYLES: Final = {"ok": "green", "warning": "yellow", "error": "bold red"}
@@ -58,7 +59,7 @@ class Printer:
         for record in rows:
             line = Text.assemble(
                 (f"{printable(record.session_id):<44} ", "bold"),
-                (f"{record.status:<13}", STATUS_STYLES[record.status]),
+                (f"{record.status:<13}", status_style(record.status)),
                 (_clock(record.updated_at), "dim"),
             )
             if record.reason:
@@ -148,10 +149,17 @@ class Printer:
             self.console.print(text, style=style)
 
 
+def status_style(status: Status | str) -> str:
+    """The colour of a status, also of one that only newer versions know."""
+    return STATUS_STYLES.get(Status(status), UNKNOWN_STYLE)
+
+
 def event_text(event: Event, subject: str | None = None) -> Text:
     """An event as a coloured line; `subject` is shown below it."""
     session_id = event.session_id
-    if isinstance(event, SessionCreated):
+    if isinstance(event, UnknownEvent):
+        line = Text(f"{_brief(session_id)} v{event.version} {printable(event.event_type)}")
+    elif isinstance(event, SessionCreated):
         line = Text.assemble(
             (_clock(event.created_at), "dim"), f" {_brief(session_id)} v{event.version} ", ("created", "bold")
         )
@@ -161,7 +169,7 @@ def event_text(event: Event, subject: str | None = None) -> Text:
         line = Text.assemble(
             (_clock(event.updated_at), "dim"),
             f" {_brief(session_id)} v{event.version} {event.previous_status} → ",
-            (event.status, STATUS_STYLES[event.status]),
+            (event.status, status_style(event.status)),
         )
         line.append(_why(event.reason, event.error))
     else:
@@ -184,7 +192,7 @@ def _text(value: Any) -> str:
 
 def _value(name: str, value: Any) -> Text:
     if name in ("status", "previous_status"):
-        return Text(value, STATUS_STYLES[Status(value)])
+        return Text(value, status_style(value))
     if isinstance(value, datetime):
         return Text(value.isoformat().replace("+00:00", "Z"))
     return Text(_text(value))

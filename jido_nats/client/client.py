@@ -23,7 +23,8 @@ from jido_nats.client.streams import EventMessage, EventStream, OutputMessage, O
 from jido_nats.client.watch import ManagerWatch, SessionWatch
 from jido_nats.core import codec, requests, subjects
 from jido_nats.core.commands import COMMANDS
-from jido_nats.core.events import Event, SessionStatus
+from jido_nats.core.events import KnownEvent, SessionStatus, UnknownEvent
+from jido_nats.core.lifecycle import after_event
 from jido_nats.core.requests import (
     CreateRequest,
     ListRequest,
@@ -129,9 +130,7 @@ class Client(SessionApi):
                 if event.status in (wanted, Status.TERMINATED):
                     record = await self.get_session_info(session_id)
                     if event.status is wanted and record.status is not wanted:
-                        return msgspec.structs.replace(  # it has changed since; this is what it was
-                            record, status=wanted, version=event.version, previous_status=event.previous_status
-                        )
+                        return after_event(record, event)  # it has changed since; this is what it was
         if record.status is not wanted:
             raise InvalidTransition(
                 f"the session has ended ({record.reason}) and will not be {wanted}", session_id=session_id
@@ -202,7 +201,7 @@ class Client(SessionApi):
         created), and a message is acknowledged when the next one is requested.
         Entering raises `BadRequest` for an invalid `since`, `PositionUnavailable` for a sequence that has been removed.
         """
-        subject, kinds = subjects.EVENTS, Event.__args__
+        subject, kinds = subjects.EVENTS, (*KnownEvent.__args__, UnknownEvent)
         if session_id is not None:
             subject, kinds = subjects.session(session_id), (SessionStatus,)
         start = parse_since(since, datetime.now(UTC))

@@ -21,7 +21,7 @@ from jido_nats.broker.consumer import Start
 from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.broker.stream_info import check_stream, stream_state
 from jido_nats.core import subjects
-from jido_nats.core.events import Event, SessionCreated, SessionTerminated
+from jido_nats.core.events import Event, KnownEvent, SessionCreated, SessionTerminated, UnknownEvent
 from jido_nats.core.lifecycle import after_event
 from jido_nats.core.requests import ListRequest
 from jido_nats.core.session import SessionRecord, Status
@@ -108,6 +108,8 @@ class SessionWatch:
             event, position = self._in_hand = self._in_hand or await self._next_event()
             record = await self._record_at(event, position)
             self._in_hand = None
+            if record is None:
+                continue
             concerns = self._concerns_change(event, record)
             if isinstance(event, SessionTerminated):
                 self._drop(event.session_id)
@@ -171,13 +173,15 @@ class SessionWatch:
         """Whether the snapshot already includes this event."""
         return self._resume_after is None and event.version <= self._included.get(event.session_id, 0)
 
-    async def _record_at(self, event: Event, sequence: int) -> SessionRecord:
-        """The record as of this event."""
+    async def _record_at(self, event: Event, sequence: int) -> SessionRecord | None:
+        """The record as of this event; None if it has expired and the event is of an unknown type."""
         record = self._index.get(event.session_id)
         if (record is None or record.version < event.version) and sequence > self._snapshot_at:
             await self._catch_up()
             record = self._index.get(event.session_id)
         if record is None:  # its record has expired: use what the event says
+            if isinstance(event, UnknownEvent):
+                return None
             record = _known_by(event)
         return after_event(record, event)
 
@@ -231,7 +235,7 @@ class ManagerWatch:
         return manager_id, ManagerLease(info, renewed_at, lease_time(message) or 0)
 
 
-def _known_by(event: Event) -> SessionRecord:
+def _known_by(event: KnownEvent) -> SessionRecord:
     """What one event alone says about a session."""
     at = event.created_at if isinstance(event, SessionCreated) else event.updated_at
     return SessionRecord(

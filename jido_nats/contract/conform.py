@@ -19,12 +19,13 @@ from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.broker.stream_info import stream_state
 from jido_nats.contract.rules import Copies, Finding, Life, Place
 from jido_nats.core import codec, subjects
-from jido_nats.core.events import Event, SessionStatus
+from jido_nats.core.events import Event, KnownEvent, SessionStatus, UnknownEvent
+from jido_nats.core.session import Reason, Status
 
 # A version's messages are published one by one: how long to wait at the end of the stream for those still missing.
 REST_WAIT_S: Final = 5.0
 PROGRESS_EVERY: Final = 100
-_KINDS: Final[dict[object, type[Any]]] = {kind.__struct_config__.tag: kind for kind in Event.__args__}
+_KINDS: Final[dict[object, type[Any]]] = {kind.__struct_config__.tag: kind for kind in KnownEvent.__args__}
 _STATUS: Final = str(SessionStatus.__struct_config__.tag)
 
 
@@ -96,21 +97,32 @@ class Checker:
         yield from self._check_sequence(row, place)
         kind = _kind(row.event)
         if kind is None:
-            unknown = _unknown(row, place)
-            if not unknown.note:
-                self._lose_track(row.event.get("session_id"))
-            yield unknown
+            yield from self._check_unknown(row, place)
             return
         wrong = [*_check_fields(row.event, kind, place), *_check_subject(row, place)]
         yield from wrong
+        yield from _unknown_values(row.event, place)
         if wrong:
             self._lose_track(row.event.get("session_id"))
             return
-        event = msgspec.convert(row.event, kind)
+        yield from self._check_life(msgspec.convert(row.event, kind), row, place)
+
+    def _check_unknown(self, row: Row, place: Place) -> Iterator[Finding]:
+        """An event of a type that this version does not know: it counts as its version, if it has one."""
+        unknown = _unknown(row, place)
+        yield unknown
+        try:
+            event = msgspec.convert(row.event, UnknownEvent)
+        except msgspec.ValidationError:
+            self._lose_track(row.event.get("session_id"))
+            return
+        yield from self._check_life(event, row, place)
+
+    def _check_life(self, event: Event, row: Row, place: Place) -> Iterator[Finding]:
         if row.subject == subjects.EVENTS:
             life = self._lives.setdefault(event.session_id, Life(self.partial))
             yield from life.check(event, place)
-        elif isinstance(event, SessionStatus):
+        elif isinstance(event, SessionStatus | UnknownEvent):
             copies = self._copies.setdefault(event.session_id, Copies(self.partial))
             yield from copies.check(event, place, self._lives.get(event.session_id))
 
@@ -149,6 +161,14 @@ def _check_fields(event: Mapping[str, Any], kind: type[Any], place: Place) -> It
                 yield place.finding("field_missing", f"{name} has no {field.encode_name}", about)
         elif (wrong := _wrong(event[field.encode_name], field)) is not None:
             yield place.finding("field_type", f"{name}: {field.encode_name}: {wrong}", about)
+
+
+def _unknown_values(event: Mapping[str, Any], place: Place) -> Iterator[Finding]:
+    """Note the values that only newer versions know: allowed, and not judged."""
+    for name, kind in (("status", Status), ("previous_status", Status), ("reason", Reason)):
+        value = event.get(name)
+        if isinstance(value, str) and not kind(value).is_known:
+            yield place.finding("unknown_value", f"{name} is {value!r}, which this version does not know", note=True)
 
 
 def _wrong(value: object, field: msgspec.structs.FieldInfo) -> str | None:

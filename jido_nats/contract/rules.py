@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from jido_nats.core import subjects
-from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated, event_type
+from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated, UnknownEvent, event_type
 from jido_nats.core.lifecycle import DIRECT_REASONS, PASSING_REASONS, TRANSITIONS, ended_event
 from jido_nats.core.session import Reason, Status
 
@@ -94,7 +94,10 @@ class Life:
             yield "after_end", f"version {event.version} {event_type(event)} comes after session_terminated"
             return
         if isinstance(event, SessionTerminated):
-            yield from _check_end(event, last)
+            if not isinstance(last, UnknownEvent):
+                yield from _check_end(event, last)
+        elif isinstance(event, UnknownEvent) or isinstance(last, UnknownEvent):
+            yield from _check_version(event, last)
         elif _is_end(last):
             yield (
                 "after_end",
@@ -109,11 +112,11 @@ class Copies:
 
     def __init__(self, partial: bool) -> None:
         self._partial = partial
-        self._last: SessionStatus | None = None
+        self._last: SessionStatus | UnknownEvent | None = None
         self._seen: set[int] = set()
         self._first = 0
 
-    def check(self, event: SessionStatus, place: Place, life: Life | None) -> Iterator[Finding]:
+    def check(self, event: SessionStatus | UnknownEvent, place: Place, life: Life | None) -> Iterator[Finding]:
         """Check the next copy; `life`: the session's events on `jido.client.events`, if they were recorded."""
         last = self._last
         if event.version in self._seen:
@@ -124,7 +127,7 @@ class Copies:
         self._seen.add(event.version)
         for rule, message in self._check(event, last):
             yield place.finding(rule, f"{message} (on {_own(event)})", event.session_id)
-        if life is not None:
+        if life is not None and isinstance(event, SessionStatus):
             yield from _check_copy(event, place, life, self._partial)
         self._first = self._first or event.version
         if last is None or event.version > last.version:
@@ -140,13 +143,18 @@ class Copies:
             if self._first and version >= self._first and version not in self._seen:
                 yield place.finding("copy", f"version {version} has no copy on {_own(event)}", event.session_id)
 
-    def _check(self, event: SessionStatus, last: SessionStatus | None) -> Iterator[tuple[str, str]]:
+    def _check(
+        self, event: SessionStatus | UnknownEvent, last: SessionStatus | UnknownEvent | None
+    ) -> Iterator[tuple[str, str]]:
         if last is None:
             if event.version != 2 and not self._partial:
                 yield "first", f"it begins with version {event.version}, not 2; --partial allows that"
-            yield from _check_legal(event)
+            if isinstance(event, SessionStatus):
+                yield from _check_legal(event)
         elif event.version < last.version:
             yield "order", f"version {event.version} comes after version {last.version}"
+        elif isinstance(event, UnknownEvent) or isinstance(last, UnknownEvent):
+            yield from _check_version(event, last)
         elif last.status is Status.TERMINATED:
             yield "after_end", f"version {event.version} comes after the end"
         else:
@@ -175,11 +183,8 @@ def _check_next(
     if event.version == last.version:
         yield "version", f"version {event.version} is used for two changes: {_change(last)} and {_change(event)}"
     elif event.version > last.version + 1:
-        missing = (
-            f"{last.version + 1}" if event.version == last.version + 2 else f"{last.version + 1} to {event.version - 1}"
-        )
-        yield "gap", f"version {event.version} comes after version {last.version}: {missing} missing"
-    elif event.previous_status is not (status := _status(last)):
+        yield from _check_version(event, last)
+    elif event.previous_status != (status := _status(last)):
         yield (
             "transition",
             f"version {event.version} has previous_status {event.previous_status}, but the session was {status}",
@@ -187,15 +192,25 @@ def _check_next(
     if _time(event) < _time(last):
         yield "time", f"version {event.version} is older than version {last.version}: {_time(event)} < {_time(last)}"
     yield from _check_legal(event)
-    if isinstance(last, SessionStatus) and last.reason is not None and event.reason is not last.reason:
+    if isinstance(last, SessionStatus) and last.reason is not None and event.reason != last.reason:
         yield (
             "reason",
             f"the reason {last.reason} became {event.reason} in version {event.version}; it must not change",
         )
 
 
+def _check_version(event: Event, last: Event) -> Iterator[tuple[str, str]]:
+    """Check that no version is missing before the event. An event of an unknown type counts as its version."""
+    if event.version > last.version + 1:
+        first, until = last.version + 1, event.version - 1
+        missing = f"{first}" if first == until else f"{first} to {until}"
+        yield "gap", f"version {event.version} comes after version {last.version}: {missing} missing"
+
+
 def _check_legal(event: SessionStatus) -> Iterator[tuple[str, str]]:
-    """Check one transition against the lifecycle's table."""
+    """Check one transition against the lifecycle's table; what newer versions have added is not judged."""
+    if not all(value is None or value.is_known for value in (event.status, event.previous_status, event.reason)):
+        return
     step = f"version {event.version}: {_change(event)}"
     if event.status not in TRANSITIONS[event.previous_status]:
         allowed = " or ".join(sorted(TRANSITIONS[event.previous_status])) or "nothing"
@@ -259,7 +274,7 @@ def _change(event: SessionCreated | SessionStatus) -> str:
     return "created" if isinstance(event, SessionCreated) else f"{event.previous_status} → {event.status}"
 
 
-def _own(event: SessionStatus) -> str:
+def _own(event: SessionStatus | UnknownEvent) -> str:
     return subjects.session(event.session_id)
 
 

@@ -7,7 +7,7 @@ import msgspec
 
 from jido_nats.core import requests, subjects
 from jido_nats.core.commands import COMMANDS
-from jido_nats.core.events import Event
+from jido_nats.core.events import KnownEvent
 from jido_nats.core.lifecycle import TRANSITIONS
 from jido_nats.core.output import Output
 from jido_nats.core.session import SessionRecord
@@ -16,7 +16,7 @@ from jido_nats.store.leases import ManagerInfo
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 CONTRACT_VERSION: Final = "1.0.0"
-EVENTS: Final = Event.__args__
+EVENTS: Final = KnownEvent.__args__
 OUTPUTS: Final = Output.__args__
 _ERROR_KINDS: Final[list[type[CommandError]]] = [CommandError, *COMMAND_ERRORS]
 ERRORS: Final = {kind.code: kind.status for kind in _ERROR_KINDS}
@@ -85,11 +85,14 @@ def document() -> dict[str, Any]:
 
 def definitions(prefix: str) -> dict[str, Any]:
     """Every message by its name; references to other messages begin with `prefix`."""
-    _, components = msgspec.json.schema_components(KINDS, ref_template=prefix + "{name}")
+    _, found = msgspec.json.schema_components(KINDS, ref_template=prefix + "{name}")
+    components: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(found))  # a default may be a tuple
     for name, component in components.items():
         _complete(name, component)
     mine = {"Event": _event(prefix), "Output": _output(prefix)} | components
     mine["HistoryReply"]["properties"]["events"]["items"] = {"$ref": f"{prefix}Event"}
+    for name in ("Status", "Reason"):  # open: a reader keeps the text of a value that it does not know
+        mine[name]["anyOf"] = [{"enum": mine[name].pop("enum")}, {"type": "string"}]
     mine["Status"]["x-may-become"] = {status: sorted(targets) for status, targets in TRANSITIONS.items()}
     return {name: mine[name] for name in sorted(mine)}
 

@@ -43,9 +43,22 @@ class SessionTerminated(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     forced: bool = False
 
 
-Event = SessionCreated | SessionStatus | SessionTerminated
+KnownEvent = SessionCreated | SessionStatus | SessionTerminated
+"""The events that this version publishes."""
+
+
+class UnknownEvent(msgspec.Struct, frozen=True, kw_only=True, rename={"event_type": "type"}):
+    """An event of a type that only newer versions know: what every event has. It counts as its version."""
+
+    event_type: str
+    session_id: str
+    version: int
+
+
+Event = KnownEvent | UnknownEvent
+"""What a reader gets."""
 
 
 def event_type(event: Event) -> str:
     """The value of `type` on the wire, such as `session_status`."""
-    return str(type(event).__struct_config__.tag)
+    return event.event_type if isinstance(event, UnknownEvent) else str(type(event).__struct_config__.tag)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated
+from jido_nats.core.events import Event, KnownEvent, SessionCreated, SessionStatus, SessionTerminated, UnknownEvent
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.errors import InvalidTransition
 
@@ -22,6 +22,8 @@ TRANSITIONS: Final[Mapping[Status, frozenset[Status]]] = {
     Status.TERMINATING: frozenset({Status.TERMINATED}),
     Status.TERMINATED: frozenset(),
 }
+# A session in a status that only newer versions know is alive.
+_NEXT_OF_UNKNOWN: Final = frozenset({Status.TERMINATING, Status.TERMINATED})
 
 # Ends that a command, a limit or a stopping manager requests pass through `terminating`; the other reasons report
 # an end that has happened already.
@@ -136,6 +138,8 @@ def step_of(record: SessionRecord) -> list[SessionStatus]:
 
 def after_event(record: SessionRecord, event: Event) -> SessionRecord:
     """The record as it was right after `event`; fields that events lack (`owner`, …) are those of `record`."""
+    if isinstance(event, UnknownEvent):  # what it changed is not known here, except that it is a version
+        return msgspec.structs.replace(record, version=event.version, sealed=False, opening=False)
     if isinstance(event, SessionCreated):
         return msgspec.structs.replace(
             record,
@@ -195,12 +199,12 @@ def created_event(record: SessionRecord) -> SessionCreated:
 
 def history(
     created: SessionCreated | None, steps: Sequence[SessionStatus], *, after: int, limit: int
-) -> tuple[list[Event], int | None]:
+) -> tuple[list[KnownEvent], int | None]:
     """(events, next) of the versions after `after`: whole versions, about `limit` events; `next` if there are more."""
-    versions: list[list[Event]] = [[created]] if created is not None else []
+    versions: list[list[KnownEvent]] = [[created]] if created is not None else []
     versions += [[s, ended_event(s)] if s.status is Status.TERMINATED else [s] for s in steps]
     wanted = [events for events in versions if events[0].version > after]
-    found: list[Event] = []
+    found: list[KnownEvent] = []
     for events in wanted:
         if found and len(found) + len(events) > limit:
             return found, found[-1].version
@@ -219,8 +223,9 @@ def _check(record: SessionRecord, status: Status, reason: Reason | None) -> None
     def refuse(why: str) -> InvalidTransition:
         return InvalidTransition(why, session_id=record.session_id)
 
-    if status not in TRANSITIONS[record.status]:
-        allowed = " or ".join(sorted(TRANSITIONS[record.status])) or "nothing"
+    following = TRANSITIONS.get(record.status, _NEXT_OF_UNKNOWN)
+    if status not in following:
+        allowed = " or ".join(sorted(following)) or "nothing"
         raise refuse(f"a session that is {record.status} cannot become {status}, only {allowed}")
     if status is Status.TERMINATING and reason not in PASSING_REASONS:
         raise refuse(f"the reason for terminating must be {_either(PASSING_REASONS)}, not {reason}")

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from jido_nats.core.codec import DecodeError, Encoding, check_plain, decode, encode
-from jido_nats.core.events import Event
+from jido_nats.core.events import KnownEvent
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.core.subjects import check_session_id
@@ -93,6 +93,8 @@ class ListRequest(Request, frozen=True, kw_only=True):
         """Raise `BadRequest` for a value out of range."""
         if not 1 <= self.limit <= LIST_LIMIT_MAX:
             raise BadRequest(f"limit must be 1 to {LIST_LIMIT_MAX}")
+        if self.status is not None:
+            status_named(self.status)
         if self.cursor is not None:
             try:
                 check_session_id(self.cursor)
@@ -179,7 +181,14 @@ class HistoryRequest(Request, frozen=True, kw_only=True):
 class HistoryReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The events, in order; if there are more, `next` is the value for `after` in the next request."""
 
-    events: list[Event]
+    events: list[KnownEvent]
+    next: int | None = None
+
+
+class HistoryPage(msgspec.Struct, frozen=True):
+    """A `HistoryReply` as a caller reads it: a newer manager may return events of types that are unknown here."""
+
+    events: list[msgspec.Raw]
     next: int | None = None
 
 
@@ -214,10 +223,9 @@ def checked(request: R) -> R:
 
 def status_named(name: Status | str) -> Status:
     """The status of that name. Raises `BadRequest` for an unknown one."""
-    try:
-        return Status(name)
-    except ValueError:
-        raise BadRequest(f"unknown status {name!r}; use {', '.join(Status)}") from None
+    if name not in tuple(Status):
+        raise BadRequest(f"unknown status {str(name)!r}; use {', '.join(Status)}")
+    return Status(name)
 
 
 def limits_of(asked: "CreateRequest | SessionRecord | Settings") -> dict[str, float | None]:

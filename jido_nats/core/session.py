@@ -2,13 +2,36 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final, Self
 
 import msgspec
 
+# The features whose rules this version knows; see `SessionRecord.needs`.
+KNOWN_FEATURES: Final[frozenset[str]] = frozenset()
 
-class Status(StrEnum):
-    """A session's place in its lifecycle; `lifecycle.TRANSITIONS` lists the allowed next ones."""
+
+class OpenEnum(StrEnum):
+    """An enum that newer versions may add values to: a value that this version does not know keeps its text."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Self | None":
+        if not isinstance(value, str):
+            return None
+        unknown = str.__new__(cls, value)
+        unknown._name_ = unknown._value_ = value
+        return unknown
+
+    @property
+    def is_known(self) -> bool:
+        """Whether this version knows the value."""
+        return self.value in type(self)._value2member_map_
+
+
+class Status(OpenEnum):
+    """A session's place in its lifecycle; `lifecycle.TRANSITIONS` lists the allowed next ones.
+
+    A session in a status that this version does not know is alive.
+    """
 
     INITIALIZING = "initializing"
     ACTIVE = "active"
@@ -17,7 +40,7 @@ class Status(StrEnum):
     TERMINATED = "terminated"
 
 
-class Reason(StrEnum):
+class Reason(OpenEnum):
     """Why a session ends."""
 
     REQUESTED = "requested"
@@ -38,6 +61,8 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     `opening`: this is the first version that was written, so its events include `session_created`.
     The time limits are those of the request that created the session (seconds; 0: no limit; None: the manager's).
     `traceparent` (W3C Trace Context) is that of the command that caused this version, if it had one. Times are UTC.
+    `needs` names the features whose rules the record's writer relies on. A manager that does not know one of them
+    never writes, claims or ends the record.
     """
 
     session_id: str
@@ -60,6 +85,12 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     idle_timeout_s: float | None = None
     max_lifetime_s: float | None = None
     traceparent: str | None = None
+    needs: tuple[str, ...] = ()
+
+    @property
+    def unknown_needs(self) -> list[str]:
+        """The features that the record needs and this version does not know; empty for a record that it may write."""
+        return [feature for feature in self.needs if feature not in KNOWN_FEATURES]
 
     @property
     def replayed(self) -> bool:

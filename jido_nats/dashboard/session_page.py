@@ -3,7 +3,7 @@
 from typing import Any
 
 from jido_nats.client.client import Client
-from jido_nats.core.events import Event, SessionStatus
+from jido_nats.core.events import Event, SessionStatus, UnknownEvent
 from jido_nats.core.lifecycle import ended_event
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.dashboard.state import DashboardState
@@ -41,6 +41,8 @@ async def _replayed(client: Client, session_id: str) -> list[Event]:
     async with client.events(session_id=session_id, since="all") as events:
         async for message in events.stored():
             event = message.event
+            if isinstance(event, UnknownEvent):
+                continue
             found.append(event)
             if isinstance(event, SessionStatus) and event.status is Status.TERMINATED:
                 found.append(ended_event(event))

@@ -12,7 +12,7 @@ import msgspec
 
 from jido_nats.client.watch import ManagerLease, SessionChanged
 from jido_nats.core import codec
-from jido_nats.core.events import Event, SessionCreated, SessionTerminated
+from jido_nats.core.events import Event, SessionCreated, SessionTerminated, UnknownEvent
 from jido_nats.core.session import Reason, SessionRecord, Status
 
 EVENTS_MAX: Final = 10_000
@@ -122,7 +122,9 @@ class Rates:
         self._seconds: dict[int, list[int]] = {}
 
     def count(self, event: Event) -> None:
-        """Count one event, in the second in which it happened."""
+        """Count one event, in the second in which it happened; an event of an unknown type does not say when."""
+        if isinstance(event, UnknownEvent):
+            return
         at = event.created_at if isinstance(event, SessionCreated) else event.updated_at
         second = int(at.timestamp())
         if second not in self._seconds:

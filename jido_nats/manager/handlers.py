@@ -82,6 +82,10 @@ class CommandHandlers:
         try:
             record, replayed = await self._carry_out(session_id, work, timeout_s)
         except SessionExists as exists:
+            if exists.record.unknown_needs:
+                raise AlreadyExists(
+                    "that session id is taken by a session of a newer version; choose another", session_id=session_id
+                ) from None
             if not exists.record.sealed:
                 return await self._forward(call, exists.record, CreateReply)
             record, replayed = exists.record, True
@@ -135,6 +139,8 @@ class CommandHandlers:
     async def _history(self, call: Call[HistoryRequest]) -> HistoryReply:
         session_id, request = call.session_id, call.request
         record = (await self._context.records.get(session_id)).record
+        if record is not None:
+            _check_known(record)
         steps = await self._context.event_log.steps(session_id)
         if record is not None:
             created: SessionCreated | None = lifecycle.created_event(record)
@@ -197,11 +203,22 @@ class CommandHandlers:
         record = (await self._context.records.get(session_id)).record
         if record is None:
             raise NotFound("there is no session of that id, or its record has expired", session_id=session_id)
+        _check_known(record)
         return record
 
     def _page_bytes_max(self) -> int:
         """The limit for a page, as JSON: in MessagePack a number may be 2.25 times as long."""
         return min(requests.LIST_BYTES_MAX, self._connection.max_payload // 3)
+
+
+def _check_known(record: SessionRecord) -> None:
+    """Raise `Unavailable` for a record whose rules only newer versions know: one of their managers can answer."""
+    if record.unknown_needs:
+        raise Unavailable(
+            f"this session was written by a newer version (it needs {', '.join(record.unknown_needs)}); ask again when "
+            "a manager of that version runs",
+            session_id=record.session_id,
+        )
 
 
 def _created(request: CreateRequest, record: SessionRecord, *, replayed: bool) -> CreateReply:

@@ -69,7 +69,7 @@ class HealthServer:
             return "503 Service Unavailable", text, b"the manager's event loop does not answer\n"
         if path == "/readyz" and snapshot.not_ready:
             return "503 Service Unavailable", text, "".join(f"{reason}\n" for reason in snapshot.not_ready).encode()
-        return "200 OK", text, b"ok\n"
+        return "200 OK", text, _ok(path, snapshot).encode()
 
     def _in_loop(self, work: Callable[[], T]) -> T:
         async def run() -> T:
@@ -77,6 +77,13 @@ class HealthServer:
 
         future = asyncio.run_coroutine_threadsafe(run(), self._loop)
         return future.result(timeout=ANSWER_TIMEOUT_S)
+
+
+def _ok(path: str, snapshot: Snapshot) -> str:
+    """The body of a success; sessions that are left to newer managers are no reason not to be ready."""
+    if path == "/readyz" and snapshot.foreign:
+        return f"ok\n{snapshot.foreign} sessions of a newer version are left to its managers\n"
+    return "ok\n"
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -110,6 +117,9 @@ class _Collector:
         for status in Status:
             sessions.add_metric([status], now.sessions.get(status, 0))
         yield sessions
+        yield Gauge(
+            "jido_sessions_foreign", "Sessions that only managers of newer versions may write.", value=now.foreign
+        )
         transitions = Counter(
             "jido_transitions", "Status changes of sessions, stored and published.", labels=["from", "to", "reason"]
         )

@@ -323,6 +323,11 @@ class LiveSession:
             entry = await context.records.get(self.session_id)
             if entry.record is not None:
                 raise SessionExists(entry.record)
+            if entry.is_damaged:
+                raise AlreadyExists(
+                    "that session id is taken by a record that cannot be read; choose another",
+                    session_id=self.session_id,
+                )
             if used:
                 raise AlreadyExists(
                     "that session id was used before, by a session whose record has expired; choose another",

@@ -189,6 +189,7 @@ class SessionManager(SessionApi):
             stats=self.stats,
             lease_age_s=self._lease.age_s,
             reconnects=sum(connection.reconnects for connection in self._connections),
+            foreign=len(self._index.foreign),
             not_ready=not_ready,
         )
 
@@ -211,7 +212,8 @@ class SessionManager(SessionApi):
         await topology.check_server(connection)
         await topology.declare(connection, settings)
         self._context = context = await self._writer_context(connection)
-        index, claims = SessionIndex(), ClaimIndex()
+        self._index = index = SessionIndex()
+        claims = ClaimIndex()
         self._sessions = Sessions(context, self._worker, settings, await self._open_conversations(), now=_now)
         self._handlers = CommandHandlers(context, self._sessions, index, Forwarder(connection), settings, connection)
         await self._take_lease()

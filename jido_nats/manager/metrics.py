@@ -48,5 +48,7 @@ class Snapshot:
     stats: Stats
     lease_age_s: float
     reconnects: int
+    # How many sessions only managers of newer versions may write.
+    foreign: int
     # The reasons why it is not ready; empty if it is.
     not_ready: list[str]

@@ -52,6 +52,8 @@ class OrphanSweeper:
         self._done = 0
         # The sessions whose failed takeover was logged already.
         self._failed: set[str] = set()
+        # How many sessions of newer versions were reported last.
+        self._foreign = 0
 
     async def run(self) -> None:
         """Sweep until cancelled: every `interval_s`, and as soon as a lease has expired."""
@@ -88,6 +90,7 @@ class OrphanSweeper:
 
     async def _orphans(self) -> list[str]:
         await self._context.records.caught_up(self._index.position)
+        self._report_foreign()
         self._drop_settled_claims()
         claimants = {claimant for _, claimant in self._claims.items()}
         gone = {owner for owner in self._index.owners() | claimants if not await self._is_alive(owner)}
@@ -100,7 +103,18 @@ class OrphanSweeper:
         unfinished = gone | {self._context.manager_id}
         orphans |= {session_id for session_id, claimant in self._claims.items() if claimant in unfinished}
         orphans |= {session_id for session_id in relinquished if self._is_left_behind(session_id)}
-        return sorted(session_id for session_id in orphans if session_id not in self._running)
+        return sorted(
+            session_id
+            for session_id in orphans
+            if session_id not in self._running and session_id not in self._index.foreign
+        )
+
+    def _report_foreign(self) -> None:
+        """Log how many sessions are left to managers of newer versions, when the number changes."""
+        foreign = len(self._index.foreign)
+        if foreign != self._foreign:
+            self._foreign = foreign
+            log.warning("sessions of a newer version are left to its managers", extra={"sessions": foreign})
 
     async def _is_alive(self, manager_id: str) -> bool:
         return manager_id == self._context.manager_id or await self._context.leases.is_alive(manager_id)

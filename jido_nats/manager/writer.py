@@ -133,8 +133,8 @@ class SessionWriter:
         return self.adopt(await self._context.records.get(self.record.session_id))
 
     def adopt(self, entry: Entry) -> bool:
-        """Continue from this entry; False if it has no record or that is sealed: nothing is left to do."""
-        if entry.record is None or entry.record.sealed:
+        """Continue from this entry; False if there is nothing to do: no record, a sealed one, or a newer version's."""
+        if entry.record is None or entry.record.sealed or entry.record.unknown_needs:
             return False
         self.record, self.revision = entry.record, entry.revision
         return True

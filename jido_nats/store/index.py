@@ -28,6 +28,8 @@ class SessionIndex:
         self._live: SortedList[str] = SortedList()  # most records are of ended sessions, most lists of live ones
         self._unsealed: defaultdict[str, set[str]] = defaultdict(set)
         self._revisions: dict[str, int] = {}
+        # The ids of the records that only managers of newer versions may write.
+        self.foreign: Final[set[str]] = set()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -47,11 +49,14 @@ class SessionIndex:
                 del self._unsealed[before.owner]
         self._revisions.pop(entry.session_id, None)
         self._sort(entry, before)
+        self.foreign.discard(entry.session_id)
         if entry.record is None:
             self._records.pop(entry.session_id, None)
             return
         self._records[entry.session_id] = entry.record
-        if not entry.record.sealed:
+        if entry.record.unknown_needs:
+            self.foreign.add(entry.session_id)
+        elif not entry.record.sealed:
             self._unsealed[entry.record.owner].add(entry.session_id)
             if not own:
                 self._revisions[entry.session_id] = entry.revision
@@ -74,6 +79,7 @@ class SessionIndex:
         self._live = SortedList()
         self._unsealed.clear()
         self._revisions.clear()
+        self.foreign.clear()
 
     def unsealed_entry(self, session_id: str) -> Entry | None:
         """The entry of an unsealed record, if the index has it with its revision."""
@@ -85,7 +91,7 @@ class SessionIndex:
         return self._records.get(session_id)
 
     def owners(self) -> set[str]:
-        """The owners of all unsealed records."""
+        """The owners of all unsealed records that this version may write."""
         return set(self._unsealed)
 
     def unsealed(self, owner: str) -> list[str]:

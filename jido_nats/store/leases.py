@@ -34,6 +34,7 @@ from jido_nats.broker.jetstream import EXPECTED_SEQUENCE, MARKER_REASON, MESSAGE
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.core import codec, subjects
+from jido_nats.core.session import KNOWN_FEATURES
 from jido_nats.errors import Conflict, JidoError, NotSent, OutcomeUnknown
 
 RENEWALS_PER_LEASE: Final = 3
@@ -57,6 +58,8 @@ class ManagerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     full: bool = False
     # Whether it answers commands; an embedded manager need not.
     serves: bool = True
+    # The features that this manager knows; see `SessionRecord.needs`.
+    knows: tuple[str, ...] = ()
 
 
 def describe(manager_id: str, version: str) -> ManagerInfo:
@@ -67,6 +70,7 @@ def describe(manager_id: str, version: str) -> ManagerInfo:
         pid=os.getpid(),
         started_at=datetime.now(UTC),
         version=version,
+        knows=tuple(sorted(KNOWN_FEATURES)),
     )
 
 

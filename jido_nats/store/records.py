@@ -26,11 +26,15 @@ log = logging.getLogger(__name__)
 
 
 class Entry(NamedTuple):
-    """The state of a key: its last revision (an expiry marker has one too), and the record if there is one."""
+    """The state of a key: its last revision (an expiry marker has one too), and the record if there is one.
+
+    `is_damaged`: the key holds something that is not a record of that session.
+    """
 
     session_id: str
     revision: int
     record: SessionRecord | None
+    is_damaged: bool = False
 
 
 class SessionRecords:
@@ -64,7 +68,7 @@ class SessionRecords:
         message = await settled(self._connection, lambda: last_message(self._connection, self.stream, subject))
         if message is None:
             return Entry(session_id, NO_REVISION, None)
-        return Entry(session_id, message.sequence, _record(session_id, message.data))
+        return _entry(session_id, message.sequence, message.data)
 
     def follow(self, session_id: str | None = None, *, linger_s: float = 0.0) -> OrderedConsumer:
         """Every entry (or one session's), then every change; `entry_of` reads its messages."""
@@ -97,7 +101,12 @@ class SessionRecords:
 def entry_of(message: StreamMessage) -> Entry:
     """The entry in a message of the bucket's stream; one that was deleted or has expired has no record."""
     session_id = subjects.session_of(message.subject)
-    return Entry(session_id, message.sequence, _record(session_id, message.data))
+    return _entry(session_id, message.sequence, message.data)
+
+
+def _entry(session_id: str, revision: int, data: bytes) -> Entry:
+    record = _record(session_id, data)
+    return Entry(session_id, revision, record, is_damaged=bool(data) and record is None)
 
 
 def _record(key: str, data: bytes) -> SessionRecord | None:
@@ -111,5 +120,8 @@ def _record(key: str, data: bytes) -> SessionRecord | None:
         return None
     if record.session_id != key:
         log.error("an entry of the bucket is another session's record", extra={"key": key})
+        return None
+    if not subjects.is_token(record.owner):
+        log.error("a session record has an owner that is not a manager id", extra={"key": key})
         return None
     return record

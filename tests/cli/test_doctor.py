@@ -134,3 +134,18 @@ async def test_entries_that_are_no_records_are_told(server: LocalServer, strange
     await stranger.js.publish("$KV.JIDO_SESSIONS.note", b"hello")
 
     assert "are not session records (note)" in (await troubles(server))["sessions"]
+
+
+@pytest.mark.usefixtures("manager")
+async def test_sessions_of_a_newer_version_are_counted(server: LocalServer, stranger: Stranger) -> None:
+    record = (
+        b'{"session_id":"s1","status":"waiting","version":5,"owner":"m1","metadata":{},"needs":["restart"],'
+        b'"created_at":"2026-11-25T18:00:00Z","updated_at":"2026-11-25T18:00:00Z"}'
+    )
+    await stranger.js.publish("$KV.JIDO_SESSIONS.s1", record)
+
+    found = [f for f in await findings(server) if f.check == "sessions" and f.level is not Level.OK]
+
+    assert [f.level for f in found] == [Level.WARNING]
+    assert "newer version (s1)" in found[0].message
+    assert "restart" in found[0].message

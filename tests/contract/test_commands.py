@@ -12,6 +12,7 @@ from jido_nats import LocalServer, SessionManager
 from jido_nats.api import SessionApi
 from jido_nats.broker.local_server import project_config
 from jido_nats.core.commands import COMMANDS, About, Admission, Command, Replies, Role, RunsAt
+from jido_nats.core.requests import HistoryPage, HistoryReply
 from tests.conftest import StartManager
 from tests.tools.roles import SECRETS, VARIABLES, Member, member_at
 from tests.tools.support import Stranger, eventually
@@ -60,7 +61,8 @@ async def test_every_row_has_a_method_of_the_api() -> None:
 
     assert sorted(verb for verb, _, _ in recorder.asked) == sorted(COMMANDS)
     assert {verb: (request, reply) for verb, request, reply in recorder.asked} == {
-        verb: (command.request, command.reply) for verb, command in COMMANDS.items()
+        verb: (command.request, {HistoryReply: HistoryPage}.get(command.reply, command.reply))
+        for verb, command in COMMANDS.items()
     }
 
 

@@ -182,7 +182,7 @@ def test_every_life_keeps_the_contract(walk: list[tuple[SessionRecord, tuple[Eve
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("version", 0), ("version", "2"), ("session_id", "a.b"), ("status", "asleep"), ("updated_at", "2025-01-24")],
+    [("version", 0), ("version", "2"), ("session_id", "a.b"), ("status", 7), ("updated_at", "2025-01-24")],
 )
 def test_a_wrong_value_is_refused(field: str, value: object) -> None:
     good = next(json.loads(line.json) for line in LINES if line.kind == "session_status")

@@ -135,7 +135,7 @@ PLANTED: Final[list[tuple[str, Rows, str, str, int]]] = [
     ("time runs back", replaced(IDLE, updated_at=CREATED["created_at"]), "time", "is older than version 2", 3),
     ("a field missing", [*LIFE[:2], without(IDLE, "status"), *LIFE[3:]], "field_missing", "has no status", 3),
     ("a wrong type", replaced(ACTIVE, version="2"), "field_type", "version: Expected `int`, got `str`", 2),
-    ("a wrong status", replaced(ACTIVE, status="asleep"), "field_type", "status: Invalid enum value", 2),
+    ("a wrong status", replaced(ACTIVE, status=7), "field_type", "status: Expected `str`", 2),
     ("version 0", replaced(CREATED, version=0), "field_type", "version: it is 0", 1),
     ("a wrong id", [change(CREATED, session_id="a.b")], "field_type", "session_id: it must be", 1),
     ("no zone", replaced(CREATED, created_at="2025-01-24T10:30:01"), "field_type", "is not in UTC", 1),
@@ -239,6 +239,33 @@ def test_an_unknown_type_is_only_noted() -> None:
 
     assert finding.note
     assert checker.violations == 0
+
+
+def test_an_event_of_an_unknown_type_counts_as_its_version() -> None:
+    unknown = {"type": "session_renamed", "session_id": "s1", "version": 3}
+    later = [change(event, version=event["version"] + 1) for event in LIFE[2:]]
+
+    findings = check(published([*LIFE[:2], unknown, *later]))
+
+    assert [finding.rule for finding in findings if not finding.note] == []
+
+
+def test_a_version_that_is_missing_after_an_event_of_an_unknown_type_is_reported() -> None:
+    unknown = {"type": "session_renamed", "session_id": "s1", "version": 3}
+    later = [change(event, version=event["version"] + 2) for event in LIFE[2:]]
+
+    findings = check(published([*LIFE[:2], unknown, *later]))
+
+    assert [(finding.rule, "4 missing" in finding.message) for finding in findings if not finding.note] == [
+        ("gap", True)
+    ]
+
+
+def test_an_unknown_value_is_only_noted() -> None:
+    findings = check(published(replaced(IDLE, status="waiting")))
+
+    assert {finding.rule for finding in findings if finding.note} == {"unknown_value"}
+    assert "'waiting'" in findings[0].message
 
 
 def test_unknown_fields_are_ignored() -> None:

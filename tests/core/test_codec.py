@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jido_nats.core import codec
 from jido_nats.core.codec import DecodeError, Encoding, decode, decode_event, encode
-from jido_nats.core.events import Event
+from jido_nats.core.events import Event, SessionStatus, UnknownEvent, event_type
 from jido_nats.core.requests import CreateRequest, Empty, ListRequest, TerminateRequest, same_content
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.errors import BadRequest, TooLarge
@@ -191,8 +191,20 @@ def test_an_unknown_field_of_an_event_is_ignored(encoding: Encoding) -> None:
 
 
 @BOTH
-def test_an_unknown_type_of_event_is_ignored(encoding: Encoding) -> None:
-    assert decode_event(packed({"type": "session_painted", "colour": "red"}, encoding), encoding) is None
+def test_an_event_of_an_unknown_type_counts_as_its_version(encoding: Encoding) -> None:
+    data = packed({"type": "session_painted", "session_id": "s1", "version": 7, "colour": "red"}, encoding)
+
+    event = decode_event(data, encoding)
+
+    assert event == UnknownEvent(event_type="session_painted", session_id="s1", version=7)
+    assert event_type(event) == "session_painted"
+
+
+@BOTH
+@pytest.mark.parametrize("event", [{}, {"session_id": "s1"}, {"session_id": "s1", "version": "7"}])
+def test_an_event_of_an_unknown_type_without_id_or_version_is_broken(encoding: Encoding, event: Any) -> None:
+    with pytest.raises(DecodeError):
+        decode_event(packed({"type": "session_painted"} | event, encoding), encoding)
 
 
 @BOTH
@@ -204,10 +216,25 @@ def test_a_broken_event_is_not_ignored(encoding: Encoding, event: Any) -> None:
         decode_event(packed(event, encoding), encoding)
 
 
-@pytest.mark.parametrize("status", ["ACTIVE", "actve", "", 1, None])
-def test_an_unknown_status_is_no_event(status: Any) -> None:
+@pytest.mark.parametrize("status", [1, None, ["active"]])
+def test_a_status_that_is_not_text_is_broken(status: Any) -> None:
     with pytest.raises(DecodeError):
         decode_event(packed(STATUS_EVENT | {"status": status}, Encoding.JSON))
+
+
+@BOTH
+def test_an_unknown_status_keeps_its_text(encoding: Encoding) -> None:
+    event = decode_event(packed(STATUS_EVENT | {"status": "waiting", "reason": "handed_over"}, encoding), encoding)
+
+    assert isinstance(event, SessionStatus)
+    assert (event.status, event.status.is_known, event.reason) == ("waiting", False, "handed_over")
+    assert decode_event(encode(event, encoding), encoding) == event
+
+
+def test_an_unknown_value_is_none_of_the_known_ones() -> None:
+    assert Status("waiting") not in set(Status)
+    assert Status("active") is Status.ACTIVE
+    assert Status("waiting") == Status("waiting")
 
 
 @pytest.mark.parametrize(

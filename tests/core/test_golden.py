@@ -12,7 +12,7 @@ import pytest
 
 from jido_nats.core import codec, requests
 from jido_nats.core.codec import Encoding
-from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated
+from jido_nats.core.events import KnownEvent, SessionCreated, SessionStatus, SessionTerminated
 from jido_nats.core.output import ConversationAdded, Output, SessionOutput
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.store.leases import ManagerInfo
@@ -84,7 +84,7 @@ def test_both_encodings_say_the_same(line: Golden) -> None:
 @pytest.mark.parametrize("encoding", Encoding)
 def test_an_event_is_known_by_its_type(encoding: Encoding) -> None:
     for line in LINES:
-        if KINDS[line.kind] in Event.__args__:
+        if KINDS[line.kind] in KnownEvent.__args__:
             assert codec.decode_event(line.bytes_in(encoding), encoding) == line.value(encoding)
 
 

@@ -21,6 +21,7 @@ from jido_nats import (
     SessionTerminated,
     SnapshotComplete,
     Status,
+    UnknownEvent,
     Watched,
     WatchedSession,
 )
@@ -34,6 +35,8 @@ def describe(event: Event) -> str:
             return f"{event.previous_status} → {event.status}"
         case SessionTerminated():
             return event.reason
+        case UnknownEvent():
+            return f"something new: {event.event_type}"
         case _:
             assert_never(event)
 

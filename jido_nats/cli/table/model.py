@@ -36,7 +36,7 @@ class Order(StrEnum):
 _RANKS: Final = {status: rank for rank, status in enumerate(Status)}
 _KEYS: Final[dict[Order, Callable[[SessionRecord], tuple[Any, ...]]]] = {
     Order.ID: lambda record: (record.session_id,),
-    Order.STATUS: lambda record: (_RANKS[record.status], record.session_id),
+    Order.STATUS: lambda record: (_RANKS.get(record.status, len(_RANKS)), record.session_id),
     Order.SINCE: lambda record: (record.updated_at, record.session_id),
 }
 

@@ -8,7 +8,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from jido_nats.cli.escape import printable
-from jido_nats.cli.printer import STATUS_STYLES, event_text
+from jido_nats.cli.printer import event_text, status_style
 from jido_nats.cli.table.model import Order, SessionTable, pairs
 from jido_nats.cli.table.view import View
 from jido_nats.core.session import SessionRecord, Status
@@ -27,7 +27,7 @@ SHORT: Final = {
     Status.TERMINATING: "ending",
     Status.TERMINATED: "ended",
 }
-LIVE: Final = [status for status in Status if status is not Status.TERMINATED]
+UNKNOWN_MARK: Final = "◇"
 SPARKS: Final = "▁▂▃▄▅▆▇█"
 SPARKS_S: Final = 20
 KEY: Final = "bold cyan"
@@ -190,12 +190,12 @@ def _counts(view: View, scene: Scene, width: int) -> Text:
 
 def _counted(table: SessionTable, words: int) -> Text:
     """How many sessions are in which status; `words`: 2 for full, 1 for short, 0 for none."""
-    live = sum(table.counts[status] for status in LIVE)
+    live = sum(number for status, number in table.counts.items() if status is not Status.TERMINATED)
     line = Text.assemble(" ", (f"{live:,}", "bold"), (" session" if live == 1 else " sessions") if words == 2 else "")
     for status in Status:
         number = table.ended if status is Status.TERMINATED else table.counts[status]
         if number or (words and status in (Status.ACTIVE, Status.IDLE)):
-            line.append("   " if words == 2 else "  ").append(f"{MARKS[status]} ", STATUS_STYLES[status])
+            line.append("   " if words == 2 else "  ").append(f"{MARKS[status]} ", status_style(status))
             word = SHORT[status] if words == 1 or status is Status.TERMINATED else status.value
             line.append(f"{number:,}", "bold").append(f" {word}" if words else "")
     return line
@@ -227,12 +227,12 @@ def _rows(view: View, scene: Scene, columns: Columns, width: int) -> Iterator[Te
 
 
 def _row(record: SessionRecord, now: datetime, columns: Columns) -> Text:
-    style = STATUS_STYLES[record.status]
+    style = status_style(record.status)
     ended = record.status is Status.TERMINATED
     line = Text.assemble(
         " ",
         (_fit_end(printable(record.session_id), columns.session_id), "dim" if ended else "bold"),
-        (f" {MARKS[record.status]} {record.status:<{columns.status - 3}}", style),
+        (f" {MARKS.get(record.status, UNKNOWN_MARK)} {printable(record.status):<{columns.status - 3}}", style),
         f"{age((now - record.updated_at).total_seconds()):>{columns.age}}",
     )
     if columns.since:

@@ -91,12 +91,12 @@ export class SessionView {
 
   #ordered() {
     const order = { session_created: 0, session_status: 1, session_terminated: 2 };
-    return [...this.events.values()].sort((a, b) => a.version - b.version || order[a.type] - order[b.type]);
+    return [...this.events.values()].sort((a, b) => a.version - b.version || (order[a.type] ?? 1) - (order[b.type] ?? 1));
   }
 
   /** The latest known state: the record, or an event that is newer. */
   #last() {
-    const changes = this.#ordered().filter((event) => event.type !== "session_terminated");
+    const changes = this.#ordered().filter((event) => event.type === "session_created" || event.type === "session_status");
     const event = changes.at(-1);
     if (event !== undefined && event.version > (this.record?.version ?? 0)) {
       return { ...event, status: event.status ?? "initializing", updated_at: event.updated_at ?? event.created_at };
@@ -237,7 +237,7 @@ export class SessionView {
       session_created: () => [el("strong", {}, "created")],
       session_status: () => [chip(event.previous_status), el("span", { class: "arrow", "aria-label": "to" }, "→"), chip(event.status, FAILURES.has(event.reason))],
       session_terminated: () => [el("strong", {}, "ended")],
-    }[event.type]();
+    }[event.type]?.() ?? [el("strong", {}, words(event.type))];
     const why = [event.reason && words(event.reason), event.detail, event.forced && "forced"].filter(Boolean).join(" · ");
     return el(
       "li",

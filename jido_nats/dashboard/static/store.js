@@ -35,7 +35,7 @@ export class Store {
     this.rates = new Map(snapshot.rates.map(([second, events, failures]) => [second, { events, failures }]));
     this.rows.clear();
     this.ended = [];
-    for (const status of STATUSES) this.counts[status] = 0;
+    this.counts = Object.fromEntries(STATUSES.map((status) => [status, 0]));
     for (const [id, status, version, owner, created, updated, metadata, reason, error] of snapshot.sessions) {
       const row = { id, version, owner, created: Date.parse(created), updated: Date.parse(updated), metadata, reason, error };
       this.#put(row, status);
@@ -62,19 +62,20 @@ export class Store {
   }
 
   #change(known, event, owner) {
-    const at = Date.parse(event.type === "session_created" ? event.created_at : event.updated_at);
+    const at = Date.parse(event.created_at ?? event.updated_at ?? new Date(this.now()).toISOString());
     const row = known ?? { id: event.session_id, version: 0, owner, created: at, metadata: event.metadata ?? {} };
     row.version = event.version;
     row.updated = at;
     row.owner = owner || row.owner;
     row.reason = event.reason;
     row.error = event.error;
-    this.#put(row, event.type === "session_created" ? "initializing" : event.status);
+    // An event of a type that this page does not know changes the version, and nothing that is shown.
+    this.#put(row, event.status ?? row.status ?? "initializing");
   }
 
   #put(row, status) {
     if (row.status !== undefined) this.counts[row.status] -= 1;
-    this.counts[status] += 1;
+    this.counts[status] = (this.counts[status] ?? 0) + 1;
     if (status === "terminated" && row.status !== status) this.ended.push(row.id);
     row.status = status;
     row.failed = status === "terminated" && FAILURES.has(row.reason);
@@ -85,7 +86,7 @@ export class Store {
   }
 
   #count(event) {
-    const at = Date.parse(event.type === "session_created" ? event.created_at : event.updated_at);
+    const at = Date.parse(event.created_at ?? event.updated_at ?? new Date(this.now()).toISOString());
     const second = Math.floor(at / 1000);
     let counts = this.rates.get(second);
     if (counts === undefined) {

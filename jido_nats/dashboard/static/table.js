@@ -15,7 +15,7 @@ const AGES_MS = 500; // how often ages are redrawn
 
 const ORDER = Object.fromEntries(STATUSES.map((status, index) => [status, index]));
 const SORTS = {
-  status: (a, b) => ORDER[a.status] - ORDER[b.status],
+  status: (a, b) => (ORDER[a.status] ?? STATUSES.length) - (ORDER[b.status] ?? STATUSES.length),
   id: (a, b) => (a.id < b.id ? -1 : Number(a.id > b.id)),
   metadata: (a, b) => (a.label < b.label ? -1 : Number(a.label > b.label)),
   updated: (a, b) => a.updated - b.updated,
