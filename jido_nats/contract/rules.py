@@ -7,7 +7,15 @@ from typing import Final
 import msgspec
 
 from jido_nats.core import subjects
-from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated, UnknownEvent, event_type
+from jido_nats.core.events import (
+    Event,
+    KnownEvent,
+    SessionCreated,
+    SessionStatus,
+    SessionTerminated,
+    UnknownEvent,
+    event_type,
+)
 from jido_nats.core.lifecycle import DIRECT_REASONS, PASSING_REASONS, TRANSITIONS, ended_event
 from jido_nats.core.session import Reason, Status
 
@@ -85,7 +93,8 @@ class Life:
 
     def _check(self, event: Event, last: Event | None) -> Iterator[tuple[str, str]]:
         if last is None:
-            yield from _check_first(event, self._partial)
+            if not isinstance(event, UnknownEvent):
+                yield from _check_first(event, self._partial)
             return
         if event.version < last.version:
             yield "order", f"version {event.version} {event_type(event)} comes after version {last.version}"
@@ -147,9 +156,9 @@ class Copies:
         self, event: SessionStatus | UnknownEvent, last: SessionStatus | UnknownEvent | None
     ) -> Iterator[tuple[str, str]]:
         if last is None:
-            if event.version != 2 and not self._partial:
-                yield "first", f"it begins with version {event.version}, not 2; --partial allows that"
             if isinstance(event, SessionStatus):
+                if event.version != 2 and not self._partial:
+                    yield "first", f"it begins with version {event.version}, not 2; --partial allows that"
                 yield from _check_legal(event)
         elif event.version < last.version:
             yield "order", f"version {event.version} comes after version {last.version}"
@@ -161,7 +170,7 @@ class Copies:
             yield from _check_next(event, last)
 
 
-def _check_first(event: Event, partial: bool) -> Iterator[tuple[str, str]]:
+def _check_first(event: KnownEvent, partial: bool) -> Iterator[tuple[str, str]]:
     if isinstance(event, SessionCreated):
         if event.version != 1:
             yield "version", f"session_created is version {event.version}, not 1"
