@@ -13,7 +13,6 @@ import pytest
 
 from jido_nats import (
     Client,
-    Event,
     LocalServer,
     Output,
     Reason,
@@ -24,6 +23,7 @@ from jido_nats import (
 )
 from jido_nats.cli.main import main as command_line
 from jido_nats.core import lifecycle
+from jido_nats.core.events import KnownEvent
 from jido_nats.core.settings import load
 from jido_nats.errors import COMMAND_ERRORS, CommandError
 from jido_nats.worker.protocol import FromProgram
@@ -92,8 +92,8 @@ def test_the_errors_are_those_that_there_are() -> None:
 
 def test_the_messages_shown_are_messages() -> None:
     shown = [line for code in blocks(page("contract"), "json") for line in code.splitlines()]
-    assert {type(msgspec.json.decode(line, type=Event | Output)) for line in shown} == {
-        *get_args(Event),
+    assert {type(msgspec.json.decode(line, type=KnownEvent | Output)) for line in shown} == {
+        *get_args(KnownEvent),
         *get_args(Output),
     }
 

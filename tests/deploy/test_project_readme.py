@@ -10,8 +10,9 @@ from typing import Final
 import msgspec
 import pytest
 
-from jido_nats import Client, Event, JidoError, LocalServer
+from jido_nats import Client, JidoError, LocalServer
 from jido_nats.core import subjects
+from jido_nats.core.events import KnownEvent
 from tests.tools.pages import README, block, blocks, documented
 from tests.tools.programs import JIDO_NATS, ROOT, run, running
 from tests.tools.support import eventually
@@ -44,7 +45,7 @@ def test_the_picture_names_what_there_is() -> None:
 
 def test_the_events_are_events() -> None:
     for line in "".join(blocks(TEXT, "json")).splitlines():
-        msgspec.json.decode(line, type=Event, strict=True)
+        msgspec.json.decode(line, type=KnownEvent, strict=True)
 
 
 async def example(first: str, server: LocalServer, folder: Path) -> asyncio.subprocess.Process:
