@@ -109,8 +109,7 @@ class Checker:
 
     def _check_unknown(self, row: Row, place: Place) -> Iterator[Finding]:
         """An event of a type that this version does not know: it counts as its version, if it has one."""
-        unknown = _unknown(row, place)
-        yield unknown
+        yield _unknown(row, place)
         try:
             event = msgspec.convert(row.event, UnknownEvent)
         except msgspec.ValidationError:
