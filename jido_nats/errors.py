@@ -12,9 +12,11 @@ JidoError
 │   ├── InternalError         500  a bug; the manager logged it under the id in the message
 │   ├── Unavailable           503  not done, or outcome unknown: retry with the same id
 │   └── StopTimeout           504  stopping continues; `terminated` follows
-├── ServerUnusable            no server, too old, no JetStream, or credentials refused
+├── ServerUnusable            no server, too old, no JetStream, no stream, or credentials refused
+│   └── ConsumerLimitReached  the stream takes no more consumers: too many readers
 ├── ConfigurationError        a wrong setting, or a stream configured differently
 ├── PositionUnavailable       a reader cannot resume from that position in the stream: start over
+├── ConsumerNotFound          the durable consumer that a reader uses was deleted
 └── BrokerError               inside jido_nats; only NotAllowed reaches a caller
     ├── NotAllowed            the server's permissions deny it to this user; not done
     ├── Conflict              a compare-and-set lost; not stored
@@ -116,28 +118,58 @@ class ServerUnusable(JidoError):
     """The NATS server cannot be used; the message says why."""
 
 
+class ConsumerLimitReached(ServerUnusable):
+    """The stream or the account takes no more consumers: too many readers."""
+
+
 class ConfigurationError(JidoError):
     """A setting is wrong, or an existing stream or bucket is configured differently."""
 
 
 class PositionUnavailable(JidoError):
-    """The stream cannot be read from the position that a reader wants to resume from: start over.
+    """The stream no longer has what follows a reader's position, or is not the stream that it was: start over.
 
     Attributes (stream sequences): `wanted`; `first` and `last`, the stored range, or None if it is irrelevant.
     """
 
-    def __init__(self, wanted: int, first: int | None, last: int | None) -> None:
-        if first is None or last is None:
-            why = "is too old: later messages may have been removed; start over with a snapshot"
-        elif wanted > last + 1:
-            why = f"is beyond the end of the stream ({last}); was the stream deleted, or restored from a backup?"
-            why += f" Start over with a snapshot, or at {first}"
-        else:
-            why = f"is too old: the stream starts at {first}; start over with a snapshot, or from there"
-        super().__init__(f"position {wanted} {why}")
+    def __init__(self, wanted: int, first: int | None, last: int | None, *, why: str | None = None) -> None:
+        """`why`: the end of the sentence "position N ..."; None: derive it from the range."""
+        super().__init__(f"position {wanted} {why or _why_unavailable(wanted, first, last)}")
         self.wanted = wanted
         self.first = first
         self.last = last
+
+    @classmethod
+    def of_another_life(cls, wanted: int) -> "PositionUnavailable":
+        """The stream was deleted and made again, or restored from an older backup."""
+        why = "belongs to another life of the stream, which was made again or restored from a backup; start over"
+        return cls(wanted, None, None, why=why)
+
+
+def _why_unavailable(wanted: int, first: int | None, last: int | None) -> str:
+    if first is None or last is None:
+        return "is too old: later messages may have been removed; start over with a snapshot"
+    if wanted > last + 1:
+        return (
+            f"is beyond the end of the stream ({last}); was the stream deleted, or restored from a backup? "
+            f"Start over with a snapshot, or at {first}"
+        )
+    return f"is too old: the stream starts at {first}; start over with a snapshot, or from there"
+
+
+class ConsumerNotFound(JidoError):
+    """The durable consumer that a reader uses was deleted; a new reader creates it again, from its own start.
+
+    Attributes: `stream`, `durable` (names).
+    """
+
+    def __init__(self, stream: str, durable: str) -> None:
+        super().__init__(
+            f"the durable consumer {durable} of {stream} was deleted while it was being read; reading with that name "
+            "again creates a new one"
+        )
+        self.stream = stream
+        self.durable = durable
 
 
 PositionTooOld = PositionUnavailable  # the former name

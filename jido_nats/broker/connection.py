@@ -88,6 +88,12 @@ class Connection:
         return version.major, version.minor, version.patch
 
     @property
+    def server_id(self) -> str:
+        """The id of the connected server, another one after each of its starts."""
+        assert self._client is not None
+        return self._client.server_id
+
+    @property
     def max_payload(self) -> int:
         """The server's limit on a message in bytes, headers included, as last reported."""
         assert self._client is not None

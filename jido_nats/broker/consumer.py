@@ -15,9 +15,11 @@ import msgspec
 
 from jido_nats.broker import stream_info
 from jido_nats.broker.connection import Connection, Message
-from jido_nats.broker.jetstream import CONTENT_TYPE, api
+from jido_nats.broker.jetstream import CONSUMERS_EXHAUSTED, CONTENT_TYPE, JetStreamError, api, settled
 from jido_nats.core import codec
 from jido_nats.core.codec import Encoding
+from jido_nats.core.position import Position
+from jido_nats.errors import ConsumerLimitReached, ServerUnusable
 
 BATCH: Final = 512
 PULL_EXPIRES_S: Final = 20
@@ -43,11 +45,12 @@ class StreamMessage(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Where to start: a JetStream deliver policy and its argument."""
+    """Where to start: a JetStream deliver policy and its argument; `after`: the position that a reader resumes from."""
 
     policy: str = "all"
     sequence: int | None = None
     time: datetime | None = None
+    after: Position | None = None
 
     def config(self) -> dict[str, Any]:
         """The corresponding fields of a consumer configuration."""
@@ -63,6 +66,11 @@ class Start(NamedTuple):
         """From a sequence, inclusive."""
         return cls("by_start_sequence", max(1, sequence))
 
+    @classmethod
+    def following(cls, position: Position) -> "Start":
+        """After a position; the reader verifies it first."""
+        return cls("by_start_sequence", position.sequence + 1, after=position)
+
 
 class Consumer(ABC):
     """What consumers share: a position in a stream, and filter subjects."""
@@ -72,6 +80,7 @@ class Consumer(ABC):
         self._stream = stream
         self._filters = list(filters)
         self._start = start
+        # The sequence of the last message that was returned; 0 before the first.
         self.position = 0
         self.caught_up = False
 
@@ -86,6 +95,11 @@ class Consumer(ABC):
     async def __aiter__(self) -> AsyncIterator[StreamMessage]:
         while True:
             yield await self.next()
+
+    @property
+    @abstractmethod
+    def at(self) -> Position:
+        """The position of the last message that was returned; before the first, that where the reader begins."""
 
     @abstractmethod
     async def next(self) -> StreamMessage:
@@ -150,12 +164,36 @@ def filter_config(filters: list[str]) -> dict[str, Any]:
 
 
 async def create_consumer(
-    connection: Connection, stream: str, config: dict[str, Any], filters: list[str]
-) -> dict[str, Any]:
-    """Create a consumer, or find the same one existing; the API's answer."""
+    connection: Connection, stream: str, config: dict[str, Any], filters: list[str], *, action: str = ""
+) -> "ConsumerInfo":
+    """Create a consumer, or find the same one existing; retries until there is an answer. `action`: as in the API.
+
+    Raises `ConsumerLimitReached`, `ServerUnusable`.
+    """
     suffix = f".{filters[0]}" if len(filters) == 1 else ""
-    return await api(
-        connection,
-        f"CONSUMER.CREATE.{stream}.{config['name']}{suffix}",
-        {"stream_name": stream, "config": config, "action": ""},
-    )
+    subject = f"CONSUMER.CREATE.{stream}.{config['name']}{suffix}"
+    request = {"stream_name": stream, "config": config, "action": action}
+    try:
+        return await settled(connection, lambda: api(connection, subject, request, kind=ConsumerInfo))
+    except JetStreamError as error:
+        kind = ConsumerLimitReached if error.code in CONSUMERS_EXHAUSTED else ServerUnusable
+        raise kind(f"the stream {stream} cannot be read: {error.description}") from error
+
+
+class Delivered(msgspec.Struct, frozen=True):
+    """How far a consumer has come: its own sequence, and that of the stream."""
+
+    consumer_seq: int = 0
+    stream_seq: int = 0
+
+
+class ConsumerInfo(msgspec.Struct, frozen=True):
+    """What the server reports about a consumer."""
+
+    name: str
+    created: str
+    config: dict[str, Any]
+    delivered: Delivered
+    ack_floor: Delivered
+    num_pending: int = 0
+    num_ack_pending: int = 0

@@ -4,18 +4,18 @@ A failed condition is error 10071 with one replica and 10164 with several; both 
 Every other error on a write is `OutcomeUnknown`: reading what is stored is always safe, guessing is not.
 """
 
-import base64
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar, overload
 
 import msgspec
 from nats.aio.client import Client
 
 from jido_nats.broker.backoff import Backoff
 from jido_nats.broker.connection import Connection
+from jido_nats.core.position import nanoseconds
 from jido_nats.errors import BrokerError, Conflict, NotAllowed, NotSent, OutcomeUnknown
 
 EXPECTED_SEQUENCE: Final = "Nats-Expected-Last-Subject-Sequence"
@@ -29,6 +29,7 @@ WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
 NO_MESSAGE_FOUND: Final = 10037
 STREAM_NOT_FOUND: Final = 10059
 CONSUMER_NOT_FOUND: Final = 10014
+CONSUMERS_EXHAUSTED: Final = frozenset({10026, 10002})  # of a stream, of an account
 
 # A lost connection fails requests in flight at once; a timeout means a server that is overloaded or stuck, and every
 # unknown outcome adds to its load (a claim, a look), so be patient.
@@ -59,6 +60,7 @@ class StoredMessage(NamedTuple):
     sequence: int
     data: bytes
     headers: Mapping[str, str]
+    time_ns: int
 
 
 async def store(
@@ -81,7 +83,7 @@ async def store(
         raise NotSent(str(error)) from error
     try:
         ack = _ACK.decode(reply.data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError) as error:
         raise OutcomeUnknown(f"the answer on {subject} is not an acknowledgement") from error
     if ack.error is None:
         return ack.seq
@@ -92,37 +94,57 @@ async def store(
 
 async def last_message(connection: Connection, stream: str, subject: str) -> StoredMessage | None:
     """The last message on a subject (wildcards allowed), read at the stream's leader, or None."""
+    return await get_message(connection, stream, {"last_by_subj": subject})
+
+
+async def get_message(connection: Connection, stream: str, request: Mapping[str, Any]) -> StoredMessage | None:
+    """The message of a request of `STREAM.MSG.GET`, read at the stream's leader, or None."""
     try:
-        answer = await api(connection, f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+        answer = await api(connection, f"STREAM.MSG.GET.{stream}", request, kind=_MessageReply)
     except JetStreamError as error:
         if error.code == NO_MESSAGE_FOUND:
             return None
         raise
-    message = answer["message"]
-    raw_headers = base64.b64decode(message.get("hdrs", ""))
-    return StoredMessage(
-        message["subject"],
-        message["seq"],
-        base64.b64decode(message.get("data", "")),
-        Client._parse_header_lines(raw_headers.partition(b"\r\n")[2]),
-    )
+    message = answer.message
+    headers = Client._parse_header_lines(message.hdrs.partition(b"\r\n")[2])
+    return StoredMessage(message.subject, message.seq, message.data, headers, nanoseconds(message.time))
 
 
+@overload
+async def api(
+    connection: Connection, subject: str, request: Mapping[str, Any] | None = None, *, timeout_s: float = ...
+) -> dict[str, Any]: ...
+@overload
 async def api(
     connection: Connection,
     subject: str,
     request: Mapping[str, Any] | None = None,
     *,
+    kind: type[T],
+    timeout_s: float = ...,
+) -> T: ...
+async def api(
+    connection: Connection,
+    subject: str,
+    request: Mapping[str, Any] | None = None,
+    *,
+    kind: Any = dict,
     timeout_s: float = STORE_TIMEOUT_S,
-) -> dict[str, Any]:
-    """The answer of `$JS.API.<subject>`; raises `JetStreamError` if that is an error."""
+) -> Any:
+    """The answer of `$JS.API.<subject>`, as a `kind`.
+
+    Raises `JetStreamError` if the answer is an error, and `OutcomeUnknown` if it is not one of the JetStream API.
+    """
     payload = msgspec.json.encode(request) if request is not None else b""
     async with connection.gate:
         reply = await connection.request(f"$JS.API.{subject}", payload, timeout_s=timeout_s)
-    answer: dict[str, Any] = msgspec.json.decode(reply.data)
-    if "error" in answer:
-        error = answer["error"]
-        raise JetStreamError(error.get("code", 0), error.get("err_code", 0), error.get("description", ""))
+    try:
+        error = _API_ERROR.decode(reply.data).error
+        answer = None if error is not None else msgspec.json.decode(reply.data, type=kind)
+    except (msgspec.MsgspecError, ValueError) as failure:  # not UTF-8 is a ValueError
+        raise OutcomeUnknown(f"the answer on $JS.API.{subject} is not one of JetStream: {failure}") from failure
+    if error is not None:
+        raise JetStreamError(error.code, error.err_code, error.description)
     return answer
 
 
@@ -151,14 +173,31 @@ def timestamp(text: str) -> datetime:
     return msgspec.convert(text, datetime)
 
 
-class _AckError(msgspec.Struct):
+class _Error(msgspec.Struct):
+    code: int = 0
     err_code: int = 0
     description: str = ""
 
 
-class _Ack(msgspec.Struct):
+class _ApiError(msgspec.Struct):
+    error: _Error | None = None
+
+
+class _Ack(_ApiError):
     seq: int = 0
-    error: _AckError | None = None
 
 
+class _Message(msgspec.Struct):
+    subject: str
+    seq: int
+    time: str
+    data: bytes = b""
+    hdrs: bytes = b""
+
+
+class _MessageReply(msgspec.Struct):
+    message: _Message
+
+
+_API_ERROR: Final = msgspec.json.Decoder(_ApiError)
 _ACK: Final = msgspec.json.Decoder(_Ack)

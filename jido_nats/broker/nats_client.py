@@ -36,6 +36,11 @@ class NatsClient(Client):
         # Set once the connection is lost or closed; a lost client is discarded.
         self.lost = asyncio.Event()
 
+    @property
+    def server_id(self) -> str:
+        """The id that the connected server has had since its start."""
+        return str(self._server_info.get("server_id", ""))
+
     async def send(self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
         """Write a message to the socket, as `publish` does; subject and headers have to be well formed.
 

@@ -1,7 +1,8 @@
 """An ordered consumer: an ephemeral consumer that is recreated whenever a message may have been missed.
 
 That is after a reconnect, a missed heartbeat, a gap in the consumer sequence, or the deletion of the consumer. It
-resumes after the last message delivered.
+resumes after the last message delivered, if the stream is still the one that it was: a server may come back with an
+older store.
 """
 
 import asyncio
@@ -30,20 +31,25 @@ from jido_nats.broker.consumer import (
     pull,
     status_of,
 )
-from jido_nats.broker.jetstream import settled
-from jido_nats.broker.stream_info import stream_state
+from jido_nats.broker.retention import RetentionGuard
+from jido_nats.broker.stream_info import check_latest, check_position, stream_state
+from jido_nats.core.position import Position
 from jido_nats.errors import NotSent, PositionUnavailable
 
 INACTIVE_S: Final = 30
+# How many of the last messages prove that a bucket is not older than it was: some may have been replaced since.
+RECENT: Final = 32
 
 
 class OrderedConsumer(Consumer):
     """Every message of a stream on some subjects, in order, once; an async context manager and iterator.
 
-    `strict`: raise `PositionUnavailable` if the stream has removed messages after the last one delivered (a bucket
-    removes superseded entries all the time, so it is read without). `silence_max_s`: raise it also after receiving
-    nothing for longer, since the marker of an expired entry may have expired as well. `linger_s`: how long to gather
-    messages after the first one, so that a reader that is in no hurry wakes once for many.
+    `next` raises `PositionUnavailable` if the stream is no longer the one that it was: deleted and made again, or
+    restored from an older backup. `strict`: raise it also if the stream has removed messages before they were
+    received. `supersedes`: the stream keeps only the last message of each subject (a bucket), so it cannot be read
+    strictly. `silence_max_s`: raise it also after receiving nothing for longer, since the marker of an expired entry
+    may have expired as well. `linger_s`: how long to gather messages after the first one, so that a reader that is in
+    no hurry wakes once for many.
     """
 
     def __init__(
@@ -54,6 +60,7 @@ class OrderedConsumer(Consumer):
         start: Start,
         *,
         strict: bool = False,
+        supersedes: bool = False,
         headers_only: bool = False,
         silence_max_s: float = math.inf,
         linger_s: float = 0.0,
@@ -61,6 +68,8 @@ class OrderedConsumer(Consumer):
         super().__init__(connection, stream, filters, start)
         self._linger_s = linger_s
         self._strict = strict
+        self._supersedes = supersedes
+        self._retention = RetentionGuard(connection, stream)
         self._headers_only = headers_only
         self._silence_max_s = silence_max_s
         self._received_at = boottime()
@@ -74,13 +83,22 @@ class OrderedConsumer(Consumer):
         self._expected = 1
         self._outstanding = 0
         self._broken = False
+        # How many messages this consumer has sent, and which of them are the first ones of their pulls.
+        self._received = 0
+        self._boundaries: deque[int] = deque()
+        self._last_received: Message | None = None
+        self._resumed_after: int | None = None
+        # Where the reader is in which life of the stream; for a bucket, also the last messages of some subjects.
+        self._before = Position(0)
+        self._time_ns = self._created_ns = 0
+        self._recent: deque[tuple[str, int, int]] = deque(maxlen=RECENT)
+        self._reconnects = connection.reconnects
         self._recreating: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         self._connection.on_up(self._on_up)
         try:
-            if self._start.policy == "new":
-                self._start = Start.at((await stream_state(self._connection, self._stream))[1] + 1)
+            await self._locate()
             await self._create()
         except BaseException:
             await self._leave()
@@ -103,8 +121,15 @@ class OrderedConsumer(Consumer):
             elif (delivered := self._accept(message)) is not None:
                 return delivered
 
+    @property
+    def at(self) -> Position:
+        """See `Consumer.at`."""
+        return Position(self.position, self._time_ns, self._created_ns) if self.position else self._before
+
     def take(self) -> StreamMessage | None:
         """See `Consumer.take`."""
+        if self._retention.pending:
+            return None
         while self._queue and not self._broken and self._recreating is None and self._outstanding > BATCH // 2:
             if (delivered := self._accept(self._queue.popleft())) is not None:
                 return delivered
@@ -124,6 +149,8 @@ class OrderedConsumer(Consumer):
                 return None
             if self._linger_s:
                 await asyncio.sleep(self._linger_s)
+        if self._retention.pending:
+            await self._retention.settle()
         if self._broken:
             return None
         await self._refill()  # the next ones arrive while these are read
@@ -133,6 +160,8 @@ class OrderedConsumer(Consumer):
         if self._outstanding > BATCH // 2:
             return
         batch = BATCH - self._outstanding
+        if self._strict:
+            self._prepare_look()
         self._outstanding += batch
         self._alive_at = boottime()
         assert self._inbox is not None
@@ -140,6 +169,12 @@ class OrderedConsumer(Consumer):
             await pull(self._connection, self._stream, self._name, self._inbox.subject, batch)
         except NotSent:
             self._broken = True
+
+    def _prepare_look(self) -> None:
+        """Another pull begins: look at the retention when its first message is here; also now, if nothing came."""
+        self._boundaries.append(self._expected + self._outstanding)
+        if not self._outstanding and self._received:
+            self._retention.look(max(self.position, self._retention.through))
 
     def _accept(self, message: Message) -> StreamMessage | None:
         if (status := status_of(message)) is not None:
@@ -151,12 +186,15 @@ class OrderedConsumer(Consumer):
             return None
         self._expected += 1
         self._outstanding -= 1
-        self.position = max(self.position, sequence)
+        self.position, self._time_ns = sequence, time_ns
+        if self._supersedes:
+            self._recent.append((message.subject, sequence, time_ns))
         self.caught_up = self.caught_up or pending == 0
         return StreamMessage(message.subject, sequence, message.data, message.headers or {}, time_ns, pending)
 
     def _on_status(self, status: str, headers: dict[str, str]) -> None:
         if status == "100":
+            self._retention.idle()
             return
         if status in ("404", "408"):  # one pull has ended; what it did not deliver is no longer outstanding
             self._outstanding = max(0, self._outstanding - int(headers.get("Nats-Pending-Messages", BATCH)))
@@ -177,20 +215,50 @@ class OrderedConsumer(Consumer):
 
     async def _drop_and_create(self) -> None:
         self._broken = True
+        await self._retention.close()
         await self._drop()
         await asyncio.sleep(RECREATE_WAIT_S)
         await self._connection.wait_up()
         if boottime() - self._received_at > self._silence_max_s:
             raise PositionUnavailable(self.position, None, None)
+        await self._check_life()
         if self.position:
             self._start = Start.at(self.position + 1)
         await self._create()
 
+    async def _locate(self) -> None:
+        """Note which life of the stream this is, and where in it the reader begins."""
+        after = self._start.after
+        if after is None:
+            state = await stream_state(self._connection, self._stream)
+        else:
+            state = await check_position(self._connection, self._stream, after)
+        if self._start.policy == "new":
+            self._start = Start.at(state.last + 1)
+        self._created_ns, begin = state.end.created_ns, self._start.sequence
+        self._before = Position(0, 0, self._created_ns)
+        if begin is not None:
+            stored_ns = after.stored_ns if after is not None else 0
+            self._before = state.end if begin == state.last + 1 else Position(begin - 1, stored_ns, self._created_ns)
+            if self._strict:
+                self._retention.opened(begin - 1, state)
+
+    async def _check_life(self) -> None:
+        """Raise `PositionUnavailable` unless the stream is the one that it was, with everything that was not read."""
+        state = await check_position(self._connection, self._stream, self.at)
+        if self._supersedes and self._connection.reconnects != self._reconnects:  # else it is the same server
+            self._reconnects = self._connection.reconnects
+            await check_latest(self._connection, self._stream, list(self._recent))
+        if self._strict and (self.position or self._start.sequence is not None):
+            self._retention.check(max(self.at.sequence, self._retention.through), state)
+
     async def _create(self) -> None:
-        await self._check_position()
         self._name = next(self._names)
         self._queue.clear()
-        self._expected, self._outstanding, self._broken = 1, 0, False
+        self._boundaries.clear()
+        self._last_received = None
+        self._resumed_after = None if self._start.sequence is None else self._start.sequence - 1
+        self._expected, self._received, self._outstanding, self._broken = 1, 0, 0, False
         self._inbox = await self._connection.subscribe(self._connection.new_inbox(), self._on_message)
         config = {
             "name": self._name,
@@ -202,21 +270,10 @@ class OrderedConsumer(Consumer):
             **filter_config(self._filters),
             **self._start.config(),
         }
-        created = await settled(
-            self._connection, lambda: create_consumer(self._connection, self._stream, config, self._filters)
-        )
+        created = await create_consumer(self._connection, self._stream, config, self._filters)
         # The consumer may be on a replica that lags: this proves nothing about the leader's last message.
-        self.caught_up = self.caught_up or created["num_pending"] == 0
+        self.caught_up = self.caught_up or created.num_pending == 0
         self._alive_at = boottime()
-
-    async def _check_position(self) -> None:
-        wanted = self._start.sequence
-        if not self._strict or wanted is None:
-            return
-        first, last = await stream_state(self._connection, self._stream)
-        # A reader that had caught up missed only what arrived and expired while it was away, mostly on other subjects.
-        if wanted > last + 1 or (wanted < first and not self.caught_up):
-            raise PositionUnavailable(wanted, first, last)
 
     async def _leave(self) -> None:
         self._connection.off_up(self._on_up)
@@ -225,6 +282,7 @@ class OrderedConsumer(Consumer):
                 self._recreating.cancel()
                 await asyncio.gather(self._recreating, return_exceptions=True)
         finally:
+            await self._retention.close()
             await self._drop()
 
     async def _drop(self) -> None:
@@ -241,8 +299,22 @@ class OrderedConsumer(Consumer):
 
     def _on_message(self, message: Message) -> None:
         self._received_at = self._alive_at = boottime()
+        if self._strict and message.reply:
+            self._count(message)
         self._queue.append(message)
         self._arrived.set()
+
+    def _count(self, message: Message) -> None:
+        """Look at the retention if this is the first message of a pull."""
+        self._received += 1
+        if self._boundaries and self._received >= self._boundaries[0]:
+            self._boundaries.popleft()
+            through = (
+                self._resumed_after if self._last_received is None else parse_ack_subject(self._last_received.reply)[0]
+            )
+            if through is not None:
+                self._retention.look(max(through, self._retention.through))
+        self._last_received = message
 
     def _on_up(self) -> None:
         self._broken = True

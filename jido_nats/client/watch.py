@@ -118,7 +118,7 @@ class SessionWatch:
 
     async def _open(self) -> None:
         await check_stream(self._connection, self._events_stream)
-        self._snapshot_at = (await stream_state(self._connection, self._events_stream))[1]
+        self._snapshot_at = (await stream_state(self._connection, self._events_stream)).last
         start = Start.at((self._snapshot_at if self._resume_after is None else self._resume_after) + 1)
         subject = subjects.EVENTS if self._session_id is None else subjects.session(self._session_id)
         self._events = await self._exit.enter_async_context(

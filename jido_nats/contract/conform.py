@@ -238,7 +238,8 @@ async def check_server(
     """
     connection = await Connection.open(options, "jido-nats conform")
     try:
-        first, until = await stream_state(connection, stream)
+        state = await stream_state(connection, stream)
+        first, until = state.first, state.last
         checker.partial = checker.partial or first > 1
         wanted = [subjects.EVENTS, subjects.ALL_SESSIONS]
         async with OrderedConsumer(connection, stream, wanted, Start("all")) as consumer:

@@ -108,6 +108,18 @@ def bucket_stream(bucket: str) -> str:
     return f"KV_{bucket}"
 
 
+def matches(pattern: str, subject: str) -> bool:
+    """Whether a subject matches a pattern with the wildcards `*` (one token) and `>` (one or more, at the end)."""
+    wanted, tokens = pattern.split("."), subject.split(".")
+    if wanted[-1] == ">":
+        wanted.pop()
+        if len(tokens) <= len(wanted):
+            return False
+    elif len(tokens) != len(wanted):
+        return False
+    return all(w in ("*", token) for w, token in zip(wanted, tokens, strict=False))
+
+
 def publications(record: SessionRecord) -> Iterator[Publication]:
     """The messages of the record's version, in the order in which they must be stored.
 

@@ -19,9 +19,7 @@ from jido_nats.broker.jetstream import (
     EXPECTED_SEQUENCE,
     EXPECTED_SUBJECT,
     MESSAGE_ID,
-    NO_MESSAGE_FOUND,
-    JetStreamError,
-    api,
+    get_message,
     last_message,
     settled,
     store,
@@ -164,16 +162,8 @@ class EventLog:
     async def _first(self, subject: str) -> int | None:
         """The sequence of the first message on a subject."""
         request = {"seq": 1, "next_by_subj": subject}
-        try:
-            answer = await settled(
-                self._connection, lambda: api(self._connection, f"STREAM.MSG.GET.{self.stream}", request)
-            )
-        except JetStreamError as error:
-            if error.code == NO_MESSAGE_FOUND:
-                return None
-            raise
-        sequence: int = answer["message"]["seq"]
-        return sequence
+        message = await settled(self._connection, lambda: get_message(self._connection, self.stream, request))
+        return None if message is None else message.sequence
 
     async def message_ids_between(self, filters: Sequence[str], after: int, until: int) -> set[str]:
         """The message ids stored after sequence `after`, up to `until` (a sequence on one of the subjects)."""
@@ -204,7 +194,7 @@ class EventLog:
 
     async def last_sequence(self) -> int:
         """The stream's last sequence, at its leader."""
-        return (await stream_state(self._connection, self.stream))[1]
+        return (await stream_state(self._connection, self.stream)).last
 
     async def last_claim(self) -> int:
         """The sequence of the last claim on any session, at the leader; 0 if there is none."""

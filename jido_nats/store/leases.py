@@ -225,6 +225,7 @@ class Leases:
             self._stream,
             [subjects.all_keys(self._bucket)],
             Start("last_per_subject"),
+            supersedes=True,
             silence_max_s=MARKER_TTL_S / 2,
         )
 

@@ -75,7 +75,13 @@ class SessionRecords:
         keys = subjects.all_keys(self._bucket) if session_id is None else subjects.key(self._bucket, session_id)
         start, silence_max_s = Start("last_per_subject"), self._marker_ttl_s / 2
         return OrderedConsumer(
-            self._connection, self.stream, [keys], start, silence_max_s=silence_max_s, linger_s=linger_s
+            self._connection,
+            self.stream,
+            [keys],
+            start,
+            supersedes=True,
+            silence_max_s=silence_max_s,
+            linger_s=linger_s,
         )
 
     async def last_position(self, session_id: str | None = None) -> int:
@@ -89,7 +95,7 @@ class SessionRecords:
         The stream's last sequence is cheap to request, but that message may have expired, so that no follower ever
         reaches it. Then, after `CATCH_UP_S`, wait for the last message that exists, which the server has to search.
         """
-        _, last = await stream_state(self._connection, self.stream)
+        last = (await stream_state(self._connection, self.stream)).last
         try:
             async with asyncio.timeout(CATCH_UP_S):
                 await position.reached(last)

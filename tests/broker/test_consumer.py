@@ -10,9 +10,8 @@ from jido_nats import LocalServer
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumer import Start, StreamMessage, parse_ack_subject
 from jido_nats.broker.durable import DurableConsumer
-from jido_nats.broker.jetstream import JetStreamError
 from jido_nats.broker.ordered import OrderedConsumer
-from jido_nats.errors import ConfigurationError, NotFound, PositionUnavailable
+from jido_nats.errors import ConfigurationError, ConsumerNotFound, PositionUnavailable, ServerUnusable
 from tests.tools.support import DEADLINE_S, Stranger, eventually
 
 ALL = Start()
@@ -204,7 +203,7 @@ async def test_a_durable_that_is_deleted_is_told_of(stranger: Stranger, connecti
         reading = asyncio.create_task(read(consumer, 1))
         await delete_consumers(stranger)
 
-        with pytest.raises(NotFound):
+        with pytest.raises(ConsumerNotFound):
             await reading
 
 
@@ -271,7 +270,7 @@ async def test_a_reader_that_cannot_begin_leaves_nothing_behind(connection: Conn
     with pytest.raises(PositionUnavailable, match=r"beyond the end of the stream \(10\)"):
         async with OrderedConsumer(connection, stream, ["t.*"], Start.at(99), strict=True):
             pass
-    with pytest.raises(JetStreamError):
+    with pytest.raises(ServerUnusable, match="overlap"):
         async with OrderedConsumer(connection, stream, ["t.*", "t.*"], ALL):  # subjects that overlap
             pass
 

@@ -1,0 +1,76 @@
+"""Whether a stream has removed messages before a reader received them.
+
+Sequences do not show it: a reader of some subjects sees gaps all the time. So after each pull, once its first message
+is here, one look at the stream decides: if it still has everything after the last message that was received before
+the pull, nothing is missing. What the server sends for one pull it reads at once, so one look for each is enough.
+A reader that receives nothing keeps up by the heartbeats: what the stream had at the last look, it has received.
+"""
+
+import asyncio
+
+from jido_nats.broker.connection import Connection
+from jido_nats.broker.stream_info import StreamState, stream_state
+from jido_nats.errors import JidoError, PositionUnavailable
+
+
+class RetentionGuard:
+    """What one reader has received, compared with what its stream still has."""
+
+    def __init__(self, connection: Connection, stream: str) -> None:
+        self._connection = connection
+        self._stream = stream
+        # Everything up to this sequence that concerns the reader has been received.
+        self.through = 0
+        # The end of the stream at the last look.
+        self._last = 0
+        self._looks: set[asyncio.Task[None]] = set()
+        self._failure: JidoError | None = None
+
+    def opened(self, through: int, state: StreamState) -> None:
+        """The reader begins after `through`. Raises `PositionUnavailable` if the stream has less than that."""
+        self.through, self._last = through, state.last
+        self.check(through, state)
+
+    def check(self, through: int, state: StreamState) -> None:
+        """Raise `PositionUnavailable` unless the stream still has everything after `through`."""
+        if through > state.last or state.first > through + 1:
+            raise PositionUnavailable(through + 1, state.first, state.last)
+
+    def look(self, through: int) -> None:
+        """Check, in the background, that the stream still has everything after `through`; see `settle`."""
+        task = asyncio.create_task(self._look(through), name=f"look at the retention of {self._stream}")
+        self._looks.add(task)
+        task.add_done_callback(self._looks.discard)
+
+    @property
+    def pending(self) -> bool:
+        """Whether `settle` has to be called before another message is returned."""
+        return bool(self._looks) or self._failure is not None
+
+    async def settle(self) -> None:
+        """Wait for the looks. Raises `PositionUnavailable` if messages were removed before they were received."""
+        while self._looks:
+            await asyncio.wait(self._looks)
+        if self._failure is not None:
+            raise self._failure
+
+    def idle(self) -> None:
+        """A heartbeat came, and no message since the last look: what the stream had then has been received."""
+        if not self._looks:
+            self.through = max(self.through, self._last)
+
+    async def close(self) -> None:
+        """Forget the looks: the reader starts again at its position, or ends."""
+        looks = list(self._looks)
+        for task in looks:
+            task.cancel()
+        await asyncio.gather(*looks, return_exceptions=True)
+        self._failure = None
+
+    async def _look(self, through: int) -> None:
+        try:
+            state = await stream_state(self._connection, self._stream)
+            self._last = state.last
+            self.check(through, state)
+        except JidoError as error:
+            self._failure = self._failure or error
