@@ -39,6 +39,8 @@ class PolledConsumer(Consumer):
         # The sequence from which to ask for more.
         self._wanted = start.sequence or 1
         self._start_is_new = start.policy == "new"
+        # Whether the last batch reached the end of the stream.
+        self._exhausted = False
         self._at = Position(0)
         self._reconnects = connection.reconnects
 
@@ -52,8 +54,8 @@ class PolledConsumer(Consumer):
         if self._start_is_new:
             self._wanted = state.last + 1
         self._at = Position(0, 0, state.end.created_ns)
-        while not self._messages and not self.caught_up:
-            await self._fetch()
+        await self._look_ahead()
+        self.caught_up = not self._messages
         return self
 
     async def __aexit__(
@@ -64,37 +66,49 @@ class PolledConsumer(Consumer):
     async def next(self) -> StreamMessage:
         """See `Consumer.next`."""
         while not self._messages:
-            if self._connection.reconnects != self._reconnects:
-                await check_position(self._connection, self._stream, self._at)
-                self._reconnects = self._connection.reconnects
-            if not await self._fetch():
+            await self._check_life()
+            await self._look_ahead()
+            if not self._messages:
                 await asyncio.sleep(POLL_S)
+                self._exhausted = False
+        if len(self._messages) == 1:
+            await self._look_ahead()
         return self._returned(self._messages.popleft())
 
     def take(self) -> StreamMessage | None:
         """See `Consumer.take`."""
-        return self._returned(self._messages.popleft()) if self._messages else None
+        return self._returned(self._messages.popleft()) if len(self._messages) > 1 else None
 
     def _returned(self, message: StreamMessage) -> StreamMessage:
         self.position = message.sequence
         self._at = Position(message.sequence, message.time_ns, self._at.created_ns)
-        self.caught_up = self.caught_up or message.pending == 0
+        self.caught_up = self.caught_up or (self._exhausted and not self._messages)
         return message
 
-    async def _fetch(self) -> bool:
-        """Ask for the next batch; whether the stream had any message after the last one."""
+    async def _check_life(self) -> None:
+        if self._connection.reconnects != self._reconnects:
+            await check_position(self._connection, self._stream, self._at)
+            self._reconnects = self._connection.reconnects
+
+    async def _look_ahead(self) -> None:
+        """Fetch until there is another message, so that the last one is known to be the last."""
+        wanted = len(self._messages) + 1
+        while len(self._messages) < wanted and not self._exhausted:
+            await self._fetch()
+
+    async def _fetch(self) -> None:
+        """Ask for the next batch."""
         single = self._filters[0] if len(self._filters) == 1 else ">"
         request = {"seq": self._wanted, "batch": BATCH, "next_by_subj": single}
         replies = await self._ask(msgspec.json.encode(request))
         if replies is None:
-            return False
-        self.caught_up = self.caught_up or not replies
-        for reply in replies:
-            message = _message_of(reply)
+            return
+        messages = [_message_of(reply) for reply in replies]
+        self._exhausted = not messages or messages[-1].pending == 0
+        for message in messages:
             self._wanted = message.sequence + 1
             if any(matches(pattern, message.subject) for pattern in self._filters):
                 self._messages.append(message)
-        return bool(replies)
 
     async def _ask(self, request: bytes) -> list[Message] | None:
         """The messages of a batch; None if it was not answered as a whole."""

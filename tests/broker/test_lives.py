@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jido_nats import ConnectOptions, LocalServer
+from jido_nats import LocalServer
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumer import Start
 from jido_nats.broker.durable import READ_THROUGH, DurableConsumer
@@ -304,26 +304,32 @@ async def test_a_polled_reader_goes_on_after_a_restart_and_notices_an_older_stor
 
 
 async def test_a_follower_reads_without_a_consumer_while_the_stream_takes_no_more(
-    server: LocalServer, stranger: Stranger
+    stranger: Stranger, connection: Connection
 ) -> None:
     await add_stream(stranger, max_consumers=1)
     await publish(stranger, 3)
-    connection = await Connection.open(ConnectOptions(servers=(server.url,)), "test")
-    try:
-        async with OrderedConsumer(connection, "T", ["t.*"], ALL) as first:
-            with pytest.raises(ConsumerLimitReached):
-                await OrderedConsumer(connection, "T", ["t.*"], ALL).__aenter__()
-            async with FollowingConsumer(connection, "T", ["t.*"], ALL, strict=True) as follower:
-                assert await read(follower, 3) == [1, 2, 3]
-                assert follower.is_polled and follower.caught_up
-                await first.__aexit__(None, None, None)
-                await eventually(lambda: has_no_consumer(stranger))
-                follower._retry_at = 0.0
-                await publish(stranger, 2)
-                assert await read(follower, 2) == [4, 5]
-                assert not follower.is_polled
-    finally:
-        await connection.close()
+    first = await OrderedConsumer(connection, "T", ["t.*"], ALL).__aenter__()
+    with pytest.raises(ConsumerLimitReached):
+        await OrderedConsumer(connection, "T", ["t.*"], ALL).__aenter__()
+    async with FollowingConsumer(connection, "T", ["t.*"], ALL, strict=True) as follower:
+        assert await read(follower, 3) == [1, 2, 3]
+        assert follower.is_polled and follower.caught_up
+        await first.__aexit__(None, None, None)
+        await eventually(lambda: has_no_consumer(stranger))
+        follower._retry_at = 0.0
+        await publish(stranger, 2)
+        assert await read(follower, 2) == [4, 5]
+        assert not follower.is_polled
+
+
+async def test_a_polled_reader_knows_that_a_message_is_its_last(
+    stranger: Stranger, connection: Connection, stream: str
+) -> None:
+    await publish(stranger, 1, "t.b")
+    await publish(stranger, 1200, "t.c")
+    async with PolledConsumer(connection, stream, ["t.b", "t.d"], ALL) as consumer:
+        assert await read(consumer, 1) == [11]
+        assert consumer.caught_up
 
 
 async def has_no_consumer(stranger: Stranger) -> bool:
