@@ -6,7 +6,7 @@ next one; its messages can still be read by direct gets.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -26,7 +26,9 @@ log = logging.getLogger(__name__)
 class FollowingConsumer(Consumer):
     """An `OrderedConsumer` (same options), replaced by a `PolledConsumer` while the stream takes no more consumers."""
 
-    def __init__(self, connection: Connection, stream: str, filters: list[str], start: Start, **options: Any) -> None:
+    def __init__(
+        self, connection: Connection, stream: str, filters: Sequence[str], start: Start, **options: Any
+    ) -> None:
         super().__init__(connection, stream, filters, start)
         self._ordered: Callable[[Start], OrderedConsumer] = lambda begin: OrderedConsumer(
             connection, stream, filters, begin, **options

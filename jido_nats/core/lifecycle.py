@@ -176,6 +176,22 @@ def after_event(record: SessionRecord, event: Event) -> SessionRecord:
     )
 
 
+def rebuilt(session_id: str, events: Sequence[KnownEvent], *, owner: str) -> SessionRecord | None:
+    """The record of a session as its events describe it, for one that was lost; None without any event.
+
+    What events do not carry is lost: its `llm_config` and its time limits.
+    """
+    if not events:
+        return None
+    first = events[0]
+    at = first.created_at if isinstance(first, SessionCreated) else first.updated_at
+    metadata = first.metadata if isinstance(first, SessionCreated) else {}
+    record, _ = create(session_id, owner=owner, at=at, metadata=metadata)
+    for event in events:
+        record = after_event(record, event)
+    return record
+
+
 def ended_event(status: SessionStatus) -> SessionTerminated:
     """The `session_terminated` that follows a session's last `session_status`."""
     assert status.status is Status.TERMINATED and status.reason is not None, "an end has a reason"

@@ -11,13 +11,14 @@ from typing import Final
 
 from jido_nats.broker.backoff import Backoff
 from jido_nats.broker.consumer import StreamMessage
-from jido_nats.broker.ordered import OrderedConsumer
+from jido_nats.broker.follower import FollowingConsumer
 from jido_nats.core import subjects
 from jido_nats.errors import PositionUnavailable
 from jido_nats.manager.sessions import Sessions
 from jido_nats.store.event_log import EventLog, claimant
 from jido_nats.store.index import ClaimIndex, SessionIndex
 from jido_nats.store.leases import Leases
+from jido_nats.store.position import StreamPosition
 from jido_nats.store.records import SessionRecords, entry_of
 
 RESTART_WAIT_S: Final = 1.0
@@ -91,38 +92,62 @@ class Followers:
         self._claims = claims
         self._sessions = sessions
         self._catching_up = {"index", "leases", "claims"}
+        self._consumers: dict[str, FollowingConsumer] = {}
 
     @property
     def not_ready(self) -> list[str]:
         """A sentence for each follower that has not reached the end of its stream yet."""
         return [f"{name} has not caught up yet" for name in sorted(self._catching_up)]
 
+    @property
+    def without_consumer(self) -> list[str]:
+        """The followers that read by direct gets, because their streams take no more consumers."""
+        return [name for name, consumer in self._consumers.items() if consumer.is_polled]
+
     async def follow_index(self) -> None:
         """Maintain the index of all records; a record that this manager wrote is not decoded or held twice."""
         self._index.clear()
-        await self._follow("index", self._records.follow(linger_s=INDEX_LINGER_S), self._apply_record)
+        consumer = self._records.follow(linger_s=INDEX_LINGER_S)
+        await self._follow("index", consumer, self._apply_record, self._index.position)
 
     async def follow_leases(self) -> None:
         """Maintain the table of leases."""
-        await self._follow("leases", self._leases.follow(), self._leases.apply)
+        await self._follow("leases", self._leases.follow(), self._leases.apply, StreamPosition())
 
     async def follow_claims(self) -> None:
         """Maintain the index of claims."""
         self._claims.clear()
-        await self._follow("claims", self._event_log.follow_claims(), self._apply_claim)
+        await self._follow("claims", self._event_log.follow_claims(), self._apply_claim, self._claims.position)
 
-    async def _follow(self, name: str, consumer: OrderedConsumer, apply: Callable[[StreamMessage], object]) -> None:
+    async def _follow(
+        self,
+        name: str,
+        consumer: FollowingConsumer,
+        apply: Callable[[StreamMessage], object],
+        position: StreamPosition,
+    ) -> None:
+        self._catching_up.add(name)
+        self._consumers[name] = consumer
         async with consumer:
             while True:
-                if consumer.caught_up:
+                if name in self._catching_up and consumer.caught_up:
                     self._catching_up.discard(name)
+                    self._on_caught_up(name)
+                if name not in self._catching_up:  # before that, an entry that is replaced meanwhile may be missing
+                    position.moved_to(consumer.position)
                 apply(await consumer.next())
 
+    def _on_caught_up(self, name: str) -> None:
+        if name == "index":
+            self._sessions.compare(self._index)
+
     def _apply_record(self, message: StreamMessage) -> None:
-        own = self._sessions.written(subjects.session_of(message.subject), message.sequence)
-        self._index.apply(own or entry_of(message), own=own is not None)
-        self._index.position.moved_to(message.sequence)
+        session_id = subjects.session_of(message.subject)
+        own = self._sessions.written(session_id, message.sequence)
+        entry = own or entry_of(message)
+        self._index.apply(entry, own=own is not None)
+        if entry.record is None:
+            self._sessions.check_entry(entry)
 
     def _apply_claim(self, message: StreamMessage) -> None:
         self._claims.apply(subjects.session_of(message.subject), claimant(message.data))
-        self._claims.position.moved_to(message.sequence)

@@ -200,7 +200,10 @@ class CommandHandlers:
         return codec.decode(data, kind)
 
     async def _read(self, session_id: str) -> SessionRecord:
-        record = (await self._context.records.get(session_id)).record
+        entry = await self._context.records.get(session_id)
+        record = entry.record
+        if entry.is_damaged:
+            raise Unavailable("the record of this session is damaged and is being repaired; ask again")
         if record is None:
             raise NotFound("there is no session of that id, or its record has expired", session_id=session_id)
         _check_known(record)

@@ -80,10 +80,14 @@ class HealthServer:
 
 
 def _ok(path: str, snapshot: Snapshot) -> str:
-    """The body of a success; sessions that are left to newer managers are no reason not to be ready."""
+    """The body of a success, with what an operator should know although the manager is ready."""
+    lines = ["ok"]
     if path == "/readyz" and snapshot.foreign:
-        return f"ok\n{snapshot.foreign} sessions of a newer version are left to its managers\n"
-    return "ok\n"
+        lines.append(f"{snapshot.foreign} sessions of a newer version are left to its managers")
+    if path == "/readyz" and snapshot.without_consumer:
+        polled = ", ".join(snapshot.without_consumer)
+        lines.append(f"no consumer is free: {polled} followed by direct gets; raise the stream's max_consumers")
+    return "\n".join([*lines, ""])
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -29,6 +29,7 @@ from jido_nats.worker.session import Session, Worker
 FIRST_COMMITS_MAX: Final = 3
 # How long a manager that stops waits for a worker that is being killed, before the record says `forced`.
 KILL_GRACE_S: Final = 1.0
+RECORD_DELETED: Final = "record deleted"
 
 log = logging.getLogger(__name__)
 
@@ -183,6 +184,21 @@ class LiveSession:
         """End the session although its worker does not stop, because the manager is stopping."""
         log.warning("a worker does not stop; abandoning it", extra={"session_id": self.session_id})
         await self.end(forced=True, **why)
+
+    async def end_deleted(self, revision: int) -> None:
+        """The record was deleted by hand, which left a marker at `revision`: stop the worker, end over the marker."""
+        log.error("the record of a session was deleted; ending it", extra={"session_id": self.session_id})
+        self.writer.revision = revision
+        if self.run is not None:
+            self.run.cancel()
+            await self.run.wait_ended(self._deps.settings.stop_timeout_s + KILL_GRACE_S)
+        forced = self.run is not None and (self.run.forced or not self.run.ended)
+        if self.record.status is Status.TERMINATED:
+            await self.writer.seal()
+        elif self.record.status is Status.TERMINATING:
+            await self.end(error=RECORD_DELETED, forced=forced)
+        else:
+            await self.end(reason=Reason.CRASHED, error=RECORD_DELETED, forced=forced)
 
     async def wait_ended(self, timeout_s: float) -> bool:
         """Whether the end was stored within `timeout_s`, or the session was relinquished."""

@@ -190,6 +190,7 @@ class SessionManager(SessionApi):
             lease_age_s=self._lease.age_s,
             reconnects=sum(connection.reconnects for connection in self._connections),
             foreign=len(self._index.foreign),
+            without_consumer=self._followers.without_consumer,
             not_ready=not_ready,
         )
 

@@ -50,5 +50,7 @@ class Snapshot:
     reconnects: int
     # How many sessions only managers of newer versions may write.
     foreign: int
+    # What is followed by direct gets, because a stream takes no more consumers.
+    without_consumer: list[str]
     # The reasons why it is not ready; empty if it is.
     not_ready: list[str]

@@ -105,15 +105,12 @@ class RunningSessions(Generic[S]):
         """
         return _Change(self, session, is_new=False)
 
-    def relinquish(self, session: S) -> None:
+    def relinquish(self, session: S, why: str = "claimed by another manager, or its write failed") -> None:
         """Another manager has the session now, or that is unknown: stop its worker, and write nothing more."""
         if self._sessions.get(session.session_id) is not session:
             return
         self._remove(session)
-        log.warning(
-            "relinquishing a session: claimed by another manager, or its write failed",
-            extra={"session_id": session.session_id},
-        )
+        log.warning("relinquishing a session", extra={"session_id": session.session_id, "why": why})
         self.relinquished.add(session.session_id)
         session.relinquish()
 

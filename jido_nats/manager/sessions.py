@@ -21,7 +21,7 @@ from jido_nats.manager.conversation import Conversations
 from jido_nats.manager.live_session import KILL_GRACE_S, LiveSession, SessionDependencies
 from jido_nats.manager.running import NotHere, RunningSessions, SessionExists
 from jido_nats.manager.writer import WriterContext
-from jido_nats.store.index import ClaimIndex
+from jido_nats.store.index import ClaimIndex, SessionIndex
 from jido_nats.store.records import Entry
 from jido_nats.worker.session import Worker
 
@@ -176,6 +176,40 @@ class Sessions:
                 if live.is_here and claims.claimant(live.session_id) not in (None, self._context.manager_id):
                     self.running.relinquish(live)
             ownership.rechecked(since)
+
+    def compare(self, index: SessionIndex) -> None:
+        """Recheck the sessions of which the bucket, read anew, has another version or none: its store may be older."""
+        for live in self.running:
+            if live.is_here and index.get(live.session_id) != live.record:
+                self.recheck(live)
+
+    def check_entry(self, entry: Entry) -> None:
+        """The key of a session holds no record: if it runs here, a person has deleted or overwritten its record."""
+        live = self.running.get(entry.session_id)
+        if live is not None and live.is_here and entry.revision > live.writer.revision:
+            self.recheck(live)
+
+    def recheck(self, live: LiveSession) -> None:
+        """Compare a session, in a task of its own, with its key in the bucket, and follow what was done to that."""
+        self.running.start_task(self._recheck(live), live.session_id)
+
+    async def _recheck(self, live: LiveSession) -> None:
+        async with self.running.changing(live):
+            entry, revision = await self._context.records.get(live.session_id), live.writer.revision
+            if entry.revision == revision and entry.record == live.record:
+                return
+            if entry.revision > revision and entry.is_damaged:
+                await live.writer.restore()
+            elif entry.revision > revision and entry.record is None:
+                await live.end_deleted(entry.revision)
+            elif entry.revision > revision:
+                self.running.relinquish(live)
+            else:  # the store wins
+                log.error(
+                    "the bucket came back without this session, or with an older version of it",
+                    extra={"session_id": live.session_id, "version": live.record.version, "revision": revision},
+                )
+                self.running.relinquish(live, "the bucket is older than this session")
 
     # The end
 

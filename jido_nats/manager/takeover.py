@@ -14,9 +14,10 @@ from collections.abc import Callable, Collection, Coroutine, Iterable
 from datetime import datetime
 from typing import Any, Final
 
+from jido_nats.broker.clock import boottime
 from jido_nats.core import lifecycle, subjects
-from jido_nats.core.session import Reason, Status
-from jido_nats.errors import Fenced
+from jido_nats.core.session import Reason, SessionRecord, Status
+from jido_nats.errors import Conflict, Fenced, JidoError
 from jido_nats.manager.sessions import Sessions
 from jido_nats.manager.writer import SessionWriter, WriterContext
 from jido_nats.store.index import ClaimIndex, SessionIndex
@@ -25,6 +26,7 @@ AT_ONCE: Final = 128
 OWNERSHIP_POLL_S: Final = 0.5
 REPORT_INTERVAL_S: Final = 3.0
 TOGETHER: Final = 4096
+UNKNOWN_OWNER: Final = "unknown"
 ALL_SUBJECTS: Final = (subjects.EVENTS, subjects.ALL_SESSIONS, subjects.ALL_FENCES)
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,8 @@ class OrphanSweeper:
         self._claims = claims
         self._interval_s = interval_s
         self._now = now
+        # How long the owner of a damaged record has to repair it.
+        self._damaged_after_s = 3 * interval_s
         self._done = 0
         # The sessions whose failed takeover was logged already.
         self._failed: set[str] = set()
@@ -68,16 +72,19 @@ class OrphanSweeper:
             await self.sweep()
 
     async def sweep(self) -> None:
-        """Take over every orphan that there is now."""
+        """Take over every orphan that there is; who still has no lease is asked again before each batch."""
+        await self._repair_damaged()
         orphans = await self._orphans()
         self._failed &= set(orphans)
         if orphans:
             log.warning("taking over sessions of dead managers", extra={"sessions": len(orphans)})
-        self._done = 0
+        self._done, tried = 0, set[str]()
         reporting = asyncio.create_task(self._report(len(orphans)), name="takeover: report")
         try:
-            for begin in range(0, len(orphans), TOGETHER):
-                await self._take_over(orphans[begin : begin + TOGETHER])
+            while batch := orphans[:TOGETHER]:
+                tried.update(batch)
+                await self._take_over(batch)
+                orphans = [session_id for session_id in await self._orphans() if session_id not in tried]
         finally:
             reporting.cancel()
             await asyncio.gather(reporting, return_exceptions=True)
@@ -126,14 +133,40 @@ class OrphanSweeper:
 
     def _is_settled(self, session_id: str) -> bool:
         record = self._index.get(session_id)
-        return record is not None and record.sealed
+        return record is None or record.sealed
 
     def _drop_settled_claims(self) -> None:
         for session_id, _ in self._claims.items():
             if session_id in self._running:
                 continue
-            if self._index.get(session_id) is None or self._is_settled(session_id):
+            if self._is_settled(session_id):
                 self._claims.forget(session_id)
+
+    async def _repair_damaged(self) -> None:
+        """Store a record again for each entry that is something else and has not been repaired by its owner."""
+        for session_id, since in list(self._index.damaged.items()):
+            known = self._index.get(session_id)
+            if session_id in self._running or boottime() - since < self._damaged_after_s:
+                continue
+            if known is None or known.owner == self._context.manager_id or not await self._is_alive(known.owner):
+                await self._log_failure(session_id, self._repair(session_id, known))
+
+    async def _repair(self, session_id: str, known: SessionRecord | None) -> None:
+        """As it was known here, or as the stream describes it; the claim makes it an orphan, which this sweep ends."""
+        placeholder = known or lifecycle.create(session_id, owner=UNKNOWN_OWNER, at=self._now())[0]
+        writer = SessionWriter(self._context, placeholder, 0, survivor=True)
+        with contextlib.suppress(Fenced, Conflict):  # its owner lives, or another manager repairs it
+            await writer.claim()
+            events = await self._context.event_log.events_of(session_id, writer.fence)
+            record = lifecycle.rebuilt(session_id, events, owner=placeholder.owner)
+            if record is None or (known is not None and known.version >= record.version):
+                record = known
+            if record is None:
+                raise JidoError("its entry is not a record, and the stream has no event of it: delete the entry")
+            entry = await self._context.records.get(session_id)
+            if entry.is_damaged:
+                await self._context.records.write(record, entry.revision)
+                log.error("repaired a damaged record, to end its session", extra={"session_id": session_id})
 
     async def _take_over(self, session_ids: list[str]) -> None:
         """Claim all, then one look for all, then end them; the seals come last, since nothing waits for them."""

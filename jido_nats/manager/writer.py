@@ -10,6 +10,7 @@ The argument (checked exhaustively in the design's model):
 * Nothing depends on the duplicate window, or on clocks.
 """
 
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
@@ -32,6 +33,8 @@ RETRY_WAIT_S: Final = 0.05
 RETRY_WAIT_MAX_S: Final = 2.0
 # What was certainly not stored is soon retried: there is nothing to look for, only a connection to wait for.
 NOT_SENT_WAIT_MAX_S: Final = 0.2
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,7 @@ class SessionWriter:
         try:
             self.revision = await self._context.records.write(changed, self.revision)
         except Conflict:
-            entry = await self._context.records.get(changed.session_id)
-            if entry.record != changed:
-                raise Fenced(f"the session {changed.session_id} was written by another manager") from None
-            self.revision = entry.revision
+            await self._resolve_conflict(changed)
         self.record = changed
         if changed.sealed:
             self.in_doubt = False
@@ -82,6 +82,12 @@ class SessionWriter:
             self._unpublished = True
             self._context.stats.versions_unpublished += 1
         self._context.failpoints.reach("sealed" if changed.sealed else "committed")
+
+    async def restore(self) -> None:
+        """Store the record again over an entry that is not a record; `Fenced` if another manager has the session."""
+        entry = await self._context.records.get(self.record.session_id)
+        if entry.is_damaged:
+            await self._write_over(entry, self.record)
 
     async def look_and_publish(self) -> None:
         """`publish` what is missing, after a claim by this manager: some of it may be stored already."""
@@ -138,6 +144,37 @@ class SessionWriter:
             return False
         self.record, self.revision = entry.record, entry.revision
         return True
+
+    async def _resolve_conflict(self, changed: SessionRecord) -> None:
+        """The compare-and-set was refused. That may be due to an earlier attempt of the same write, or to a person.
+
+        A record that was overwritten with something else is stored again. One that was deleted ends: see
+        `Sessions.recheck`.
+        """
+        entry = await self._context.records.get(changed.session_id)
+        by_hand = entry.record is None and entry.revision > self.revision > 0
+        if by_hand and (entry.is_damaged or changed.status is Status.TERMINATED):
+            await self._write_over(entry, changed)
+        elif entry.record != changed:
+            self.in_doubt = not by_hand  # nothing was stored, and no other manager is known to have written
+            raise Fenced(f"the session {changed.session_id} was written by another manager, or deleted")
+        else:
+            self.revision = entry.revision
+
+    async def _write_over(self, entry: Entry, record: SessionRecord) -> None:
+        """Store a record over what a person has written, if no other manager has claimed the session."""
+        await self.claim()
+        try:
+            self.revision = await self._context.records.write(record, entry.revision)
+        except Conflict:
+            again = await self._context.records.get(record.session_id)
+            if again.record != record:
+                raise Fenced(f"the session {record.session_id} was written again") from None
+            self.revision = again.revision
+        log.error(
+            "stored a record again that was deleted or overwritten by another program",
+            extra={"session_id": record.session_id, "revision": self.revision},
+        )
 
     async def _publish_all(self, stored: Collection[str]) -> None:
         backoff = Backoff(RETRY_WAIT_S, RETRY_WAIT_MAX_S)

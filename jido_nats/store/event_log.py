@@ -14,6 +14,7 @@ import msgspec
 from jido_nats import trace
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumer import Start, StreamMessage, decoded
+from jido_nats.broker.follower import FollowingConsumer
 from jido_nats.broker.jetstream import (
     CONTENT_TYPE,
     EXPECTED_SEQUENCE,
@@ -24,11 +25,10 @@ from jido_nats.broker.jetstream import (
     settled,
     store,
 )
-from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.broker.stream_info import last_position, stream_memory, stream_state
 from jido_nats.core import codec, subjects
 from jido_nats.core.codec import Encoding
-from jido_nats.core.events import Event, SessionCreated, SessionStatus
+from jido_nats.core.events import Event, KnownEvent, SessionCreated, SessionStatus
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.subjects import Publication
 
@@ -59,6 +59,7 @@ class EventLog:
         self._encoding = encoding
         # The highest sequence acknowledged by any publish: events of what is committed later come after it.
         self.acknowledged = 0
+        connection.on_up(self._forget_acknowledged)
 
     async def publish(self, publication: Publication, fence: int) -> int:
         """Store one message if the session's fence is `fence`; its sequence.
@@ -109,7 +110,7 @@ class EventLog:
         filters = [subjects.session(record.session_id) for record in records if record.version > 1]
         for begin in range(0, len(filters), FILTERS_MAX):
             some, start = filters[begin : begin + FILTERS_MAX], Start("last_per_subject")
-            async with OrderedConsumer(self._connection, self.stream, some, start, headers_only=True) as consumer:
+            async with FollowingConsumer(self._connection, self.stream, some, start, headers_only=True) as consumer:
                 while not consumer.caught_up:
                     message = await consumer.next()
                     last[subjects.session_of(message.subject)] = message.headers.get(MESSAGE_ID)
@@ -129,17 +130,41 @@ class EventLog:
 
     async def steps(self, session_id: str) -> list[SessionStatus]:
         """Every stored `session_status` of a session, in order."""
+        return [event for _, event in await self._copies(session_id)]
+
+    async def events_of(self, session_id: str, claim: int) -> list[KnownEvent]:
+        """Everything that the stream has about a session, in order, up to a claim on it; for a record that was lost.
+
+        The session's own subject has all but its creation and, perhaps, the last version, whose copies come last.
+        """
+        copies = await self._copies(session_id)
+        created = await self.find_created(session_id)
+        found: list[KnownEvent] = [created] if created is not None else []
+        found += [event for _, event in copies]
+        after = copies[-1][0] if copies else 0
+        filters = [subjects.EVENTS, subjects.fence(session_id)]
+        async with FollowingConsumer(self._connection, self.stream, filters, Start.at(after + 1)) as consumer:
+            while consumer.position < claim:
+                event = event_in(await consumer.next())
+                if isinstance(event, SessionCreated | SessionStatus) and event.session_id == session_id:
+                    if not found or event.version > found[-1].version:
+                        found.append(event)
+        return found
+
+    async def _copies(self, session_id: str) -> list[tuple[int, SessionStatus]]:
+        """(sequence, event) of everything on a session's own subject."""
         subject = subjects.session(session_id)
         until = await last_position(self._connection, self.stream, subject)
-        found: list[SessionStatus] = []
-        consumer = OrderedConsumer(self._connection, self.stream, [subject], Start("all"))
+        found: list[tuple[int, SessionStatus]] = []
+        consumer = FollowingConsumer(self._connection, self.stream, [subject], Start("all"))
         if not until:
             return found
         async with consumer:
             while consumer.position < until:
-                event = event_in(await consumer.next())
+                message = await consumer.next()
+                event = event_in(message)
                 if isinstance(event, SessionStatus):
-                    found.append(event)
+                    found.append((message.sequence, event))
         return found
 
     async def find_created(self, session_id: str) -> SessionCreated | None:
@@ -151,13 +176,17 @@ class EventLog:
         for window in SEARCH_WINDOWS:
             start = Start.at(first - window)
             both = [subjects.EVENTS, subjects.session(session_id)]  # the second, so that the reader reaches `first`
-            async with OrderedConsumer(self._connection, self.stream, both, start) as consumer:
+            async with FollowingConsumer(self._connection, self.stream, both, start) as consumer:
                 while consumer.position < first:
                     message = await consumer.next()
                     if message.headers.get(MESSAGE_ID) == wanted:
                         event = event_in(message)
                         return event if isinstance(event, SessionCreated) else None
         return None
+
+    def _forget_acknowledged(self) -> None:
+        """After a reconnect: a server with an older store uses those sequences again."""
+        self.acknowledged = 0
 
     async def _first(self, subject: str) -> int | None:
         """The sequence of the first message on a subject."""
@@ -169,7 +198,7 @@ class EventLog:
         """The message ids stored after sequence `after`, up to `until` (a sequence on one of the subjects)."""
         found: set[str] = set()
         start = Start.at(min(after + 1, until))  # a stream that was recreated or restored may be shorter than that
-        consumer = OrderedConsumer(self._connection, self.stream, filters, start, headers_only=True)
+        consumer = FollowingConsumer(self._connection, self.stream, filters, start, headers_only=True)
         async with consumer:
             while consumer.position < until:
                 message = await consumer.next()
@@ -200,9 +229,9 @@ class EventLog:
         """The sequence of the last claim on any session, at the leader; 0 if there is none."""
         return await last_position(self._connection, self.stream, subjects.ALL_FENCES)
 
-    def follow_claims(self) -> OrderedConsumer:
+    def follow_claims(self) -> FollowingConsumer:
         """The last claim on every claimed session, then every new claim."""
-        return OrderedConsumer(self._connection, self.stream, [subjects.ALL_FENCES], Start("last_per_subject"))
+        return FollowingConsumer(self._connection, self.stream, [subjects.ALL_FENCES], Start("last_per_subject"))
 
     async def _last_id(self, session_id: str) -> str | None:
         subject = subjects.session(session_id)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from sortedcontainers import SortedList
 
+from jido_nats.broker.clock import boottime
 from jido_nats.core import codec
 from jido_nats.core.requests import ListReply, ListRequest, deterministic
 from jido_nats.core.session import SessionRecord, Status
@@ -30,6 +31,8 @@ class SessionIndex:
         self._revisions: dict[str, int] = {}
         # The ids of the records that only managers of newer versions may write.
         self.foreign: Final[set[str]] = set()
+        # Since when (of `boottime`) the entries of these sessions have been something else than records.
+        self.damaged: Final[dict[str, float]] = {}
 
     def __len__(self) -> int:
         return len(self._records)
@@ -42,6 +45,11 @@ class SessionIndex:
 
         `own`: its writer is in this process and knows the revision, so it is not kept here.
         """
+        if entry.is_damaged:  # what is known about the session stays
+            self.damaged.setdefault(entry.session_id, boottime())
+            self._revisions.pop(entry.session_id, None)
+            return
+        self.damaged.pop(entry.session_id, None)
         before = self._records.get(entry.session_id)
         if before is not None and (unsealed := self._unsealed.get(before.owner)) is not None:
             unsealed.discard(entry.session_id)
@@ -80,6 +88,7 @@ class SessionIndex:
         self._unsealed.clear()
         self._revisions.clear()
         self.foreign.clear()
+        self.damaged.clear()
 
     def unsealed_entry(self, session_id: str) -> Entry | None:
         """The entry of an unsealed record, if the index has it with its revision."""

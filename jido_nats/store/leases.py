@@ -30,9 +30,9 @@ import msgspec
 from jido_nats.broker.clock import boottime
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumer import Start, StreamMessage
+from jido_nats.broker.follower import FollowingConsumer
 from jido_nats.broker.jetstream import EXPECTED_SEQUENCE, MARKER_REASON, MESSAGE_TTL, last_message, settled, store
 from jido_nats.broker.options import ConnectOptions
-from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.core import codec, subjects
 from jido_nats.core.session import KNOWN_FEATURES
 from jido_nats.errors import Conflict, JidoError, NotSent, OutcomeUnknown
@@ -217,10 +217,10 @@ class Leases:
         # Set when a manager's lease has ended.
         self.gone = asyncio.Event()
 
-    def follow(self) -> OrderedConsumer:
+    def follow(self) -> FollowingConsumer:
         """Every lease, then every change; pass each message to `apply`."""
         self.managers.clear()
-        return OrderedConsumer(
+        return FollowingConsumer(
             self._connection,
             self._stream,
             [subjects.all_keys(self._bucket)],

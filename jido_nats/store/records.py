@@ -11,8 +11,8 @@ from typing import Final, NamedTuple
 
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumer import Start, StreamMessage
+from jido_nats.broker.follower import FollowingConsumer
 from jido_nats.broker.jetstream import EXPECTED_SEQUENCE, MESSAGE_TTL, last_message, settled, store
-from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.broker.stream_info import last_position, stream_state
 from jido_nats.core import codec, subjects
 from jido_nats.core.session import SessionRecord
@@ -70,11 +70,11 @@ class SessionRecords:
             return Entry(session_id, NO_REVISION, None)
         return _entry(session_id, message.sequence, message.data)
 
-    def follow(self, session_id: str | None = None, *, linger_s: float = 0.0) -> OrderedConsumer:
+    def follow(self, session_id: str | None = None, *, linger_s: float = 0.0) -> FollowingConsumer:
         """Every entry (or one session's), then every change; `entry_of` reads its messages."""
         keys = subjects.all_keys(self._bucket) if session_id is None else subjects.key(self._bucket, session_id)
         start, silence_max_s = Start("last_per_subject"), self._marker_ttl_s / 2
-        return OrderedConsumer(
+        return FollowingConsumer(
             self._connection,
             self.stream,
             [keys],

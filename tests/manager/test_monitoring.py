@@ -101,8 +101,12 @@ async def test_what_is_committed_and_not_yet_told_is_counted(stranger: Stranger,
     assert manager.stats.versions_unpublished == 0
 
 
+async def is_ready(monitoring: HealthServer) -> bool:
+    return await ask(monitoring, "/readyz") == (200, "ok\n")
+
+
 async def test_a_manager_that_serves_is_ready(manager: SessionManager, monitoring: HealthServer) -> None:
-    assert await ask(monitoring, "/readyz") == (200, "ok\n")
+    await eventually(lambda: is_ready(monitoring))
     assert await ask(monitoring, "/livez") == (200, "ok\n")
 
 
