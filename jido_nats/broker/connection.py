@@ -131,9 +131,24 @@ class Connection:
             reply = await pending.future
         finally:
             self._requests.close(pending)
-        if reply.headers and not reply.data and reply.headers.get("Status") == "503":
+        if _is_no_responders(reply):
             raise NoResponders(f"no responders on {subject}")
         return reply
+
+    async def request_many(
+        self, subject: str, payload: bytes, *, is_last: Callable[[Message], bool], timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> list[Message]:
+        """All replies, up to the one of which `is_last` is true. Raises as `request` does."""
+        pending = self._open_request(subject, timeout_s)
+        replies = pending.expect_many(is_last)
+        try:
+            await self.publish(subject, payload, reply=pending.inbox)
+            last = await pending.future
+        finally:
+            self._requests.close(pending)
+        if _is_no_responders(last):
+            raise NoResponders(f"no responders on {subject}")
+        return [*replies, last]
 
     async def publish(
         self, subject: str, payload: bytes = b"", *, headers: dict[str, str] | None = None, reply: str = ""
@@ -315,3 +330,7 @@ class Connection:
         if self._up.is_set() and text not in self._reported and len(self._reported) < PROBLEMS_REPORTED_MAX:
             self._reported.add(text)
             log.warning("nats-py reported an error", extra={"connection": self.name, "error": text})
+
+
+def _is_no_responders(reply: Message) -> bool:
+    return bool(reply.headers) and not reply.data and (reply.headers or {}).get("Status") == "503"

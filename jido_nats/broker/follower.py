@@ -1,4 +1,4 @@
-"""A consumer for those who must not depend on one being free: ordered, or polled while the stream takes no more.
+"""A reader that does not depend on a free consumer: ordered, or polled while the stream takes no more consumers.
 
 No reader's consumption may cost a manager its work. A stream that has all the consumers that it takes refuses the
 next one; its messages can still be read by direct gets.

@@ -10,20 +10,16 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self
 
-import msgspec
-
-from jido_nats.broker.connection import Connection, Message
+from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumer import Consumer, Start, StreamMessage
+from jido_nats.broker.direct import get_batch
+from jido_nats.broker.jetstream import settled
 from jido_nats.broker.stream_info import check_position, stream_state
-from jido_nats.core.position import Position, nanoseconds
+from jido_nats.core.position import Position
 from jido_nats.core.subjects import matches
-from jido_nats.errors import NotSent
 
 BATCH: Final = 500
 POLL_S: Final = 0.25
-ANSWER_TIMEOUT_S: Final = 5.0
-END_OF_BATCH: Final = "204"
-NOTHING_FOUND: Final = "404"
 
 
 class PolledConsumer(Consumer):
@@ -100,59 +96,9 @@ class PolledConsumer(Consumer):
         """Ask for the next batch."""
         single = self._filters[0] if len(self._filters) == 1 else ">"
         request = {"seq": self._wanted, "batch": BATCH, "next_by_subj": single}
-        replies = await self._ask(msgspec.json.encode(request))
-        if replies is None:
-            return
-        messages = [_message_of(reply) for reply in replies]
+        messages = await settled(self._connection, lambda: get_batch(self._connection, self._stream, request))
         self._exhausted = not messages or messages[-1].pending == 0
         for message in messages:
             self._wanted = message.sequence + 1
             if any(matches(pattern, message.subject) for pattern in self._filters):
                 self._messages.append(message)
-
-    async def _ask(self, request: bytes) -> list[Message] | None:
-        """The messages of a batch; None if it was not answered as a whole."""
-        replies: list[Message] = []
-        finished = asyncio.get_running_loop().create_future()
-
-        def on_reply(reply: Message) -> None:
-            status = (reply.headers or {}).get("Status")
-            if status is None:
-                replies.append(reply)
-            elif not finished.done():
-                finished.set_result(status in (END_OF_BATCH, NOTHING_FOUND))
-
-        inbox = await self._connection.subscribe(self._connection.new_inbox(), on_reply)
-        try:
-            await self._connection.publish(f"$JS.API.DIRECT.GET.{self._stream}", request, reply=inbox.subject)
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                return replies if await finished else None
-        except (NotSent, TimeoutError):
-            await self._connection.wait_up()
-            return None
-        finally:
-            await inbox.unsubscribe()
-
-
-def _message_of(reply: Message) -> StreamMessage:
-    headers = dict(reply.headers or {})
-    own = {name: headers.pop(name, "") for name in _ADDED}
-    return StreamMessage(
-        own["Nats-Subject"],
-        int(own["Nats-Sequence"]),
-        reply.data,
-        headers,
-        nanoseconds(own["Nats-Time-Stamp"]),
-        int(own["Nats-Num-Pending"] or 0),
-    )
-
-
-# The headers that a direct get adds to those of the message.
-_ADDED: Final = (
-    "Nats-Stream",
-    "Nats-Subject",
-    "Nats-Sequence",
-    "Nats-Time-Stamp",
-    "Nats-Num-Pending",
-    "Nats-Last-Sequence",
-)

@@ -114,14 +114,15 @@ class Printer:
                     _print_json({"kind": "session", "record": record})
                 else:
                     self.records([record])
-            case SnapshotComplete(position):
+            case SnapshotComplete(position, token):
                 if self.as_json:
-                    _print_json({"kind": "snapshot_complete", "position": position})
+                    _print_json({"kind": "snapshot_complete", "position": position, "position_token": token})
                 else:
                     self.console.print(f"end of the snapshot, at position {position}; changes follow", style="dim")
-            case SessionChanged(event, record, position):
+            case SessionChanged(event, record, position, token):
                 if self.as_json:
-                    _print_json({"kind": "changed", "position": position, "event": event, "record": record})
+                    place = {"position": position, "position_token": token}
+                    _print_json({"kind": "changed", **place, "event": event, "record": record})
                 else:
                     self.console.print(Text(f"{position:>6} ", "dim") + event_text(event))
 

@@ -14,6 +14,7 @@ from jido_nats.cli.table.screen import WatchScreen
 from jido_nats.cli.table.terminal import is_screen
 from jido_nats.client.client import Client
 from jido_nats.client.streams import EventStream, OutputStream
+from jido_nats.core.position import parse_position
 from jido_nats.core.session import Status
 
 
@@ -76,8 +77,8 @@ def _replay_progress(stream: EventStream | OutputStream, no_follow: bool) -> Ite
 @click.option("--session", "session_id", metavar="ID", help="Only this session.")
 @click.option("--status", type=click.Choice([s.value for s in Status]), help="Only sessions in this status.")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Only sessions with this metadata.")
-@click.option("--position", type=click.IntRange(0), help="Resume after this position, without a snapshot.")
-@click.option("--cursor", type=click.IntRange(0), hidden=True)
+@click.option("--position", metavar="TOKEN", help="Resume after this position_token, without a snapshot.")
+@click.option("--cursor", hidden=True)
 @click.option("--plain", is_flag=True, help="Print a line for each session and change, even in a terminal.")
 @partial(common_options, fast=True, follows=True)
 async def watch(
@@ -85,14 +86,16 @@ async def watch(
     session_id: str | None,
     status: str | None,
     metadata: tuple[str, ...],
-    position: int | None,
-    cursor: int | None,
+    position: str | None,
+    cursor: str | None,
     plain: bool,
 ) -> None:
     """Show the sessions, then every change: a live table in a terminal (? lists its keys), else lines."""
     if cursor is not None:
         click.echo("jido-nats: --cursor is deprecated; use --position", err=True)
         position = cursor if position is None else position
+    if position is not None and not parse_position(position).is_verifiable:
+        click.echo("jido-nats: a bare sequence cannot be verified; use the position_token that --json prints", err=True)
     filters: dict[str, Any] = {
         "session_id": session_id,
         "status": Status(status) if status else None,

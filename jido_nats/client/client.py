@@ -18,6 +18,7 @@ from jido_nats.broker.durable import DurableConsumer
 from jido_nats.broker.micro import reply_error
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.broker.ordered import OrderedConsumer
+from jido_nats.broker.stream_info import check_position
 from jido_nats.client.retries import Tries
 from jido_nats.client.streams import EventMessage, EventStream, OutputMessage, OutputStream, parse_since
 from jido_nats.client.watch import ManagerWatch, SessionWatch
@@ -25,14 +26,16 @@ from jido_nats.core import codec, requests, subjects
 from jido_nats.core.commands import COMMANDS
 from jido_nats.core.events import KnownEvent, SessionStatus, UnknownEvent
 from jido_nats.core.lifecycle import after_event
+from jido_nats.core.position import Position, parse_position
 from jido_nats.core.requests import (
     CreateRequest,
     ListRequest,
     SendRequest,
 )
-from jido_nats.core.session import SessionRecord, Status
+from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.errors import (
     BadRequest,
+    InternalError,
     InvalidTransition,
     JidoError,
     NotSent,
@@ -127,10 +130,10 @@ class Client(SessionApi):
             record = await self.get_session_info(session_id)
             while record.status not in (wanted, Status.TERMINATED):
                 event = (await anext(events)).event
-                if event.status in (wanted, Status.TERMINATED):
-                    record = await self.get_session_info(session_id)
-                    if event.status is wanted and record.status is not wanted:
-                        return after_event(record, event)  # it has changed since; this is what it was
+                if event.version > record.version:
+                    record = after_event(record, event)
+            if record.status is Status.TERMINATED and record.reason is Reason.OWNER_LOST:
+                record = await self.get_session_info(session_id)  # events do not carry the new owner
         if record.status is not wanted:
             raise InvalidTransition(
                 f"the session has ended ({record.reason}) and will not be {wanted}", session_id=session_id
@@ -144,16 +147,18 @@ class Client(SessionApi):
         status: Status | str | None = None,
         metadata: dict[str, Any] | None = None,
         include_terminated: bool = False,
-        position: int | None = None,
+        position: int | str | None = None,
         cursor: int | None = None,
     ) -> "SessionWatch":
         """A snapshot of the sessions, then every change, with no gap: `async with` it, then `async for`.
 
         First a `WatchedSession` for each live session (with `include_terminated`, also for each ended one whose
         record has not expired), then one `SnapshotComplete`, then a `SessionChanged` for each event. A change is
-        included if the session matches the filter before or after it. `position`: that of the last message of an
-        earlier watch; resumes after it, without a snapshot. `cursor` is its old name and deprecated.
-        Entering raises `PositionUnavailable` if the stream no longer has the events after that position.
+        included if the session matches the filter before or after it. `position`: the `position_token` of the last
+        message of an earlier watch; resumes after it, without a snapshot. A bare sequence is accepted with a warning:
+        it cannot be verified. `cursor` is its old name and deprecated.
+        Entering and the iteration raise `PositionUnavailable` if the stream no longer has the events after that
+        position, or is not the stream that it was: start over with a snapshot.
         """
         if cursor is not None:
             warnings.warn("watch_sessions(cursor=…) is deprecated; use position=…", DeprecationWarning, stacklevel=2)
@@ -167,7 +172,15 @@ class Client(SessionApi):
         )
         if session_id is not None:
             subjects.check_session_id(session_id)
-        return SessionWatch(self._connection, self._events_stream, self._sessions_bucket, session_id, wanted, position)
+        resumed = None if position is None else _verifiable(position)
+        return SessionWatch(self._connection, self._events_stream, self._sessions_bucket, session_id, wanted, resumed)
+
+    async def check_position(self, position: int | str) -> None:
+        """Raise `PositionUnavailable` unless the stream of events is still the one that the position is of.
+
+        `position`: a `position_token`; a bare sequence cannot be verified. Raises `BadRequest` for anything else.
+        """
+        await check_position(self._connection, self._events_stream, parse_position(position))
 
     def watch_managers(self) -> ManagerWatch:
         """The live managers, then every renewal and end of a lease: `async with` it, then `async for`.
@@ -196,10 +209,13 @@ class Client(SessionApi):
 
         `session_id`: the `session_status` events of one session (an `EventStream[SessionStatus]`); None: every event
         of every session.
-        `since`: "new", "all", an age such as "1h", a time (RFC 3339 or `datetime`), or a stream sequence.
+        `since`: "new", "all", an age such as "1h", a time (RFC 3339 or `datetime`), a stream sequence, or a
+        `position_token`, which means what follows it.
         `durable`: the name of a durable consumer: it resumes where it stopped (`since` applies only when it is
         created), and a message is acknowledged when the next one is requested.
-        Entering raises `BadRequest` for an invalid `since`, `PositionUnavailable` for a sequence that has been removed.
+        Entering raises `BadRequest` for an invalid `since`. Entering and the iteration raise `PositionUnavailable` if
+        messages were removed before they were read, or the stream is not the one that it was, and `ConsumerNotFound`
+        if the durable is deleted.
         """
         subject, kinds = subjects.EVENTS, (*KnownEvent.__args__, UnknownEvent)
         if session_id is not None:
@@ -294,9 +310,25 @@ class Client(SessionApi):
                 reply = await self._connection.request(subject, payload, headers=headers, timeout_s=tries.attempt_s())
                 if (error := reply_error(reply)) is not None:
                     raise error
-                return codec.decode(reply.data, kind)
+                return _decoded(reply, kind)
             except (NotSent, OutcomeUnknown, Unavailable) as error:
                 await tries.after(error)
+
+
+def _decoded(reply: Message, kind: type[T]) -> T:
+    """The reply to a command. Raises `InternalError` if it is something else."""
+    try:
+        return codec.decode(reply.data, kind)
+    except codec.DecodeError as error:
+        raise InternalError(f"the reply is not one of a session manager, or of an incompatible one: {error}") from error
+
+
+def _verifiable(position: int | str) -> Position:
+    """The position; warns about one that does not say which life of the stream it is of. Raises `BadRequest`."""
+    parsed = parse_position(position)
+    if not parsed.is_verifiable:
+        warnings.warn("a bare sequence cannot be verified; use position_token", UserWarning, stacklevel=3)
+    return parsed
 
 
 def _with_ids(request: msgspec.Struct) -> msgspec.Struct:

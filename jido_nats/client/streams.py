@@ -11,6 +11,7 @@ from jido_nats.broker.consumer import Consumer, Start, StreamMessage
 from jido_nats.broker.durable import DurableConsumer
 from jido_nats.core.events import Event
 from jido_nats.core.output import Output
+from jido_nats.core.position import is_token, parse_position
 from jido_nats.errors import BadRequest
 from jido_nats.store.event_log import event_in
 from jido_nats.store.output_log import output_in
@@ -56,6 +57,11 @@ class MessageStream(ABC, Generic[M_co]):
         """Whether everything that was stored when this was opened has been delivered."""
         position = self._consumer.position
         return self._consumer.caught_up and (position == 0 or position >= self._until)
+
+    @property
+    def position_token(self) -> str:
+        """The position of the last message that was returned: `since=` this resumes after it."""
+        return self._consumer.at.token
 
     @property
     def until(self) -> int:
@@ -128,6 +134,8 @@ def parse_since(since: str | int | datetime, now: datetime) -> Start:
     if since in ("new", "all"):
         return Start(str(since))
     text = str(since)
+    if is_token(text):
+        return Start.following(parse_position(text))
     if text.isascii() and text.isdigit():
         return Start.at(int(text))
     try:
@@ -137,7 +145,7 @@ def parse_since(since: str | int | datetime, now: datetime) -> Start:
     except (ValueError, OverflowError):
         raise BadRequest(
             f"{text!r} is not a position: use new, all, an age such as 90s, 15m, 1h or 7d, a time such as "
-            "2025-01-24T10:30:00Z, or a sequence"
+            "2025-01-24T10:30:00Z, a sequence, or a position_token"
         ) from None
     return Start("by_start_time", time=moment if moment.tzinfo else moment.astimezone())
 

@@ -156,12 +156,13 @@ class ListReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `position`: a sequence of the event stream. The list reflects every event up to it, so a reader that follows the
     events after it, and ignores versions that are not greater than those in the list, misses nothing. With several
-    pages, use the position of the first.
+    pages, use the position of the first. `position_token`: the same, opaque, with which life of the stream it is of.
     """
 
     sessions: list[SessionRecord]
     position: int = 0
     next_cursor: str | None = None
+    position_token: str | None = None
 
 
 class HistoryRequest(Request, frozen=True, kw_only=True):

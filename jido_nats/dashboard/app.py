@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jido_nats.client.client import Client
 from jido_nats.core import codec, requests, subjects
+from jido_nats.core.position import Position, parse_position
 from jido_nats.dashboard.access import AccessControl, refusal
 from jido_nats.dashboard.event_feed import EventFeed
 from jido_nats.dashboard.output_feed import stream_output
@@ -98,7 +99,7 @@ class Pages:
         """Every event after a position, then live."""
         position = _position(request)
         if position is None:
-            raise BadRequest("?after=<the position of /api/sessions> is required")
+            raise BadRequest("?after=<the position_token of /api/sessions> is required")
         return EventSource(self._feed.stream(position), self.closing)
 
     async def create(self, request: Request) -> Response:
@@ -227,14 +228,18 @@ def _session_id(request: Request) -> str:
     return subjects.check_session_id(request.path_params["session_id"])
 
 
-def _position(request: Request) -> int | None:
-    """Where a stream resumes: a browser that reconnects sends it in a header, which takes precedence."""
+def _position(request: Request) -> Position | None:
+    """Where a stream resumes: a browser that reconnects sends it in a header, which takes precedence.
+
+    Raises `BadRequest` for what is neither a `position_token` nor a sequence.
+    """
     text = request.headers.get("Last-Event-ID") or request.query_params.get("after")
     if text is None or text == "":
         return None
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise BadRequest("a position is a stream sequence")
-    return int(text)
+    position = parse_position(text)
+    if not position.is_verifiable:
+        log.warning("a reader resumes from a bare sequence, which cannot be verified; use position_token")
+    return position
 
 
 def _json(value: Any, status: int = 200) -> Response:

@@ -16,6 +16,7 @@ from typing import Any, Final, Self
 
 from jido_nats.client.client import Client
 from jido_nats.client.watch import SessionChanged, SnapshotComplete, WatchedSession
+from jido_nats.core.position import Position
 from jido_nats.core.session import SessionRecord
 from jido_nats.dashboard.state import RATES_S, Chunk, DashboardState, change_message, message
 from jido_nats.errors import JidoError, PositionUnavailable
@@ -80,10 +81,13 @@ class EventFeed:
         self._hurried = self._hurried or (self._state.loaded and not self._counted)
         return self._state.loaded
 
-    async def stream(self, position: int) -> AsyncGenerator[bytes, None]:
+    async def stream(self, position: Position) -> AsyncGenerator[bytes, None]:
         """Every event after `position`, once, in order, as Server-Sent Events, interleaved with health changes."""
-        reader = _Reader(position)
+        reader = _Reader(position.sequence)
         yield RECONNECT
+        if not await self._is_of_this_life(position):
+            yield RESET
+            return
         with self._waking() as wake:
             while True:
                 for announcement in reader.new_of(self._announcements):
@@ -101,6 +105,17 @@ class EventFeed:
                 yield chunk.data or await self._idle(wake)
                 if chunk.data:
                     await asyncio.sleep(PACE_S)
+
+    async def _is_of_this_life(self, position: Position) -> bool:
+        """Whether the stream of events is still the one in which a browser has that position, as far as it is known."""
+        try:
+            async with asyncio.timeout(REPLAY_TIMEOUT_S):
+                await self._client.check_position(position.token)
+        except PositionUnavailable:
+            return False
+        except (JidoError, TimeoutError):
+            log.debug("a browser's position could not be verified", exc_info=True)
+        return True
 
     async def _next_chunk(self, reader: "_Reader") -> Chunk | None:
         """Some of the events after the reader's position, which advances; None if it reads too slowly.
@@ -135,7 +150,8 @@ class EventFeed:
                 async for stored in events.stored():
                     position = stored.sequence
                     record = self._state.sessions.get(stored.event.session_id)
-                    data.append(change_message(position, stored.event, record.owner if record is not None else ""))
+                    owner = record.owner if record is not None else ""
+                    data.append(change_message(events.position_token, stored.event, owner))
                     if len(data) == REPLAY_CHUNK:
                         break
                 if events.caught_up:
@@ -187,7 +203,7 @@ class EventFeed:
                 tasks.push_async_callback(_end, [counting])
                 self._wake()
             try:
-                async with self._client.watch_sessions(position=state.position) as watched:
+                async with self._client.watch_sessions(position=state.position_token) as watched:
                     self._problems["sessions"] = None
                     async for change in watched:
                         assert isinstance(change, SessionChanged)
@@ -196,14 +212,14 @@ class EventFeed:
             except PositionUnavailable:
                 state.loaded = False
 
-    async def _snapshot(self) -> tuple[list[SessionRecord], int]:
+    async def _snapshot(self) -> tuple[list[SessionRecord], SnapshotComplete]:
         records: list[SessionRecord] = []
         async with self._client.watch_sessions(include_terminated=True) as watched:
             async for found in watched:
                 if isinstance(found, WatchedSession):
                     records.append(found.record)
                 elif isinstance(found, SnapshotComplete):
-                    return records, found.position
+                    return records, found
         raise AssertionError("a watch never ends by itself")
 
     async def _count_before(self, position: int) -> None:

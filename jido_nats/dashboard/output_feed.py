@@ -1,4 +1,4 @@
-"""Output and conversation of one session, as Server-Sent Events whose `id` is the output stream's sequence."""
+"""Output and conversation of one session, as Server-Sent Events whose `id` is a position of the output stream."""
 
 import asyncio
 import contextlib
@@ -7,6 +7,7 @@ from typing import Final
 
 from jido_nats.client.client import Client
 from jido_nats.client.streams import OutputMessage
+from jido_nats.core.position import Position
 from jido_nats.dashboard.event_feed import BEAT_S, RECONNECT
 from jido_nats.dashboard.state import message
 from jido_nats.errors import JidoError, PositionUnavailable
@@ -14,7 +15,7 @@ from jido_nats.errors import JidoError, PositionUnavailable
 WAITING_MAX: Final = 1000
 
 
-async def stream_output(client: Client, session_id: str, position: int | None) -> AsyncGenerator[bytes, None]:
+async def stream_output(client: Client, session_id: str, position: Position | None) -> AsyncGenerator[bytes, None]:
     """Everything stored after `position` (None: all), then live; ephemeral output only live."""
     waiting: asyncio.Queue[bytes] = asyncio.Queue(WAITING_MAX)
 
@@ -34,9 +35,11 @@ async def stream_output(client: Client, session_id: str, position: int | None) -
             await asyncio.gather(reading, return_exceptions=True)
 
 
-async def _read(client: Client, session_id: str, position: int | None, waiting: "asyncio.Queue[bytes]") -> None:
+async def _read(client: Client, session_id: str, position: Position | None, waiting: "asyncio.Queue[bytes]") -> None:
     """Queue the stored output; an error is sent as a `problem`."""
-    since: str | int = "all" if position is None else position + 1
+    since: str | int = "all"
+    if position is not None:
+        since = position.token if position.is_verifiable else position.sequence + 1
     try:
         async with client.output(session_id=session_id, since=since) as outputs:
             caught_up = False
@@ -45,7 +48,7 @@ async def _read(client: Client, session_id: str, position: int | None, waiting: 
                     caught_up = True
                     await waiting.put(message("caught_up", {}))
                 kept = await anext(outputs)
-                await waiting.put(message("output", kept.output, kept.sequence))
+                await waiting.put(message("output", kept.output, outputs.position_token))
     except PositionUnavailable:
         await waiting.put(message("reset", {}))
     except JidoError as error:

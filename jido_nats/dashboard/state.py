@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from jido_nats.client.watch import ManagerLease, SessionChanged
+from jido_nats.client.watch import ManagerLease, SessionChanged, SnapshotComplete
 from jido_nats.core import codec
 from jido_nats.core.events import Event, SessionCreated, SessionTerminated, UnknownEvent
 from jido_nats.core.session import Reason, SessionRecord, Status
@@ -41,6 +41,7 @@ class DashboardState:
         self.loaded = False
         self.generation = 0
         self.position = 0
+        self.position_token = ""
         self.events_after = 0
         self.sessions: dict[str, SessionRecord] = {}
         self.managers: dict[str, ManagerLease] = {}
@@ -48,11 +49,12 @@ class DashboardState:
         self._ended: deque[str] = deque()
         self._events: deque[tuple[int, bytes]] = deque()
 
-    def restart(self, records: Iterable[SessionRecord], position: int) -> None:
+    def restart(self, records: Iterable[SessionRecord], complete: SnapshotComplete) -> None:
         """Start over from a snapshot; every open stream is sent a `reset`."""
         self.generation += 1
         self.loaded = True
-        self.position = self.events_after = position
+        self.position = self.events_after = complete.position
+        self.position_token = complete.position_token
         self.sessions = {record.session_id: record for record in records}
         ended = [record for record in self.sessions.values() if record.status is Status.TERMINATED]
         self._ended = deque(record.session_id for record in sorted(ended, key=lambda record: record.updated_at))
@@ -62,7 +64,7 @@ class DashboardState:
 
     def apply(self, change: SessionChanged) -> None:
         """Apply one event; events arrive in sequence order."""
-        event, record, self.position = change
+        event, record, self.position, self.position_token = change
         known = self.sessions.get(event.session_id)
         if known is None or event.version > known.version:
             self.sessions[event.session_id] = record
@@ -70,7 +72,7 @@ class DashboardState:
             self._ended.append(event.session_id)
             self._forget()
         self.rates.count(event)
-        self._events.append((change.position, change_message(change.position, event, record.owner)))
+        self._events.append((change.position, change_message(change.position_token, event, record.owner)))
         if len(self._events) > self._events_max:
             self.events_after = self._events.popleft()[0]
 
@@ -96,6 +98,7 @@ class DashboardState:
         return {
             "generation": self.generation,
             "position": self.position,
+            "position_token": self.position_token,
             "now": datetime.now(UTC),
             "sessions": [row(record) for record in self.sessions.values()],
             "managers": self.manager_rows(),
@@ -163,16 +166,16 @@ def brief(metadata: dict[str, Any]) -> dict[str, str]:
     return {key[:ROW_TEXT_MAX]: _text(value) for key, value in list(metadata.items())[:ROW_PAIRS_MAX]}
 
 
-def change_message(position: int, event: Event, owner: str) -> bytes:
-    """One event, encoded; its `id` is its stream sequence."""
+def change_message(position_token: str, event: Event, owner: str) -> bytes:
+    """One event, encoded; its `id` is the `position_token` from which to resume after it."""
     if isinstance(event, SessionCreated):
         event = msgspec.structs.replace(event, metadata=dict(brief(event.metadata)))
-    return message("change", {"event": event, "owner": owner}, position)
+    return message("change", {"event": event, "owner": owner}, position_token)
 
 
-def message(name: str, data: object, position: int | None = None) -> bytes:
+def message(name: str, data: object, position_token: str | None = None) -> bytes:
     """A Server-Sent Event (WHATWG HTML, section 9.2); without a position the browser keeps its last id."""
-    head = b"" if position is None else b"id: %d\n" % position
+    head = b"" if position_token is None else b"id: %s\n" % position_token.encode()
     return b"%sevent: %s\ndata: %s\n\n" % (head, name.encode(), codec.encode(data))
 
 

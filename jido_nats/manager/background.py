@@ -20,6 +20,7 @@ from jido_nats.store.index import ClaimIndex, SessionIndex
 from jido_nats.store.leases import Leases
 from jido_nats.store.position import StreamPosition
 from jido_nats.store.records import SessionRecords, entry_of
+from jido_nats.store.snapshot import snapshot
 
 RESTART_WAIT_S: Final = 1.0
 RESTART_WAIT_MAX_S: Final = 10.0
@@ -108,33 +109,36 @@ class Followers:
         """Maintain the index of all records; a record that this manager wrote is not decoded or held twice."""
         self._index.clear()
         consumer = self._records.follow(linger_s=INDEX_LINGER_S)
-        await self._follow("index", consumer, self._apply_record, self._index.position)
+        await self._follow("index", consumer, self._apply_record, self._records.last_position, self._index.position)
 
     async def follow_leases(self) -> None:
         """Maintain the table of leases."""
-        await self._follow("leases", self._leases.follow(), self._leases.apply, StreamPosition())
+        consumer = self._leases.follow()
+        await self._follow("leases", consumer, self._leases.apply, self._leases.last_position, StreamPosition())
 
     async def follow_claims(self) -> None:
         """Maintain the index of claims."""
         self._claims.clear()
-        await self._follow("claims", self._event_log.follow_claims(), self._apply_claim, self._claims.position)
+        consumer = self._event_log.follow_claims()
+        await self._follow("claims", consumer, self._apply_claim, self._event_log.last_claim, self._claims.position)
 
     async def _follow(
         self,
         name: str,
         consumer: FollowingConsumer,
         apply: Callable[[StreamMessage], object],
+        last_position: Callable[[], Awaitable[int]],
         position: StreamPosition,
     ) -> None:
         self._catching_up.add(name)
         self._consumers[name] = consumer
         async with consumer:
+            async for message in snapshot(consumer, last_position):
+                apply(message)
+            self._catching_up.discard(name)
+            self._on_caught_up(name)
             while True:
-                if name in self._catching_up and consumer.caught_up:
-                    self._catching_up.discard(name)
-                    self._on_caught_up(name)
-                if name not in self._catching_up:  # before that, an entry that is replaced meanwhile may be missing
-                    position.moved_to(consumer.position)
+                position.moved_to(consumer.position)
                 apply(await consumer.next())
 
     def _on_caught_up(self, name: str) -> None:

@@ -105,10 +105,10 @@ class CommandHandlers:
         raise Overloaded("every manager is full; ask again later", session_id=session_id)
 
     async def _list(self, call: Call[ListRequest]) -> ListReply:
-        position = await self._context.event_log.last_sequence()  # first: what is published is committed
+        end = await self._context.event_log.end()  # first: what is published is committed
         await self._context.records.caught_up(self._index.position)
         page = await self._index.page(call.request, self._page_bytes_max())
-        return msgspec.structs.replace(page, position=position)
+        return msgspec.structs.replace(page, position=end.sequence, position_token=end.token)
 
     async def _get(self, call: Call[Empty]) -> SessionRecord:
         return await self._read(call.session_id)

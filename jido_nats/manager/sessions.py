@@ -178,7 +178,7 @@ class Sessions:
             ownership.rechecked(since)
 
     def compare(self, index: SessionIndex) -> None:
-        """Recheck the sessions of which the bucket, read anew, has another version or none: its store may be older."""
+        """Recheck the sessions of which the bucket, after it was read again, has another version or none."""
         for live in self.running:
             if live.is_here and index.get(live.session_id) != live.record:
                 self.recheck(live)

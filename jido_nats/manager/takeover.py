@@ -72,7 +72,7 @@ class OrphanSweeper:
             await self.sweep()
 
     async def sweep(self) -> None:
-        """Take over every orphan that there is; who still has no lease is asked again before each batch."""
+        """Take over every orphan that there is; the leases are read again before each batch."""
         await self._repair_damaged()
         orphans = await self._orphans()
         self._failed &= set(orphans)

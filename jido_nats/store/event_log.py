@@ -29,6 +29,7 @@ from jido_nats.broker.stream_info import last_position, stream_memory, stream_st
 from jido_nats.core import codec, subjects
 from jido_nats.core.codec import Encoding
 from jido_nats.core.events import Event, KnownEvent, SessionCreated, SessionStatus
+from jido_nats.core.position import Position
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.subjects import Publication
 
@@ -224,6 +225,10 @@ class EventLog:
     async def last_sequence(self) -> int:
         """The stream's last sequence, at its leader."""
         return (await stream_state(self._connection, self.stream)).last
+
+    async def end(self) -> Position:
+        """The position of the stream's last message, at its leader."""
+        return (await stream_state(self._connection, self.stream)).end
 
     async def last_claim(self) -> int:
         """The sequence of the last claim on any session, at the leader; 0 if there is none."""

@@ -33,6 +33,7 @@ from jido_nats.broker.consumer import Start, StreamMessage
 from jido_nats.broker.follower import FollowingConsumer
 from jido_nats.broker.jetstream import EXPECTED_SEQUENCE, MARKER_REASON, MESSAGE_TTL, last_message, settled, store
 from jido_nats.broker.options import ConnectOptions
+from jido_nats.broker.stream_info import last_position
 from jido_nats.core import codec, subjects
 from jido_nats.core.session import KNOWN_FEATURES
 from jido_nats.errors import Conflict, JidoError, NotSent, OutcomeUnknown
@@ -228,6 +229,10 @@ class Leases:
             supersedes=True,
             silence_max_s=MARKER_TTL_S / 2,
         )
+
+    async def last_position(self) -> int:
+        """The sequence of the bucket's last change, at its leader; 0 if there is none."""
+        return await last_position(self._connection, self._stream, subjects.all_keys(self._bucket))
 
     def apply(self, message: StreamMessage) -> bool:
         """Apply one message; True if a manager's lease has ended."""

@@ -7,10 +7,12 @@ an expiry marker, and its watch receives nothing for seconds after a server rest
 import asyncio
 import logging
 import math
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumer import Start, StreamMessage
+from jido_nats.broker.direct import get_batch
 from jido_nats.broker.follower import FollowingConsumer
 from jido_nats.broker.jetstream import EXPECTED_SEQUENCE, MESSAGE_TTL, last_message, settled, store
 from jido_nats.broker.stream_info import last_position, stream_state
@@ -21,6 +23,8 @@ from jido_nats.store.position import StreamPosition
 # Expected revision 0: there is neither an entry nor a marker.
 NO_REVISION: Final = 0
 CATCH_UP_S: Final = 0.1
+# How many subjects a direct get may name at once: the server refuses more than 1,024.
+BATCH: Final = 512
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +73,20 @@ class SessionRecords:
         if message is None:
             return Entry(session_id, NO_REVISION, None)
         return _entry(session_id, message.sequence, message.data)
+
+    async def get_many(self, session_ids: Collection[str]) -> dict[str, SessionRecord]:
+        """The records of those sessions that have one, as some replica has them: perhaps not the newest version.
+
+        Raises `BrokerError`: this user may not use direct gets, or there was no answer.
+        """
+        keys = [subjects.key(self._bucket, session_id) for session_id in session_ids]
+        found: dict[str, SessionRecord] = {}
+        for begin in range(0, len(keys), BATCH):
+            request = {"multi_last": keys[begin : begin + BATCH], "batch": BATCH}
+            for entry in map(entry_of, await get_batch(self._connection, self.stream, request)):
+                if entry.record is not None:
+                    found[entry.session_id] = entry.record
+        return found
 
     def follow(self, session_id: str | None = None, *, linger_s: float = 0.0) -> FollowingConsumer:
         """Every entry (or one session's), then every change; `entry_of` reads its messages."""

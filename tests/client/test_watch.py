@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 
 import pytest
@@ -13,6 +13,7 @@ from jido_nats import (
     LocalServer,
     NotFound,
     PositionUnavailable,
+    Session,
     SessionChanged,
     SessionManager,
     SessionWatch,
@@ -23,13 +24,14 @@ from jido_nats import (
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.core import codec, lifecycle, subjects
+from jido_nats.core.position import Position
 from jido_nats.core.requests import ListReply, ListRequest
 from jido_nats.core.settings import Settings
 from jido_nats.store import topology
 from jido_nats.store.records import SessionRecords
 from tests.conftest import StartManager
 from tests.tools.proxy import Proxy
-from tests.tools.support import eventually
+from tests.tools.support import Stranger, eventually
 
 MANY = 50_000
 
@@ -40,6 +42,7 @@ class View:
     def __init__(self) -> None:
         self.live: dict[str, tuple[str, int]] = {}
         self.position: int | None = None
+        self.token: str | None = None
 
     async def read(self, watch: SessionWatch, *, at_least: int = 0) -> None:
         """Take in the snapshot, and everything up to a position."""
@@ -50,7 +53,7 @@ class View:
                 if record.status is Status.TERMINATED:
                     del self.live[record.session_id]
             if not isinstance(message, WatchedSession):
-                self.position = message.position
+                self.position, self.token = message.position, message.position_token
                 if self.position >= at_least:
                     return
 
@@ -106,14 +109,14 @@ async def test_a_reader_that_is_stopped_at_random_resumes_at_its_position(client
         await view.read(watch)
     storms = asyncio.create_task(storm(client, 3, steps=150))
     while not storms.done():
-        async with client.watch_sessions(position=view.position) as watch:
+        async with client.watch_sessions(position=view.token) as watch:
             try:
                 async with asyncio.timeout(dice.random() / 10):
                     await view.read(watch, at_least=10**9)
             except TimeoutError:
                 continue
     end = await last_change(client)
-    async with client.watch_sessions(position=view.position) as watch:
+    async with client.watch_sessions(position=view.token) as watch:
         await view.read(watch, at_least=end)
     assert view.live == await truth(client)
 
@@ -151,7 +154,7 @@ async def test_a_list_says_the_position_from_which_to_follow(client: Client) -> 
     view.live = {r.session_id: (r.status, r.version) for r in page.sessions}
     await storm(client, 9)
     end = await last_change(client)
-    async with client.watch_sessions(position=page.position) as watch:
+    async with client.watch_sessions(position=page.position_token) as watch:
         await view.read(watch, at_least=end)
     assert view.live == await truth(client)
 
@@ -182,7 +185,7 @@ async def test_one_session_can_be_watched(manager: SessionManager, client: Clien
 @pytest.mark.usefixtures("manager")
 async def test_the_old_name_of_the_position_still_works_with_a_warning(client: Client) -> None:
     await client.create_session(session_id="s1")
-    with pytest.warns(DeprecationWarning, match="use position="):
+    with pytest.warns(DeprecationWarning, match="use position="), pytest.warns(UserWarning, match="bare sequence"):
         watch = client.watch_sessions(cursor=1)
     async with watch:
         first = await anext(watch)
@@ -193,10 +196,11 @@ async def test_the_old_name_of_the_position_still_works_with_a_warning(client: C
 async def test_a_position_that_is_too_old_says_so(start_manager: StartManager, client: Client) -> None:
     manager = await start_manager(retention_s=1, duplicate_window_s=1)
     await manager.create_session(session_id="s1")
+    end = await manager._context.event_log.end()
 
     async def too_old() -> bool:
         try:
-            async with client.watch_sessions(position=1):
+            async with client.watch_sessions(position=Position(1, 0, end.created_ns).token):
                 return False
         except PositionUnavailable as error:
             return error.wanted == 2
@@ -281,3 +285,119 @@ async def test_a_reader_that_gives_up_waiting_goes_on(manager: SessionManager, c
         told = [await anext(watch) for _ in range(2)]
 
     assert [each.event.version for each in told if isinstance(each, SessionChanged)] == [1, 2]
+
+
+class Brief:
+    """Workers that end at once."""
+
+    async def __call__(self, session: Session) -> None:
+        await asyncio.sleep(0.02)
+
+
+async def test_a_snapshot_with_ended_sessions_has_every_session_that_no_later_event_names(
+    start_manager: StartManager, client: Client
+) -> None:
+    manager = await start_manager(Brief())
+    gate = asyncio.Semaphore(64)
+
+    async def create() -> None:
+        async with gate:
+            await manager.create_session()
+
+    creating = asyncio.gather(*(create() for _ in range(2500)))
+    snapshots: list[tuple[int, set[str]]] = []
+    while not creating.done():
+        found: set[str] = set()
+        async with client.watch_sessions(include_terminated=True) as watch:
+            async for message in watch:
+                if isinstance(message, SnapshotComplete):
+                    snapshots.append((message.position, found))
+                    break
+                assert isinstance(message, WatchedSession)
+                found.add(message.record.session_id)
+    await creating
+    last: dict[str, int] = {}
+    async with client.events(since="all") as stream:
+        async for stored in stream.stored():
+            last[stored.event.session_id] = stored.sequence
+
+    assert len(snapshots) > 10
+    assert [
+        (position, session_id)
+        for position, found in snapshots
+        for session_id, sequence in last.items()
+        if sequence <= position and session_id not in found
+    ] == []
+
+
+async def test_a_watch_needs_no_consumer_of_the_bucket_after_its_snapshot(
+    stranger: Stranger, manager: SessionManager, client: Client
+) -> None:
+    async def consumers() -> int:
+        return len((await stranger.ask("$JS.API.CONSUMER.NAMES.KV_JIDO_SESSIONS"))["consumers"] or [])
+
+    await eventually(lambda: no_more_than_one(consumers))
+    before = await consumers()
+    async with client.watch_sessions() as watch:
+        assert isinstance(await anext(watch), SnapshotComplete)
+        await eventually(lambda: is_number(consumers, before))
+        await manager.create_session(session_id="s1", llm_config={"model": "m"})
+        first = await anext(watch)
+        assert isinstance(first, SessionChanged)
+        assert (first.record.owner, first.record.llm_config) == (manager.manager_id, {"model": "m"})
+
+
+async def no_more_than_one(consumers: Callable[[], Awaitable[int]]) -> bool:
+    return await consumers() <= 1
+
+
+async def is_number(consumers: Callable[[], Awaitable[int]], wanted: int) -> bool:
+    return await consumers() == wanted
+
+
+async def test_a_position_of_another_life_of_the_stream_is_refused(
+    stranger: Stranger, manager: SessionManager, client: Client
+) -> None:
+    await manager.create_session(session_id="s1")
+    async with client.events(since="all") as stream:
+        await anext(stream)
+        sequence, stored_ns, created_ns = stream.position_token.split(".")[1:]
+    for token in (f"1.{sequence}.{stored_ns}.{int(created_ns) + 1}", f"1.{sequence}.{int(stored_ns) + 1}.{created_ns}"):
+        with pytest.raises(PositionUnavailable, match="another life"):
+            await client.check_position(token)
+        with pytest.raises(PositionUnavailable, match="another life"):
+            async with client.watch_sessions(position=token):
+                pass
+        with pytest.raises(PositionUnavailable, match="another life"):
+            async with client.events(since=token):
+                pass
+
+
+async def test_a_token_resumes_after_its_message(manager: SessionManager, client: Client) -> None:
+    await manager.create_session(session_id="s1")
+    async with client.events(since="all") as stream:
+        await anext(stream)
+        token = stream.position_token
+    async with client.events(since=token) as stream:
+        assert (await anext(stream)).sequence == 2
+
+
+async def test_a_wait_returns_what_the_session_was(stranger: Stranger, manager: SessionManager, client: Client) -> None:
+    await manager.create_session(session_id="s1", metadata={"n": 1})
+    waiting = asyncio.create_task(client.wait("s1", "idle"))
+    await eventually(lambda: reads(stranger, "jido.client.session.s1"))
+    for _ in range(5):  # it asks for the record once before these
+        await client.get_session_info("s1")
+    await manager.idle_session("s1")
+    await manager.terminate_session("s1")
+
+    record = await waiting
+
+    assert (record.status, record.version, record.previous_status) == (Status.IDLE, 3, Status.ACTIVE)
+    assert (record.reason, record.sealed, record.metadata) == (None, False, {"n": 1})
+
+
+async def reads(stranger: Stranger, subject: str) -> bool:
+    """Whether a consumer of that subject exists."""
+    consumers = (await stranger.ask("$JS.API.CONSUMER.LIST.JIDO_CLIENT"))["consumers"] or []
+    return any(consumer["config"].get("filter_subject") == subject for consumer in consumers)

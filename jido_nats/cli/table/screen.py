@@ -53,7 +53,7 @@ class WatchScreen:
         self._notice = ""
         self._notice_until = 0.0
 
-    async def run(self, position: int | None = None) -> None:
+    async def run(self, position: str | None = None) -> None:
         """Run until `q`. Raises what opening the watch raises; later errors are shown on the screen."""
         follower = asyncio.create_task(self._follow(position), name="watch: follow")
         follower.add_done_callback(lambda _: self._changed.set())
@@ -67,7 +67,7 @@ class WatchScreen:
             follower.cancel()
             await asyncio.gather(follower, return_exceptions=True)
 
-    async def _follow(self, position: int | None) -> None:
+    async def _follow(self, position: str | None) -> None:
         """Apply the messages of the watch; start again with a new snapshot whenever it ends."""
         async with self._open(position) as watch:
             await self._until_lost(self._take_all(watch))
@@ -88,7 +88,7 @@ class WatchScreen:
         async with self._open(None) as watch:
             await self._take_all(watch)
 
-    def _open(self, position: int | None) -> SessionWatch:
+    def _open(self, position: str | None) -> SessionWatch:
         return self._client.watch_sessions(
             session_id=self._session_id, status=self._status, metadata=self._metadata, position=position
         )

@@ -14,7 +14,7 @@ export class Feed {
   constructor(store, onPhase) {
     this.store = store;
     this.onPhase = onPhase;
-    this.position = 0;
+    this.position = ""; // a position token: opaque
     this.phase = "";
     this.source = null;
     this.heardAt = 0;
@@ -50,7 +50,7 @@ export class Feed {
     try {
       const snapshot = await answer.json();
       this.store.restart(snapshot);
-      this.position = snapshot.position;
+      this.position = snapshot.position_token;
     } catch {
       this.#setPhase("reconnecting");
       return this.#again();
@@ -63,7 +63,7 @@ export class Feed {
   follow() {
     this.#close();
     this.heardAt = performance.now();
-    const source = new EventSource(`/api/stream?after=${this.position}`);
+    const source = new EventSource(`/api/stream?after=${encodeURIComponent(this.position)}`);
     this.source = source;
     const on = (name, handler) =>
       source.addEventListener(name, (message) => {
@@ -75,7 +75,7 @@ export class Feed {
       this.#setPhase("live");
     });
     on("change", (message) => {
-      this.position = Number(message.lastEventId);
+      this.position = message.lastEventId;
       this.store.apply(JSON.parse(message.data));
     });
     on("state", (message) => {
