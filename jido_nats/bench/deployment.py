@@ -10,12 +10,12 @@ from typing import Any, Final
 
 from jido_nats.bench.processes import ManagerProcess, running_manager
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.jetstream import STREAM_NOT_FOUND, JetStreamError, api
 from jido_nats.broker.local_server import LocalServer
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.core.settings import Settings
 from jido_nats.errors import ConfigurationError, NotAllowed, ServerUnusable
 from jido_nats.store import topology
+from jido_nats.store.adoption import compare
 from jido_nats.store.leases import Leases
 
 SYNC_INTERVALS: Final = {"always": "always", "default": "2m"}
@@ -110,17 +110,15 @@ async def _check_settings(connection: Connection, settings: Settings) -> None:
     await topology.check_server(connection)
     for wanted in topology.stream_configs(settings):
         try:
-            found = (await api(connection, f"STREAM.INFO.{wanted['name']}"))["config"]
-        except JetStreamError as error:
-            if error.code == STREAM_NOT_FOUND:
-                raise _no_manager() from error
-            raise ServerUnusable(f"the stream {wanted['name']} cannot be read: {error.description}") from error
+            found = await topology.find_config(connection, wanted["name"])
         except NotAllowed as error:
             raise ServerUnusable(f"{error}; use a user that may do everything in the account") from error
-        safe, unsafe = topology.differences(wanted, found)
-        if safe or unsafe:
+        if found is None:
+            raise _no_manager()
+        comparison = compare(wanted, found)
+        if differences := comparison.changes + comparison.refused:
             raise ConfigurationError(
-                f"the managers' settings differ ({wanted['name']}: {'; '.join(safe + unsafe)}); "
+                f"the managers' settings differ ({wanted['name']}: {'; '.join(differences)}); "
                 "give their file with --config"
             )
 

@@ -21,6 +21,7 @@ from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.errors import BrokerError, JidoError, NoResponders, NotAllowed, ServerUnusable
 from jido_nats.store import topology
+from jido_nats.store.adoption import Comparison, compare
 from jido_nats.store.leases import Leases
 from jido_nats.store.records import SessionRecords, entry_of
 
@@ -60,6 +61,7 @@ class CheckContext(NamedTuple):
     records: dict[str, SessionRecord]
     leases: Leases
     seen: set[str]
+    replicas: dict[str, int]
 
 
 async def examine(options: ConnectOptions, settings: Settings, monitoring_url: str | None) -> Findings:
@@ -71,7 +73,7 @@ async def examine(options: ConnectOptions, settings: Settings, monitoring_url: s
         return
     try:
         leases = Leases(connection, settings.managers_bucket)
-        context = CheckContext(connection, settings, monitoring_url, {}, leases, set())
+        context = CheckContext(connection, settings, monitoring_url, {}, leases, set(), {})
         for name, check in CHECKS.items():
             if "no jetstream" in context.seen and name not in WITHOUT_JETSTREAM:
                 continue
@@ -164,21 +166,29 @@ async def _topology(context: CheckContext) -> Findings:
                 raise
             yield Finding(Level.ERROR, "storage", f"{name} is missing; a manager creates it when it starts")
             continue
-        safe, unsafe = topology.differences(wanted, found)
-        if unsafe:
-            yield Finding(
-                Level.ERROR,
-                "storage",
-                f"{name} is configured differently, and no manager will start: {'; '.join(unsafe)}",
-            )
-        elif safe:
-            yield Finding(
-                Level.WARNING,
-                "storage",
-                f"{name} is configured differently; the next manager to start updates it: {'; '.join(safe)}",
-            )
-        else:
-            yield Finding(Level.OK, "storage", f"{name} is configured correctly")
+        context.replicas[name] = found["num_replicas"]
+        findings = _differences(name, compare(wanted, found))
+        for finding in findings or [Finding(Level.OK, "storage", f"{name} is configured correctly")]:
+            yield finding
+        stored = topology.lease_time_in(found)
+        if name == context.settings.events_stream and stored not in (None, context.settings.lease_s):
+            text = f"the managers agreed on lease_s {stored}, the setting is {context.settings.lease_s}; "
+            yield Finding(Level.WARNING, "storage", text + "it applies once every manager was stopped")
+
+
+def _differences(name: str, comparison: Comparison) -> list[Finding]:
+    """What a manager that starts would do about a stream that differs from the settings."""
+    if comparison.refused:
+        text = f"{name} is configured differently, and no manager will start: {'; '.join(comparison.refused)}"
+        return [Finding(Level.ERROR, "storage", text)]
+    found: list[Finding] = []
+    if comparison.changes:
+        text = f"{name} is configured differently; the next manager to start updates it: "
+        found.append(Finding(Level.WARNING, "storage", text + "; ".join(comparison.changes)))
+    if comparison.kept:
+        text = f"{name} has more than the settings, which no manager lowers ('nats stream edit' does): "
+        found.append(Finding(Level.WARNING, "storage", text + "; ".join(map(str, comparison.kept))))
+    return found
 
 
 async def _managers(context: CheckContext) -> Findings:
@@ -265,10 +275,9 @@ async def _unpublished(context: CheckContext) -> Findings:
 
 
 async def _durability(context: CheckContext) -> Findings:
-    if context.settings.replicas > 1:
-        yield Finding(
-            Level.OK, "durability", f"{context.settings.replicas} replicas: the data survives the loss of one machine"
-        )
+    replicas = min(context.replicas.values(), default=1)
+    if replicas > 1:
+        yield Finding(Level.OK, "durability", f"{replicas} replicas: the data survives the loss of one machine")
         return
     always = _sync_always(context.monitoring_url)
     if always:

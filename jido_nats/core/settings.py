@@ -22,16 +22,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     output_stream: str = subjects.OUTPUT_STREAM  # the stream of output and conversations
     sessions_bucket: str = subjects.SESSIONS_BUCKET  # the bucket of records
     managers_bucket: str = subjects.MANAGERS_BUCKET  # the bucket of leases
-    replicas: int = 1  # copies of each stream and bucket, 1 to 5
+    replicas: int = 1  # copies of each stream and bucket, 1 to 5; more are kept
     retention_s: int = 7 * 24 * 3600  # how long events are kept
     events_bytes_max: int = -1  # size of the stream of events; beyond it the oldest events are removed
     output_retention_s: int = 24 * 3600  # how long output is kept
     output_bytes_max: int = -1  # size of the stream of output; beyond it the oldest output is removed
-    consumers_max: int = 10_000  # consumers of each of the two streams
+    consumers_max: int = 10_000  # consumers of each of the two streams; each bucket takes 100,000
     duplicate_window_s: int = 120  # deduplication window of the stream of events, at most its retention
     terminated_ttl_s: int = 3600  # how long the record of an ended session is kept
     marker_ttl_s: int = 3600  # how long the marker of an expired record is kept
-    lease_s: int = 10  # a manager that does not renew its lease for this long counts as dead
+    lease_s: int = 10  # a manager that does not renew its lease for this long counts as dead; see below
 
     # This manager
     encoding: Encoding = Encoding.JSON  # of events: "json" or "msgpack"

@@ -17,6 +17,11 @@ ALL_FENCES: Final = "jido.fence.*"
 CREATE: Final = "jido.session.create"
 LIST: Final = "jido.session.list"
 
+# Every subject of a stream of ours begins with this.
+ROOT: Final = "jido."
+# Commands: no stream may store them, since JetStream would answer each with an acknowledgement of its own.
+COMMANDS: Final = ("jido.session.>", "jido.manager.>", "jido.admin.>")
+
 EVENTS_STREAM: Final = "JIDO_CLIENT"
 OUTPUT_STREAM: Final = "JIDO_OUTPUT"
 SESSIONS_BUCKET: Final = "JIDO_SESSIONS"
@@ -118,6 +123,30 @@ def matches(pattern: str, subject: str) -> bool:
     elif len(tokens) != len(wanted):
         return False
     return all(w in ("*", token) for w, token in zip(wanted, tokens, strict=False))
+
+
+def covers(pattern: str, other: str) -> bool:
+    """Whether every subject that matches `other` (a subject or a pattern) matches `pattern`, too."""
+    tokens, others = pattern.split("."), other.split(".")
+    for number, token in enumerate(tokens):
+        if number == len(others):
+            return False
+        if token == ">":
+            return True
+        if others[number] == ">" or token not in ("*", others[number]):
+            return False
+    return len(tokens) == len(others)
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether some subject matches both patterns."""
+    tokens, others = one.split("."), other.split(".")
+    for token, facing in zip(tokens, others, strict=False):
+        if ">" in (token, facing):
+            return True
+        if token != facing and "*" not in (token, facing):
+            return False
+    return len(tokens) == len(others)
 
 
 def publications(record: SessionRecord) -> Iterator[Publication]:

@@ -211,38 +211,38 @@ class SessionManager(SessionApi):
         settings = self._settings
         connection = await self._connect(self._options, "")
         await topology.check_server(connection)
-        await topology.declare(connection, settings)
-        self._context = context = await self._writer_context(connection)
+        deployed = await topology.declare(connection, settings)
+        self._context = context = await self._writer_context(connection, deployed)
         self._index = index = SessionIndex()
         claims = ClaimIndex()
         self._sessions = Sessions(context, self._worker, settings, await self._open_conversations(), now=_now)
         self._handlers = CommandHandlers(context, self._sessions, index, Forwarder(connection), settings, connection)
-        await self._take_lease()
+        await self._take_lease(connection)
         self._followers = Followers(context.records, context.leases, context.event_log, index, claims, self._sessions)
         self._exit.push_async_callback(self._background.close)
-        self._sweeper = OrphanSweeper(context, self._sessions, index, claims, settings.lease_s / 3, now=_now)
-        self._start_tasks(claims)
+        self._sweeper = OrphanSweeper(context, self._sessions, index, claims, self._lease.lease_s / 3, now=_now)
+        self._start_tasks(connection, claims)
         self._exit.push_async_callback(self._end_sessions)
 
-    async def _writer_context(self, connection: Connection) -> WriterContext:
+    async def _writer_context(self, connection: Connection, deployed: topology.Deployed) -> WriterContext:
         """What sessions are written with; the lease exists, but is not held yet."""
         settings = self._settings
         records = SessionRecords(
             connection,
             settings.sessions_bucket,
             terminated_ttl_s=settings.terminated_ttl_s,
-            marker_ttl_s=settings.marker_ttl_s,
+            marker_ttl_s=deployed.marker_ttl_s,
         )
         event_log = EventLog(connection, settings.events_stream, settings.encoding)
         event_log.acknowledged = await event_log.last_sequence()
-        self._leases = Leases(connection, settings.managers_bucket, lease_s=settings.lease_s)
-        self._lease = Lease(self._options, settings.managers_bucket, self.manager_id, settings.lease_s)
+        self._leases = Leases(connection, settings.managers_bucket, lease_s=deployed.lease_s)
+        self._lease = Lease(self._options, settings.managers_bucket, self.manager_id, deployed.lease_s)
         self._ownership = Ownership(self._lease, connection)
         return WriterContext(
             self.manager_id, records, event_log, self._leases, self._ownership, self.stats, self.failpoints
         )
 
-    async def _take_lease(self) -> None:
+    async def _take_lease(self, connection: Connection) -> None:
         self._exit.push_async_callback(self._lease.release)
         try:
             await self._lease.acquire(self._info)
@@ -251,11 +251,36 @@ class SessionManager(SessionApi):
                 f"the lease in {self._settings.managers_bucket} could not be stored within seconds"
             ) from None
         self._ownership.rechecked(self._lease.held_since)
+        await self._use_stored_lease_time(connection, self._settings.lease_s)
 
-    def _start_tasks(self, claims: ClaimIndex) -> None:
+    async def _use_stored_lease_time(self, connection: Connection, before: int) -> None:
+        """Use the deployment's lease time; warn if that is not the one of before."""
+        stored = await topology.stored_lease_time(connection, self._settings.events_stream)
+        self._lease.lease_s = self._leases.lease_s = lease_s = stored or self._lease.lease_s
+        if lease_s != before:
+            extra = {"lease_s": lease_s, "setting": self._settings.lease_s}
+            log.warning("lease_s is that of the deployment's managers, not the setting", extra=extra)
+
+    async def _agree_on_lease_time(self, connection: Connection) -> None:
+        """Read the stored lease time again when a manager with another one is seen, until cancelled.
+
+        Managers that start at the same moment may each find no other, and store their own: the last one stands. Its
+        lease comes later than that, so every other manager sees it, and then reads what it has stored.
+        """
+        while True:
+            await self._leases.disagreement.wait()
+            self._leases.disagreement.clear()
+            try:
+                await self._use_stored_lease_time(connection, self._lease.lease_s)
+            except JidoError:
+                self._leases.disagreement.set()  # once this task is restarted
+                raise
+
+    def _start_tasks(self, connection: Connection, claims: ClaimIndex) -> None:
         for name, work in (
             ("index", self._followers.follow_index),
             ("leases", self._followers.follow_leases),
+            ("lease time", lambda: self._agree_on_lease_time(connection)),
             ("claims", self._followers.follow_claims),
             ("sweep", self._sweeper.run),
             ("limits", self._sessions.apply_limits),

@@ -53,7 +53,17 @@ class WriterContext:
 class SessionWriter:
     """One session's record and events, written by one manager, one version at a time."""
 
-    __slots__ = ("_context", "_unpublished", "fence", "in_doubt", "record", "relinquished", "revision", "survivor")
+    __slots__ = (
+        "_context",
+        "_needs",
+        "_unpublished",
+        "fence",
+        "in_doubt",
+        "record",
+        "relinquished",
+        "revision",
+        "survivor",
+    )
 
     def __init__(self, context: WriterContext, record: SessionRecord, revision: int, *, survivor: bool = False) -> None:
         self._context = context
@@ -65,17 +75,25 @@ class SessionWriter:
         # Whether a write has begun and it is unknown how much of it is stored.
         self.in_doubt = False
         self._unpublished = False
+        # The features that the stored record needs.
+        self._needs: tuple[str, ...] = ()
 
     async def commit(self, changed: SessionRecord) -> None:
-        """Make `changed` the truth; `Fenced` if another manager has written meanwhile."""
+        """Make `changed` the truth; `Fenced` if another manager has written meanwhile.
+
+        Raises `Unavailable`, and writes nothing, if `changed` needs a feature that the stored record does not need and
+        that some manager does not know: that manager could no longer answer for the session, nor end it.
+        """
         await self._wait_writable()
+        if introduced := sorted(set(changed.needs) - set(self._needs)):
+            self._context.leases.check_known(introduced)
         self._context.failpoints.reach("before seal" if changed.sealed else "before commit")
         self.in_doubt = True
         try:
             self.revision = await self._context.records.write(changed, self.revision)
         except Conflict:
             await self._resolve_conflict(changed)
-        self.record = changed
+        self.record, self._needs = changed, changed.needs
         if changed.sealed:
             self.in_doubt = False
         else:
@@ -142,7 +160,7 @@ class SessionWriter:
         """Continue from this entry; False if there is nothing to do: no record, a sealed one, or a newer version's."""
         if entry.record is None or entry.record.sealed or entry.record.unknown_needs:
             return False
-        self.record, self.revision = entry.record, entry.revision
+        self.record, self.revision, self._needs = entry.record, entry.revision, entry.record.needs
         return True
 
     async def _resolve_conflict(self, changed: SessionRecord) -> None:

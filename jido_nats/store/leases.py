@@ -16,12 +16,13 @@ was frozen from answering for sessions that it may have lost.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import re
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Final
 
@@ -31,12 +32,21 @@ from jido_nats.broker.clock import boottime
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumer import Start, StreamMessage
 from jido_nats.broker.follower import FollowingConsumer
-from jido_nats.broker.jetstream import EXPECTED_SEQUENCE, MARKER_REASON, MESSAGE_TTL, last_message, settled, store
+from jido_nats.broker.jetstream import (
+    EXPECTED_SEQUENCE,
+    MARKER_REASON,
+    MESSAGE_TTL,
+    StoredMessage,
+    api,
+    last_message,
+    settled,
+    store,
+)
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.broker.stream_info import last_position
 from jido_nats.core import codec, subjects
 from jido_nats.core.session import KNOWN_FEATURES
-from jido_nats.errors import Conflict, JidoError, NotSent, OutcomeUnknown
+from jido_nats.errors import Conflict, JidoError, NotSent, OutcomeUnknown, Unavailable
 
 RENEWALS_PER_LEASE: Final = 3
 RETRY_WAIT_S: Final = 0.2
@@ -76,14 +86,17 @@ def describe(manager_id: str, version: str) -> ManagerInfo:
 
 
 class Lease:
-    """This manager's own lease, renewed in its own thread from `acquire` to `release`."""
+    """This manager's own lease, renewed in its own thread from `acquire` to `release`.
+
+    A change of `lease_s` holds from the next renewal on.
+    """
 
     def __init__(self, options: ConnectOptions, bucket: str, manager_id: str, lease_s: int) -> None:
         self._options = options
         self._bucket = bucket
-        self.lease_s: Final = lease_s
+        self.lease_s = lease_s
         self._manager_id = manager_id
-        self._deadline = 0.0
+        self._renewed_at = self._deadline = 0.0
         self._revision = 0
         self.held_since: float | None = None
         # Since when its renewals have been frequent enough that other managers could renew theirs, too.
@@ -100,7 +113,7 @@ class Lease:
     @property
     def age_s(self) -> float:
         """Seconds since the last acknowledged renewal was sent."""
-        return boottime() - (self._deadline - self.lease_s)
+        return boottime() - self._renewed_at
 
     @property
     def valid(self) -> bool:
@@ -161,10 +174,10 @@ class Lease:
 
     async def _renew(self, connection: Connection) -> bool:
         """Renew once, over the last revision; False if it has to be retried soon."""
-        sent_at = boottime()
-        headers = {EXPECTED_SEQUENCE: str(self._revision), MESSAGE_TTL: f"{self.lease_s}s"}
+        sent_at, lease_s = boottime(), self.lease_s
+        headers = {EXPECTED_SEQUENCE: str(self._revision), MESSAGE_TTL: f"{lease_s}s"}
         subject = subjects.key(self._bucket, self._manager_id)
-        timeout_s = min(2.0, self.lease_s / RENEWALS_PER_LEASE)
+        timeout_s = min(2.0, lease_s / RENEWALS_PER_LEASE)
         try:
             self._revision = await store(connection, subject, codec.encode(self._info()), headers, timeout_s=timeout_s)
         except Conflict:
@@ -177,7 +190,7 @@ class Lease:
             self.steady_since = boottime()
         if acquired:  # before the deadline: a thread that sees a valid lease has to see that it is a new one
             self.held_since = boottime()
-        self._deadline = sent_at + self.lease_s
+        self._renewed_at, self._deadline = sent_at, sent_at + lease_s
         if acquired:
             self._notify_acquired(first)
         return True
@@ -212,16 +225,19 @@ class Leases:
         self._connection = connection
         self._bucket = bucket
         self._stream = subjects.bucket_stream(bucket)
-        self._lease_s = lease_s
-        self._reported: set[str] = set()
+        self.lease_s = lease_s
+        self._follower: FollowingConsumer | None = None
+        self._reported: set[tuple[str, int]] = set()
         self.managers: dict[str, ManagerInfo] = {}
         # Set when a manager's lease has ended.
         self.gone = asyncio.Event()
+        # Set when a manager with another lease time is seen.
+        self.disagreement = asyncio.Event()
 
     def follow(self) -> FollowingConsumer:
         """Every lease, then every change; pass each message to `apply`."""
         self.managers.clear()
-        return FollowingConsumer(
+        self._follower = consumer = FollowingConsumer(
             self._connection,
             self._stream,
             [subjects.all_keys(self._bucket)],
@@ -229,6 +245,7 @@ class Leases:
             supersedes=True,
             silence_max_s=MARKER_TTL_S / 2,
         )
+        return consumer
 
     async def last_position(self) -> int:
         """The sequence of the bucket's last change, at its leader; 0 if there is none."""
@@ -251,14 +268,31 @@ class Leases:
         """The other managers that, as of their last renewal, answer commands and are not full."""
         return [name for name, info in self.managers.items() if name != manager_id and info.serves and not info.full]
 
+    def check_known(self, features: Iterable[str]) -> None:
+        """Raise `Unavailable` unless every manager, as of its last renewal, knows these features.
+
+        A manager that starts later and does not know one leaves the records that need it to those that do.
+        """
+        if self._follower is None or not self._follower.caught_up:
+            raise Unavailable("not done: the leases of the other managers are not read yet; ask again")
+        for feature in features:
+            lacking = next((name for name, info in self.managers.items() if feature not in info.knows), None)
+            if lacking is not None:
+                raise Unavailable(
+                    f"not done: upgrade all managers first; {lacking} does not know the feature {feature!r}"
+                )
+
     def _compare_lease_time(self, manager_id: str, lease_s: int | None) -> None:
-        """Log, once for each manager, a lease time that differs from this one's: all have to agree on it."""
-        if self._lease_s is None or lease_s in (None, self._lease_s) or manager_id in self._reported:
+        """Report, once, a lease time that differs from this manager's: all have to agree on one."""
+        if self.lease_s is None or lease_s is None or lease_s == self.lease_s:
             return
-        self._reported.add(manager_id)
+        if (manager_id, lease_s) in self._reported:
+            return
+        self._reported.add((manager_id, lease_s))
+        self.disagreement.set()
         log.warning(
             "lease_s differs from another manager's; use one value for the whole deployment",
-            extra={"other": manager_id, "its_lease_s": lease_s, "lease_s": self._lease_s},
+            extra={"other": manager_id, "its_lease_s": lease_s, "lease_s": self.lease_s},
         )
 
     async def is_alive(self, manager_id: str) -> bool:
@@ -270,13 +304,25 @@ class Leases:
         return message is not None and bool(message.data)
 
 
+async def any_lease(connection: Connection, bucket: str) -> bool:
+    """Whether any manager has a lease, read at the leader."""
+    stream = subjects.bucket_stream(bucket)
+    keys = {"subjects_filter": subjects.all_keys(bucket)}
+    info = await settled(connection, lambda: api(connection, f"STREAM.INFO.{stream}", keys))
+    for subject in info["state"].get("subjects") or ():
+        message = await settled(connection, functools.partial(last_message, connection, stream, subject))
+        if message is not None and _info_in(message) is not None:
+            return True
+    return False
+
+
 def lease_time(message: StreamMessage) -> int | None:
     """The lease time in a message of the bucket, in seconds; None if it has none."""
     seconds = _SECONDS.match(message.headers.get(MESSAGE_TTL, ""))  # another client may use another format
     return int(seconds[1]) if seconds is not None else None
 
 
-def _info_in(message: StreamMessage) -> ManagerInfo | None:
+def _info_in(message: StreamMessage | StoredMessage) -> ManagerInfo | None:
     """The manager's description of itself; None for the end of its lease, and for an entry of another kind."""
     if not message.data or MARKER_REASON in message.headers:
         return None

@@ -1,29 +1,44 @@
 """The streams and buckets of the design: created if missing, adopted if they exist.
 
-A difference that is safe to change is updated; any other is refused, with the fields named.
-Nothing is ever deleted and recreated.
+What to do with one that exists is decided in `adoption`, for all of them before anything is touched. Nothing is ever
+deleted and recreated.
+
+The lease time, on which all managers have to agree, is stored in the metadata of the stream of events. Each lease
+states its own, too (its entry's TTL), so that managers of versions that do not read the metadata are noticed.
 """
 
-from collections.abc import Mapping
+import logging
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
+
+import msgspec
 
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.jetstream import STREAM_NOT_FOUND, JetStreamError, api
 from jido_nats.core import subjects
 from jido_nats.core.settings import Settings
 from jido_nats.errors import ConfigurationError, NoResponders, NotAllowed, OutcomeUnknown, ServerUnusable
+from jido_nats.store.adoption import compare, overlaps
+from jido_nats.store.leases import any_lease
 
 SERVER_VERSION_MIN: Final = (2, 12, 0)
+# Each watcher and each manager has a consumer on a bucket.
+BUCKET_CONSUMERS_MAX: Final = 100_000
+LEASE_TIME: Final = "lease_s"
 _NS: Final = 1_000_000_000
 _NAME_IN_USE: Final = 10058
-# Limits that may grow: -1 and 0 mean no limit. Shrinking one would remove stored messages, so it is refused.
-_GROWING: Final = frozenset({"max_age", "max_bytes", "max_msgs", "max_msgs_per_subject", "max_msg_size"})
-_FREE: Final = frozenset({"duplicate_window", "max_consumers", "num_replicas", "description", "allow_direct"})
-_ENABLING: Final = frozenset({"allow_msg_ttl", "allow_rollup_hdrs", "deny_delete", "deny_purge"})
-_NO_LIMIT: Final = (0, -1)
-# Settings that would move messages to other subjects, import others, or acknowledge them before they are stored.
-_MUST_BE_UNSET: Final = ("mirror", "sources", "subject_transform", "persist_mode", "allow_msg_counter")
-_UNSET: Final[tuple[Any, ...]] = (None, False, "", "default", [], {})
+_TOO_MANY_CONSUMERS: Final = 10026
+_LEASE_TIME_S: Final = re.compile(r"\A[1-9][0-9]{0,8}\Z")
+
+log = logging.getLogger(__name__)
+
+
+class Deployed(msgspec.Struct, frozen=True):
+    """What this deployment's streams say, where that may differ from a manager's settings; in seconds."""
+
+    lease_s: int
+    marker_ttl_s: float
 
 
 async def check_server(connection: Connection) -> None:
@@ -42,10 +57,42 @@ async def check_server(connection: Connection) -> None:
         raise ServerUnusable("JetStream does not answer; this user may not be allowed to use it") from error
 
 
-async def declare(connection: Connection, settings: Settings) -> None:
-    """Create or adopt every stream and bucket; `ConfigurationError` names the fields that differ."""
-    for config in stream_configs(settings):
-        await _declare_stream(connection, config)
+async def declare(connection: Connection, settings: Settings) -> Deployed:
+    """Create or adopt every stream and bucket, and agree on the lease time with the managers that live.
+
+    `ConfigurationError` names every field of what exists that is neither adopted nor changed; then nothing was touched.
+    """
+    wanted = stream_configs(settings)
+    found = {config["name"]: await find_config(connection, config["name"]) for config in wanted}
+    _check(wanted, found)
+    configs = {c["name"]: await _declare_stream(connection, c, found[c["name"]]) for c in wanted}
+    records = configs[subjects.bucket_stream(settings.sessions_bucket)]
+    return Deployed(
+        lease_s=await _agree_on_lease_time(connection, settings),
+        marker_ttl_s=records["subject_delete_marker_ttl"] / _NS,
+    )
+
+
+async def find_config(connection: Connection, stream: str) -> dict[str, Any] | None:
+    """The configuration of a stream, or None if it does not exist. Raises `ServerUnusable` if it cannot be read."""
+    try:
+        config: dict[str, Any] = (await api(connection, f"STREAM.INFO.{stream}"))["config"]
+    except JetStreamError as error:
+        if error.code == STREAM_NOT_FOUND:
+            return None
+        raise ServerUnusable(f"the stream {stream} cannot be read: {error.description}") from error
+    return config
+
+
+async def stored_lease_time(connection: Connection, events_stream: str) -> int | None:
+    """The lease time of the deployment, in seconds; None if it is not stored."""
+    return lease_time_in(await find_config(connection, events_stream) or {})
+
+
+def lease_time_in(config: Mapping[str, Any]) -> int | None:
+    """The lease time in the configuration of the stream of events, in seconds; None if there is none."""
+    text = (config.get("metadata") or {}).get(LEASE_TIME, "")
+    return int(text) if _LEASE_TIME_S.match(text) else None
 
 
 def stream_configs(settings: Settings) -> list[dict[str, Any]]:
@@ -72,8 +119,7 @@ def stream_configs(settings: Settings) -> list[dict[str, Any]]:
         "duplicate_window": min(settings.duplicate_window_s, settings.retention_s) * _NS,
         "max_consumers": settings.consumers_max,
         "allow_direct": True,
-        "deny_delete": True,
-        "deny_purge": True,
+        "metadata": {LEASE_TIME: str(settings.lease_s)},
     }
     output = {
         "name": settings.output_stream,
@@ -91,31 +137,15 @@ def stream_configs(settings: Settings) -> list[dict[str, Any]]:
     return [common | config for config in (events, output, *buckets)]
 
 
-def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """(safe, unsafe): the fields that differ, each as `field is X, should be Y`."""
-    safe: list[str] = []
-    unsafe: list[str] = []
-    for field, want in wanted.items():
-        have = found.get(field, _unset(want))
-        if have == want or (field == "subjects" and set(have) == set(want)):
-            continue
-        if field in _GROWING and want in _NO_LIMIT and have in _NO_LIMIT:
-            continue
-        (safe if _is_safe(field, want, have) else unsafe).append(f"{field} is {have}, should be {want}")
-    for field in _MUST_BE_UNSET:
-        if (have := found.get(field)) not in _UNSET:
-            unsafe.append(f"{field} is {have}, should not be set")
-    return safe, unsafe
-
-
 def _bucket(name: str, description: str, marker_ttl_s: int) -> dict[str, Any]:
-    # History 1, so that an entry's TTL may be shorter than its marker's.
+    # History 1, so that an entry's TTL may be shorter than its marker's. Every KV bucket has `deny_delete` (ADR-8);
+    # the streams leave it to permissions who may delete and purge.
     return {
         "name": subjects.bucket_stream(name),
         "description": description,
         "subjects": [subjects.bucket_subjects(name)],
         "max_msgs_per_subject": 1,
-        "max_consumers": -1,
+        "max_consumers": BUCKET_CONSUMERS_MAX,
         "discard": "new",
         "allow_rollup_hdrs": True,
         "allow_direct": True,
@@ -125,42 +155,93 @@ def _bucket(name: str, description: str, marker_ttl_s: int) -> dict[str, Any]:
     }
 
 
-async def _declare_stream(connection: Connection, wanted: dict[str, Any]) -> None:
-    name = wanted["name"]
-    try:
-        found = (await api(connection, f"STREAM.INFO.{name}"))["config"]
-    except JetStreamError as error:
-        if error.code != STREAM_NOT_FOUND:
-            raise ServerUnusable(f"the stream {name} cannot be read: {error.description}") from error
+def _check(wanted: Iterable[Mapping[str, Any]], found: Mapping[str, Mapping[str, Any] | None]) -> None:
+    """Raise `ConfigurationError` if something that exists can be neither adopted nor changed."""
+    problems: list[str] = []
+    planned: dict[str, Iterable[str]] = {}
+    for config in wanted:
+        name, have = config["name"], found[config["name"]]
+        planned[name] = config["subjects"]
+        if have is not None:
+            comparison = compare(config, have)
+            planned[name] = comparison.update.get("subjects", have.get("subjects", []))
+            if comparison.refused:
+                problems.append(f"the stream {name} exists and differs: {'; '.join(comparison.refused)}")
+    problems += overlaps(planned)
+    if problems:
+        raise ConfigurationError(f"{'. '.join(problems)}. Change it or the settings; nothing was touched")
+
+
+async def _declare_stream(
+    connection: Connection, wanted: Mapping[str, Any], found: Mapping[str, Any] | None
+) -> Mapping[str, Any]:
+    """Create the stream, or adopt the one that was found; its configuration."""
+    if found is None:
         try:
-            await api(connection, f"STREAM.CREATE.{name}", wanted, timeout_s=10.0)
-            return
-        except JetStreamError as other:
-            if other.code != _NAME_IN_USE:  # otherwise another manager has just created it
-                raise ServerUnusable(f"the stream {name} cannot be created: {other.description}") from other
-        found = (await api(connection, f"STREAM.INFO.{name}"))["config"]
-    safe, unsafe = differences(wanted, found)
-    if unsafe:
-        raise ConfigurationError(
-            f"the stream {name} exists and differs: {'; '.join(unsafe)}. Change it or the settings; nothing was touched"
-        )
-    if safe:
-        try:
-            await api(connection, f"STREAM.UPDATE.{name}", found | wanted, timeout_s=10.0)
+            return await _create(connection, wanted)
         except JetStreamError as error:
-            raise ConfigurationError(
-                f"the stream {name} differs ({'; '.join(safe)}) and cannot be updated: {error.description}"
-            ) from error
+            if error.code != _NAME_IN_USE:
+                raise ServerUnusable(f"the stream {wanted['name']} cannot be created: {error.description}") from error
+        found = await find_config(connection, wanted["name"]) or {}  # another manager has just created it
+        _check([wanted], {wanted["name"]: found})
+    comparison = compare(wanted, found)
+    for kept in comparison.kept:
+        extra = {"stream": wanted["name"], "field": kept.field, "value": kept.value, "setting": kept.setting}
+        log.info("a stream keeps a value that is larger than the setting", extra=extra)
+    if comparison.update:
+        return await _update(connection, found, comparison.update, "; ".join(comparison.changes))
+    return found
 
 
-def _is_safe(field: str, want: Any, have: Any) -> bool:
-    if field == "subject_delete_marker_ttl":
-        return bool(want > have)  # 0: none
-    if field in _GROWING:
-        return want in _NO_LIMIT or (have not in _NO_LIMIT and want > have)
-    return field in _FREE or (field in _ENABLING and want is True)
+async def _create(connection: Connection, wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        answer = await api(connection, f"STREAM.CREATE.{wanted['name']}", wanted, timeout_s=10.0)
+    except JetStreamError as error:
+        if error.code != _TOO_MANY_CONSUMERS or wanted["max_consumers"] < 0:
+            raise
+        _report_consumers(wanted, error)
+        return await _create(connection, {**wanted, "max_consumers": -1})
+    config: dict[str, Any] = answer["config"]
+    return config
 
 
-def _unset(want: Any) -> Any:
-    """The value of a field that the server omits."""
-    return {bool: False, int: 0, str: "", list: []}[type(want)]
+async def _update(
+    connection: Connection, found: Mapping[str, Any], update: Mapping[str, Any], changes: str
+) -> Mapping[str, Any]:
+    """Change some fields of a stream. `max_consumers` is left as it is where that is refused."""
+    name = found["name"]
+    try:
+        answer = await api(connection, f"STREAM.UPDATE.{name}", {**found, **update}, timeout_s=10.0)
+    except (JetStreamError, NotAllowed) as error:
+        others = {field: value for field, value in update.items() if field != "max_consumers"}
+        if others != update:
+            updated = await _update(connection, found, others, changes) if others else found
+            _report_consumers(found, error)
+            return updated
+        if isinstance(error, NotAllowed):
+            raise
+        raise ConfigurationError(f"the stream {name} differs ({changes}) and cannot be updated: {error}") from error
+    config: dict[str, Any] = answer["config"]
+    return config
+
+
+def _report_consumers(config: Mapping[str, Any], error: Exception) -> None:
+    extra = {"stream": config["name"], "error": str(error)}
+    log.warning("max_consumers of a stream cannot be raised; it may accept too few readers", extra=extra)
+
+
+async def _agree_on_lease_time(connection: Connection, settings: Settings) -> int:
+    """The lease time of the deployment: the stored one while a manager lives, else this manager's setting, stored."""
+    found = await find_config(connection, settings.events_stream) or {}
+    stored = lease_time_in(found)
+    if stored == settings.lease_s:
+        return stored
+    if stored is not None and await any_lease(connection, settings.managers_bucket):
+        return stored
+    metadata = {**(found.get("metadata") or {}), LEASE_TIME: str(settings.lease_s)}
+    try:
+        await _update(connection, found, {"metadata": metadata}, f"metadata lacks {LEASE_TIME}={settings.lease_s}")
+    except NotAllowed as error:
+        log.warning("lease_s cannot be stored in the stream of events", extra={"error": str(error)})
+        return stored or settings.lease_s
+    return settings.lease_s

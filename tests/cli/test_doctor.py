@@ -14,12 +14,13 @@ from tests.conftest import StartManager
 from tests.tools.agents import waiting
 from tests.tools.processes import manager_process
 from tests.tools.roles import SECRETS, as_user
-from tests.tools.support import Stranger, eventually
+from tests.tools.support import LEASE_S, Stranger, eventually
 
 
 async def findings(server: LocalServer, **settings: int) -> list[Finding]:
     options = ConnectOptions(servers=(server.url,))
-    return [f async for f in examine(options, Settings(**settings), server.monitoring_url)]  # type: ignore[arg-type]
+    chosen = Settings(**{"lease_s": LEASE_S, **settings})  # type: ignore[arg-type]
+    return [f async for f in examine(options, chosen, server.monitoring_url)]
 
 
 async def troubles(server: LocalServer, **settings: int) -> dict[str, str]:
@@ -57,6 +58,49 @@ async def test_missing_streams_are_named(server: LocalServer) -> None:
 @pytest.mark.usefixtures("manager")
 async def test_a_field_that_differs_is_named(server: LocalServer) -> None:
     assert "max_age" in (await troubles(server, retention_s=9 * 24 * 3600))["storage"]
+
+
+async def storage(server: LocalServer, **settings: int) -> list[tuple[Level, str]]:
+    found = await findings(server, **settings)
+    return [(f.level, f.message) for f in found if f.check == "storage" and f.level is not Level.OK]
+
+
+@pytest.mark.usefixtures("manager")
+async def test_fewer_replicas_than_set_are_a_warning_for_each_stream(server: LocalServer) -> None:
+    found = await storage(server, replicas=3)
+
+    assert {level for level, _ in found} == {Level.WARNING}
+    assert ["num_replicas is 1, should be 3" in message for _, message in found] == [True] * 4
+
+
+async def test_a_value_that_is_larger_than_the_setting_is_a_warning(
+    server: LocalServer, start_manager: StartManager
+) -> None:
+    await start_manager(retention_s=9 * 24 * 3600)
+
+    [(level, message)] = await storage(server)
+
+    assert (level, "no manager lowers" in message, "max_age" in message) == (Level.WARNING, True, True)
+
+
+@pytest.mark.usefixtures("manager")
+async def test_another_lease_time_than_the_managers_is_a_warning(server: LocalServer) -> None:
+    [(level, message)] = await storage(server, lease_s=LEASE_S + 2)
+
+    assert (level, f"lease_s {LEASE_S}, the setting is {LEASE_S + 2}" in message) == (Level.WARNING, True)
+
+
+async def test_a_stream_that_no_manager_adopts_is_an_error(server: LocalServer, stranger: Stranger) -> None:
+    await stranger.js.add_stream(name="JIDO_CLIENT", subjects=["jido.client.events", "other"], max_age=7 * 86_400)
+
+    level, message = next((level, text) for level, text in await storage(server) if text.startswith("JIDO_CLIENT"))
+
+    assert (level, "other, which does not begin with jido." in message) == (Level.ERROR, True)
+
+
+async def test_durability_is_judged_by_the_streams_not_by_the_settings() -> None:
+    async with LocalServer(sync_interval="2m") as server, SessionManager.connect(server.url, worker=waiting):
+        assert "power cut" in (await troubles(server, replicas=3))["durability"]
 
 
 async def test_an_absent_manager_is_told(server: LocalServer, start_manager: StartManager) -> None:

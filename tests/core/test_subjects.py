@@ -1,6 +1,11 @@
 """Names on the broker: the subjects, the ids they accept, and the order in which a version is stored."""
 
+import itertools
+import re
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jido_nats.core import subjects
 from jido_nats.core.commands import COMMANDS
@@ -115,3 +120,33 @@ def test_session_ids_are_in_the_order_of_time() -> None:
 
     assert len({*ids}) == 3
     assert all(subjects.is_token(session_id) and session_id.startswith("session_") for session_id in ids)
+
+
+# Patterns
+
+TOKENS = st.lists(st.sampled_from("ab*"), min_size=1, max_size=4)
+PATTERNS = st.builds(lambda tokens, rest: ".".join(tokens + [">"] * rest), TOKENS, st.booleans())
+SUBJECTS = [".".join(tokens) for size in range(1, 6) for tokens in itertools.product("abc", repeat=size)]
+
+
+def matching(pattern: str) -> set[str]:
+    """The subjects (short ones, of three tokens) that a pattern matches."""
+    text = re.escape(pattern).replace(r"\*", r"[^.]+").replace(">", ".+")
+    return {subject for subject in SUBJECTS if re.fullmatch(text, subject)}
+
+
+@given(PATTERNS, PATTERNS)
+def test_a_pattern_covers_what_matches_all_that_the_other_matches(one: str, other: str) -> None:
+    assert subjects.covers(one, other) == (matching(other) <= matching(one))
+
+
+@given(PATTERNS, PATTERNS)
+def test_patterns_overlap_if_one_subject_matches_both(one: str, other: str) -> None:
+    assert subjects.overlap(one, other) == bool(matching(one) & matching(other))
+
+
+def test_a_pattern_for_what_is_below_does_not_cover_the_subject_itself() -> None:
+    assert not subjects.covers("jido.client.>", "jido.client")
+    assert not subjects.overlap("jido.client.>", "jido.client")
+    assert subjects.covers("jido.client.>", "jido.client.session.*")
+    assert not subjects.covers("jido.client.*", "jido.client.>")

@@ -9,7 +9,19 @@ import msgspec
 import pytest
 from nats.aio.msg import Msg
 
-from jido_nats import Client, LocalServer, SessionManager, SessionStatus, SnapshotComplete, UnknownEvent, WatchedSession
+from jido_nats import (
+    Client,
+    LocalServer,
+    SessionManager,
+    SessionRecord,
+    SessionStatus,
+    SnapshotComplete,
+    Unavailable,
+    UnknownEvent,
+    WatchedSession,
+)
+from jido_nats.core.requests import CreateRequest
+from jido_nats.manager.sessions import Sessions
 from tests.conftest import StartManager
 from tests.tools.support import DEADLINE_S, Stranger, eventually
 
@@ -266,3 +278,101 @@ async def test_a_reader_ignores_fields_that_it_does_not_know(stranger: Stranger,
     await put(stranger, record("r1", owner=manager.manager_id, colour="red"))
 
     assert (await stranger.ask("jido.session.get.r1"))["status"] == "idle"
+
+
+# Features that are introduced
+
+
+@pytest.fixture
+def knows_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The managers of the test know a feature."""
+    for module in ("jido_nats.core.session", "jido_nats.store.leases"):
+        monkeypatch.setattr(f"{module}.KNOWN_FEATURES", frozenset({"restart"}))
+
+
+@pytest.fixture
+def creates_with_restart(knows_restart: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each session that they create needs it."""
+    first_record = Sessions._first_record
+
+    def needing(sessions: Sessions, session_id: str, request: CreateRequest) -> SessionRecord:
+        return msgspec.structs.replace(first_record(sessions, session_id, request), needs=("restart",))
+
+    monkeypatch.setattr(Sessions, "_first_record", needing)
+
+
+async def put_old_lease(stranger: Stranger, manager: SessionManager) -> None:
+    """The lease of a manager that knows no feature, which `manager` has noticed."""
+    lease = {"manager_id": "manager_old", "host": "h", "pid": 1, "started_at": NOW, "version": "0.1.0"}
+    await stranger.js.publish("$KV.JIDO_MANAGERS.manager_old", msgspec.json.encode(lease))
+    await eventually(lambda: "manager_old" in manager._leases.managers)
+
+
+async def test_a_feature_is_not_introduced_while_a_manager_does_not_know_it(
+    stranger: Stranger, creates_with_restart: None, manager: SessionManager
+) -> None:
+    await put_old_lease(stranger, manager)
+
+    error = (await stranger.create("s1"))["error"]
+
+    assert error["code"] == "unavailable"
+    assert all(part in error["message"] for part in ("upgrade all managers first", "manager_old", "restart"))
+    assert await stranger.positions() == (0, 0)
+
+
+async def test_a_feature_is_introduced_once_every_manager_knows_it(
+    stranger: Stranger, creates_with_restart: None, manager: SessionManager
+) -> None:
+    await put_old_lease(stranger, manager)
+    await stranger.create("s1")
+    await stranger.js.publish("$KV.JIDO_MANAGERS.manager_old", b"", headers={"KV-Operation": "DEL"})
+    await eventually(lambda: "manager_old" not in manager._leases.managers)
+
+    assert (await stranger.create("s1"))["status"] == "active"
+    assert (await stranger.record("s1") or {})["needs"] == ["restart"]
+
+
+async def test_no_feature_is_introduced_before_the_leases_are_read(
+    stranger: Stranger, creates_with_restart: None, manager: SessionManager
+) -> None:
+    manager._leases.follow()
+
+    assert (await stranger.create("s1"))["error"]["code"] == "unavailable"
+    assert await stranger.record("s1") is None
+
+
+async def test_a_change_that_would_introduce_a_feature_leaves_the_session_as_it_is(
+    stranger: Stranger, knows_restart: None, manager: SessionManager
+) -> None:
+    await stranger.create("s1")
+    await put_old_lease(stranger, manager)
+    before = await stranger.positions()
+    live = manager._sessions.running.find("s1")
+    changed = msgspec.structs.replace(live.record, needs=("restart",), version=3)
+
+    with pytest.raises(Unavailable, match="upgrade all managers first"):
+        async with manager._sessions.running.changing(live):
+            await live.writer.commit(changed)
+
+    assert await stranger.positions() == before
+    assert (await stranger.ask("jido.session.idle.s1"))["version"] == 3
+
+
+async def test_a_session_that_has_a_feature_goes_on_beside_a_manager_that_does_not_know_it(
+    stranger: Stranger, creates_with_restart: None, manager: SessionManager
+) -> None:
+    await stranger.create("s1")
+    await put_old_lease(stranger, manager)
+
+    assert (await stranger.ask("jido.session.idle.s1"))["status"] == "idle"
+    assert (await stranger.ask("jido.session.terminate.s1"))["status"] == "terminated"
+
+
+async def test_an_orphan_that_has_a_feature_is_ended_beside_a_manager_that_does_not_know_it(
+    stranger: Stranger, knows_restart: None, start_manager: StartManager
+) -> None:
+    manager = await start_manager(lease_s=LEASE_S)
+    await put_old_lease(stranger, manager)
+    await with_history(stranger, "r1", "idle", needs=["restart"])
+
+    assert (await stranger.ends("r1"))["reason"] == "owner_lost"

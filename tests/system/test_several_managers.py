@@ -228,13 +228,52 @@ async def test_no_create_is_refused_while_another_manager_has_room(
     assert len(full._sessions) == 5
 
 
-async def test_a_manager_with_another_lease_time_is_told_of(
-    start_manager: StartManager, caplog: pytest.LogCaptureFixture
+async def test_a_manager_uses_the_lease_time_of_those_that_live(
+    stranger: Stranger, start_manager: StartManager, caplog: pytest.LogCaptureFixture
 ) -> None:
     await start_manager(lease_s=2)
+
     other = await start_manager(lease_s=3)
 
-    await eventually(lambda: [vars(r) for r in caplog.records if vars(r).get("other") == other.manager_id])
+    assert (other._lease.lease_s, other._leases.lease_s, other._sweeper._interval_s) == (2, 2, 2 / 3)
+    warnings = [(r.levelname, vars(r)["lease_s"], vars(r)["setting"]) for r in caplog.records if hasattr(r, "setting")]
+    assert warnings == [("WARNING", 2, 3)]
+    assert {(m.headers or {})["Nats-TTL"] for m in await stranger.stored("KV_JIDO_MANAGERS")} == {"2s"}
+
+
+async def test_a_new_lease_time_holds_after_every_manager_was_stopped(start_manager: StartManager) -> None:
+    await (await start_manager(lease_s=2)).close()
+
+    assert (await start_manager(lease_s=3))._lease.lease_s == 3
+
+
+async def test_managers_that_start_at_the_same_moment_agree_on_the_lease_time(start_manager: StartManager) -> None:
+    managers = await asyncio.gather(*(start_manager(lease_s=2 + number % 3) for number in range(6)))
+
+    await eventually(lambda: len({manager._lease.lease_s for manager in managers}) == 1)
+
+
+async def test_a_manager_takes_the_lease_time_of_one_that_started_while_its_own_lease_had_lapsed(
+    server: LocalServer, start_manager: StartManager, stranger: Stranger
+) -> None:
+    manager = await start_manager(lease_s=2)
+    config = (await stranger.ask("$JS.API.STREAM.INFO.JIDO_CLIENT"))["config"]
+    await stranger.ask("$JS.API.STREAM.UPDATE.JIDO_CLIENT", config | {"metadata": {"lease_s": "4"}})
+
+    await start_manager(lease_s=4)
+
+    await eventually(lambda: manager._lease.lease_s == 4)
+
+
+async def test_a_manager_of_an_older_version_with_another_lease_time_is_reported(
+    stranger: Stranger, start_manager: StartManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = await start_manager(lease_s=2)
+
+    lease = codec.encode(msgspec.structs.replace(manager._description, manager_id="manager_old"))
+    await stranger.js.publish("$KV.JIDO_MANAGERS.manager_old", lease, headers={"Nats-TTL": "9s"})
+
+    await eventually(lambda: [vars(r) for r in caplog.records if vars(r).get("other") == "manager_old"])
 
 
 async def test_a_repeated_create_finds_its_session_although_the_manager_is_full(
