@@ -9,16 +9,19 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jido_nats import Client, LocalServer, SessionManager, Settings
 from jido_nats.broker.options import ConnectOptions
+from jido_nats.core.position import parse_position
 from jido_nats.dashboard import serve
 from jido_nats.dashboard.serve import dashboard
 from jido_nats.errors import ConfigurationError
 from tests.conftest import StartManager
+from tests.tools.backup import Backup
 from tests.tools.http import EventSource, ask, listening
 from tests.tools.programs import ROOT, running
 from tests.tools.proxy import Proxy
@@ -62,10 +65,15 @@ async def sequences(stranger: Stranger, behind: int) -> list[int]:
     return [n for n, message in enumerate(stored, 1) if message.subject == "jido.client.events" and n > behind]
 
 
+def sequence_of(position_token: str) -> int:
+    """Where in the stream it is."""
+    return parse_position(position_token).sequence
+
+
 class Browser:
     """Follows the events as a browser's EventSource does: it comes back with the last id that it saw."""
 
-    def __init__(self, url: str, position: int) -> None:
+    def __init__(self, url: str, position: str) -> None:
         self.url = url
         self.position = position
         self.seen: list[int] = []
@@ -89,12 +97,12 @@ class Browser:
             self.resets += event.name == "reset"
             if event.name == "change":
                 assert event.id is not None
-                self.position = int(event.id)
-                self.seen.append(self.position)
+                self.position = event.id
+                self.seen.append(sequence_of(self.position))
 
 
 @asynccontextmanager
-async def following(url: str, position: int) -> AsyncIterator[Browser]:
+async def following(url: str, position: str) -> AsyncIterator[Browser]:
     browser = Browser(url, position)
     task = asyncio.create_task(browser.follow())
     try:
@@ -156,14 +164,14 @@ async def test_rates_begin_with_what_was_before_the_dashboard(
     assert sum(events for _, events, _ in rates) == 5
 
 
-async def test_an_event_s_id_is_its_sequence_in_the_stream(
+async def test_an_event_s_id_is_its_position_in_the_stream(
     url: str, client: Client, stranger: Stranger, manager: SessionManager
 ) -> None:
-    position = (await snapshot(url))["position"]
+    position = (await snapshot(url))["position_token"]
 
     async with following(url, position) as browser:
         await storm(client)
-        expected = await sequences(stranger, position)
+        expected = await sequences(stranger, sequence_of(position))
         await eventually(lambda: len(browser.seen) >= len(expected))
 
     assert browser.seen == expected
@@ -175,7 +183,7 @@ async def test_a_browser_whose_connection_is_cut_gets_every_event_once(
     server: LocalServer, client: Client, stranger: Stranger, manager: SessionManager, events_max: int
 ) -> None:
     async with shown(server, events_max=events_max) as url:
-        position = (await snapshot(url))["position"]
+        position = (await snapshot(url))["position_token"]
         async with Proxy(int(url.rpartition(":")[2])) as proxy:
             async with following(proxy.url.replace("nats:", "http:"), position) as browser:
                 for number in range(10):
@@ -183,7 +191,7 @@ async def test_a_browser_whose_connection_is_cut_gets_every_event_once(
                     await eventually(partial(browser.has_seen, 28 * number + 9))  # in the middle of what is being sent
                     proxy.cut()
                     await storming
-                expected = await sequences(stranger, position)
+                expected = await sequences(stranger, sequence_of(position))
                 await eventually(lambda: len(browser.seen) >= len(expected))
 
     assert browser.seen == expected
@@ -195,7 +203,7 @@ async def test_a_browser_misses_nothing_while_the_dashboard_is_made_anew(
     server: LocalServer, client: Client, stranger: Stranger, manager: SessionManager
 ) -> None:
     async with shown(server) as url:
-        position = (await snapshot(url))["position"]
+        position = (await snapshot(url))["position_token"]
         async with following(url, position) as browser:
             await storm(client)
             await eventually(lambda: len(browser.seen) == 28)
@@ -203,7 +211,7 @@ async def test_a_browser_misses_nothing_while_the_dashboard_is_made_anew(
             await client.create_session(session_id="later")
     async with shown(server) as url, following(url, browser.position) as again:
         await client.terminate_session("later")
-        expected = await sequences(stranger, position)
+        expected = await sequences(stranger, sequence_of(position))
         await eventually(lambda: len(browser.seen) + len(again.seen) >= len(expected))
 
     assert browser.seen + again.seen == expected
@@ -213,7 +221,7 @@ async def test_a_browser_misses_nothing_while_nats_is_away(
     server: LocalServer, client: Client, stranger: Stranger, manager: SessionManager, tmp_path: Any
 ) -> None:
     async with Proxy(server.port) as proxy, shown(proxy) as url:
-        position = (await snapshot(url))["position"]
+        position = (await snapshot(url))["position_token"]
         async with listening(url, f"/api/stream?after={position}") as news, following(url, position) as browser:
             assert (await news.named("state")).data["connected"]
             proxy.refuse()
@@ -222,7 +230,7 @@ async def test_a_browser_misses_nothing_while_nats_is_away(
             await storm(client)
             await proxy.accept()
             assert (await news.named("state")).data["connected"]
-            expected = await sequences(stranger, position)
+            expected = await sequences(stranger, sequence_of(position))
             await eventually(lambda: len(browser.seen) >= len(expected))
 
     assert browser.seen == expected
@@ -235,7 +243,7 @@ async def test_a_browser_that_reads_slowly_is_let_go(
     await client.create_session(session_id="s1")
     event = json.loads((await stranger.stored())[1].data) | {"error": "x" * 10_000}
     async with shown(server, events_max=400) as url:
-        position = (await snapshot(url))["position"]
+        position = (await snapshot(url))["position_token"]
         async with listening(url, f"/api/stream?after={position}") as slow:
             await slow.named("state")
             slow.pause()
@@ -246,12 +254,13 @@ async def test_a_browser_that_reads_slowly_is_let_go(
             last = (await stranger.js.stream_info("JIDO_CLIENT")).state.last_seq
             await eventually(lambda: is_at(url, last))
             slow.resume()
-            seen = [int(event.id) async for event in slow if event.id]
-        async with following(url, seen[-1]) as browser:
-            await eventually(lambda: browser.position == last)
+            ids = [event.id async for event in slow if event.id]
+            seen = list(map(sequence_of, ids))
+        async with following(url, ids[-1]) as browser:
+            await eventually(lambda: browser.seen[-1:] == [last])
 
     assert 0 < len(seen) < 1600
-    assert seen + browser.seen == list(range(position + 1, last + 1))
+    assert seen + browser.seen == list(range(sequence_of(position) + 1, last + 1))
 
 
 async def is_at(url: str, position: int) -> bool:
@@ -273,6 +282,49 @@ async def has_forgotten(stranger: Stranger, sequence: int) -> bool:
     return bool((await stranger.js.stream_info("JIDO_CLIENT")).state.first_seq > sequence)
 
 
+async def test_a_position_of_another_life_of_the_stream_means_a_new_snapshot(
+    url: str, client: Client, manager: SessionManager
+) -> None:
+    await client.create_session(session_id="s1")
+    position = parse_position((await snapshot(url))["position_token"])
+    for other in (position._replace(created_ns=position.created_ns + 1), position._replace(sequence=1, stored_ns=7)):
+        async with listening(url, "/api/stream?after=0", {"Last-Event-ID": other.token}) as source:
+            assert await source.named("reset")
+        if other.sequence == 1:
+            continue
+        async with listening(url, "/api/sessions/s1/output", {"Last-Event-ID": other.token}) as source:
+            assert await source.named("reset")
+
+
+async def test_a_browser_is_reset_when_the_server_comes_back_with_an_older_store(tmp_path: Path) -> None:
+    async with LocalServer(store_dir=tmp_path / "store") as server:
+        backup = Backup(server, tmp_path / "store", tmp_path / "copy")
+        settings = Settings(lease_s=2)
+        async with (
+            SessionManager.connect(server.url, worker=wait_for_ever, settings=settings) as manager,
+            Client.connect(server.url, timeout_s=20) as client,
+            shown(server) as url,
+        ):
+            await manager.start_serving()
+            await client.create_session(session_id="kept")
+            await backup.take()
+            for number in range(5):
+                await client.create_session(session_id=f"lost{number}")
+            await eventually(lambda: shows(url, {"kept", *(f"lost{number}" for number in range(5))}))
+            position = (await snapshot(url))["position_token"]
+            async with listening(url, f"/api/stream?after={position}") as source:
+                await source.named("state")
+                await backup.restore()
+                for number in range(9):
+                    await client.create_session(session_id=f"new{number}")
+                assert await source.named("reset")
+            await eventually(lambda: shows(url, {"kept", *(f"new{number}" for number in range(9))}))
+
+
+async def shows(url: str, wanted: set[str]) -> bool:
+    return {row[0] for row in (await snapshot(url))["sessions"]} == wanted
+
+
 async def test_a_position_that_never_was_means_a_new_snapshot(url: str, manager: SessionManager) -> None:
     await snapshot(url)
 
@@ -286,14 +338,14 @@ async def test_a_position_has_to_be_one(url: str, manager: SessionManager, posit
 
 
 async def test_a_silent_stream_gives_signs_of_life(url: str, manager: SessionManager) -> None:
-    position = (await snapshot(url))["position"]
+    position = (await snapshot(url))["position_token"]
 
     async with listening(url, f"/api/stream?after={position}") as source:
         assert [(await source.named("beat")).id for _ in range(2)] == [None, None]
 
 
 async def test_managers_are_told_with_their_leases(url: str, manager: SessionManager, server: LocalServer) -> None:
-    position = (await snapshot(url))["position"]
+    position = (await snapshot(url))["position_token"]
     async with listening(url, f"/api/stream?after={position}") as source:
         async with another_manager(server) as another:
             both = await eventually(lambda: managers(source, 2))
@@ -318,7 +370,7 @@ async def test_a_user_who_may_not_see_leases_is_told_so() -> None:
     ):
         await manager.start_serving()
         await client.create_session(session_id="s1")
-        position = (await snapshot(url))["position"]
+        position = (await snapshot(url))["position_token"]
         async with listening(url, f"/api/stream?after={position}") as source:
             state = await eventually(lambda: state_with_managers_problem(source))
         life = (await ask(url, path="/api/sessions/s1")).json
@@ -610,7 +662,7 @@ async def test_it_ends_its_streams_and_does_not_wait_for_them(
 ) -> None:
     monkeypatch.setattr(serve, "STOP_TIMEOUT_S", 10)
     async with AsyncExitStack() as stack, shown(server) as url:
-        position = (await snapshot(url))["position"]
+        position = (await snapshot(url))["position_token"]
         for path in (f"/api/stream?after={position}", "/api/sessions/s1/output"):
             await anext(aiter(await stack.enter_async_context(listening(url, path))))
         started = time.monotonic()
@@ -625,7 +677,7 @@ async def test_a_signal_ends_it_while_browsers_listen(
     async with running("dashboard", "--server", server.url, "--port", "0") as program:
         await program.said("Ctrl-C stops it")
         url = program.out.partition("is on ")[2].partition(";")[0]
-        position = (await snapshot(url))["position"]
+        position = (await snapshot(url))["position_token"]
         paths = [f"/api/stream?after={position}", "/api/sessions/s1/output"]
         async with listening(url, paths[0]) as first, listening(url, paths[1]) as second:
             await first.named("state")

@@ -146,7 +146,7 @@ async def test_an_error_is_answered_in_the_request_s_encoding(stranger: Stranger
 async def test_the_name_of_a_header_may_be_in_small_letters(stranger: Stranger, manager: SessionManager) -> None:
     reply = await stranger.request("jido.session.list", headers={"content-type": "application/msgpack"})
 
-    assert msgspec.msgpack.decode(reply.data) == {"sessions": []}
+    assert msgspec.msgpack.decode(reply.data)["sessions"] == []
 
 
 async def test_the_reply_carries_no_header_of_the_request(stranger: Stranger, manager: SessionManager) -> None:
@@ -219,7 +219,7 @@ async def test_who_serves_is_answered_at_once(server: LocalServer, stranger: Str
     for _ in range(10):
         async with SessionManager.connect(server.url, worker=wait_for_ever, settings=Settings(lease_s=2)) as manager:
             await manager.start_serving()
-            assert await stranger.ask("jido.session.list") == {"sessions": []}
+            assert (await stranger.ask("jido.session.list"))["sessions"] == []
 
 
 async def test_a_manager_answers_ping(stranger: Stranger, manager: SessionManager) -> None:
