@@ -56,6 +56,8 @@ PROMPT_S: Final = 0.5
 READ_THROUGH: Final = "jido_read_through"
 RECORD_EVERY_S: Final = 60.0
 RECORD_TIMEOUT_S: Final = 2.0
+# An operator who makes a consumer again deletes it first.
+GONE_WAIT_S: Final = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +222,7 @@ class DurableConsumer(Consumer):
     async def _examine(self) -> None:
         """After an interruption: the consumer may be gone, made again or reset, and the stream another one."""
         self._reconnected = False
-        info = await self._info()
+        info = await self._info_soon()
         if self._connection.server_id != self._server_id:
             self._server_id, self._acks_in_doubt = self._connection.server_id, True
         if info.created != self._created:
@@ -228,6 +230,17 @@ class DurableConsumer(Consumer):
             self._start_over()
         await self._check_life(info)
         self._alive_at, self._outstanding = boottime(), 0
+
+    async def _info_soon(self) -> ConsumerInfo:
+        """As `_info`; waits a moment for a consumer that is just being made again."""
+        deadline = boottime() + GONE_WAIT_S
+        while True:
+            try:
+                return await self._info()
+            except ConsumerNotFound:
+                if boottime() > deadline:
+                    raise
+                await asyncio.sleep(RECREATE_WAIT_S)
 
     async def _check_life(self, info: ConsumerInfo) -> None:
         """Raise `PositionUnavailable` if the stream has removed messages while nothing could be delivered."""
