@@ -22,6 +22,7 @@ from jido_nats.core.requests import (
     TerminateRequest,
 )
 from jido_nats.core.session import SessionRecord, Status
+from jido_nats.errors import InternalError
 
 T = TypeVar("T")
 
@@ -100,7 +101,7 @@ class SessionApi(ABC):
         request = HistoryRequest(limit=requests.HISTORY_LIMIT_MAX)
         while True:
             page = await self._checked("history", session_id, request, HistoryPage)
-            found += [codec.decode_event(bytes(event)) for event in page.events]
+            found += [_event_in(bytes(event)) for event in page.events]
             if page.next is None:
                 return found
             request = msgspec.structs.replace(request, after=page.next)
@@ -141,3 +142,10 @@ class SessionApi(ABC):
     @abstractmethod
     async def _command(self, verb: str, session_id: str, request: msgspec.Struct, kind: type[T]) -> T:
         """Carry out the command and return its reply, a `kind`. `session_id`: "" if it is not about one session."""
+
+
+def _event_in(data: bytes) -> Event:
+    try:
+        return codec.decode_event(data)
+    except codec.DecodeError as error:
+        raise InternalError(f"a history has something that is not an event: {error}") from error

@@ -141,10 +141,14 @@ def status_of(message: Message) -> str | None:
 def parse_ack_subject(reply: str) -> tuple[int, int, int, int]:
     """(stream sequence, consumer sequence, time in ns, pending) of a delivered message's reply subject.
 
+    Raises `ValueError` for any other subject.
+
     ADR-15: `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<delivered>.<sequence in the stream>.<in the
     consumer>.<time>.<pending>[.<token>]`.
     """
     tokens = reply.split(".")
+    if not reply.startswith("$JS.ACK.") or len(tokens) < 9:
+        raise ValueError(f"{reply!r} is not the reply subject of a consumer's message")
     if len(tokens) >= 11:
         del tokens[2:4]
     return int(tokens[5]), int(tokens[6]), int(tokens[7]), int(tokens[8])

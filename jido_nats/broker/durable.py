@@ -139,7 +139,11 @@ class DurableConsumer(Consumer):
                 self._queue.popleft()
                 await self._on_status(status)
                 continue
-            sequence, consumer_sequence, time_ns, pending = parse_ack_subject(message.reply)
+            try:
+                sequence, consumer_sequence, time_ns, pending = parse_ack_subject(message.reply)
+            except ValueError:  # it is not of a consumer: somebody else has published to this inbox
+                self._queue.popleft()
+                continue
             await self._check_complete(sequence)  # it stays in the queue: the caller may be cancelled here
             self._unacknowledged = self._queue.popleft()
             self._outstanding -= 1

@@ -106,8 +106,12 @@ async def get_message(connection: Connection, stream: str, request: Mapping[str,
             return None
         raise
     message = answer.message
+    try:
+        time_ns = nanoseconds(message.time)
+    except ValueError as error:
+        raise OutcomeUnknown(f"a message of {stream} has no time: {error}") from error
     headers = Client._parse_header_lines(message.hdrs.partition(b"\r\n")[2])
-    return StoredMessage(message.subject, message.seq, message.data, headers, nanoseconds(message.time))
+    return StoredMessage(message.subject, message.seq, message.data, headers, time_ns)
 
 
 @overload

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -18,7 +18,7 @@ from jido_nats.broker.connection import Connection, Message, Subscription
 from jido_nats.core import codec, subjects
 from jido_nats.core.codec import DecodeError, Encoding
 from jido_nats.core.requests import ErrorDetail, ErrorReply
-from jido_nats.errors import BadRequest, CommandError, JidoError, Overloaded, TooLarge, command_error
+from jido_nats.errors import BadRequest, CommandError, InternalError, JidoError, Overloaded, TooLarge, command_error
 
 QUEUE_GROUP: Final = "q"
 ERROR_CODE: Final = "Nats-Service-Error-Code"
@@ -26,6 +26,8 @@ ERROR_TEXT: Final = "Nats-Service-Error"
 ERROR_TEXT_MAX: Final = 300
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Request(NamedTuple):
@@ -242,8 +244,19 @@ def reply_error(reply: Message) -> CommandError | None:
     """The error in a reply, or None for a success."""
     if not reply.headers or ERROR_CODE not in reply.headers:
         return None
-    detail = codec.decode(reply.data, ErrorReply).error
+    try:
+        detail = codec.decode(reply.data, ErrorReply).error
+    except DecodeError:  # another service's: it has the headers of ADR-32, and a body of its own
+        return InternalError(f"another service has answered: {reply.headers.get(ERROR_TEXT, 'an error')}")
     return command_error(detail.code, detail.message, detail.session_id)
+
+
+def reply_value(data: bytes, kind: type[T]) -> T:
+    """The value in a reply that is no error. Raises `InternalError` if it is something else."""
+    try:
+        return codec.decode(data, kind)
+    except DecodeError as error:
+        raise InternalError(f"the reply is not one of a session manager, or of an incompatible one: {error}") from error
 
 
 def _overloaded() -> Reply:

@@ -180,7 +180,10 @@ class OrderedConsumer(Consumer):
         if (status := status_of(message)) is not None:
             self._on_status(status, message.headers or {})
             return None
-        sequence, consumer_sequence, time_ns, pending = parse_ack_subject(message.reply)
+        try:
+            sequence, consumer_sequence, time_ns, pending = parse_ack_subject(message.reply)
+        except ValueError:
+            return None  # it is not of a consumer: somebody else has published to this inbox
         if consumer_sequence != self._expected:
             self._broken = True
             return None
@@ -299,7 +302,7 @@ class OrderedConsumer(Consumer):
 
     def _on_message(self, message: Message) -> None:
         self._received_at = self._alive_at = boottime()
-        if self._strict and message.reply:
+        if self._strict and message.reply.startswith("$JS.ACK."):
             self._count(message)
         self._queue.append(message)
         self._arrived.set()

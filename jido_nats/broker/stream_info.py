@@ -126,7 +126,10 @@ async def _stream_info(connection: Connection, stream: str) -> "_StreamInfo":
 
 
 def _state(info: "_StreamInfo") -> StreamState:
-    end = Position(info.state.last_seq, nanoseconds(info.state.last_ts), nanoseconds(info.created))
+    try:
+        end = Position(info.state.last_seq, nanoseconds(info.state.last_ts), nanoseconds(info.created))
+    except ValueError as error:
+        raise ServerUnusable(f"the server's times cannot be read: {error}") from error
     return StreamState(info.state.first_seq, end)
 
 

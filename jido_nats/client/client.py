@@ -15,7 +15,7 @@ from jido_nats.api import SessionApi
 from jido_nats.broker.connection import Connection, Message
 from jido_nats.broker.consumer import StreamMessage
 from jido_nats.broker.durable import DurableConsumer
-from jido_nats.broker.micro import reply_error
+from jido_nats.broker.micro import reply_error, reply_value
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.broker.stream_info import check_position
@@ -35,7 +35,6 @@ from jido_nats.core.requests import (
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.errors import (
     BadRequest,
-    InternalError,
     InvalidTransition,
     JidoError,
     NotSent,
@@ -274,7 +273,8 @@ class Client(SessionApi):
 
         subscription = await self._connection.subscribe(subject, on_received)
         try:
-            await self._connection.flush()
+            with contextlib.suppress(NotSent, OutcomeUnknown):  # a reconnect subscribes it, too
+                await self._connection.flush()
             yield
         finally:
             await subscription.unsubscribe()
@@ -310,17 +310,9 @@ class Client(SessionApi):
                 reply = await self._connection.request(subject, payload, headers=headers, timeout_s=tries.attempt_s())
                 if (error := reply_error(reply)) is not None:
                     raise error
-                return _decoded(reply, kind)
+                return reply_value(reply.data, kind)
             except (NotSent, OutcomeUnknown, Unavailable) as error:
                 await tries.after(error)
-
-
-def _decoded(reply: Message, kind: type[T]) -> T:
-    """The reply to a command. Raises `InternalError` if it is something else."""
-    try:
-        return codec.decode(reply.data, kind)
-    except codec.DecodeError as error:
-        raise InternalError(f"the reply is not one of a session manager, or of an incompatible one: {error}") from error
 
 
 def _verifiable(position: int | str) -> Position:

@@ -242,7 +242,7 @@ async def check_server(
         first, until = state.first, state.last
         checker.partial = checker.partial or first > 1
         wanted = [subjects.EVENTS, subjects.ALL_SESSIONS]
-        async with OrderedConsumer(connection, stream, wanted, Start("all")) as consumer:
+        async with OrderedConsumer(connection, stream, wanted, Start("all"), strict=True) as consumer:
             async for message in _until_settled(consumer, checker, until):
                 for finding in checker.message(message):
                     yield finding

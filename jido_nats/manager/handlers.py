@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from jido_nats.broker.connection import Connection
+from jido_nats.broker.micro import reply_value
 from jido_nats.core import codec, lifecycle, requests
 from jido_nats.core.commands import COMMANDS, Admission
 from jido_nats.core.events import SessionCreated
@@ -25,7 +27,17 @@ from jido_nats.core.requests import (
 )
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
-from jido_nats.errors import AlreadyExists, InvalidTransition, NotFound, NotSent, Overloaded, StartFailed, Unavailable
+from jido_nats.errors import (
+    AlreadyExists,
+    CommandError,
+    InvalidTransition,
+    JidoError,
+    NotFound,
+    NotSent,
+    Overloaded,
+    StartFailed,
+    Unavailable,
+)
 from jido_nats.ids import new_session_id
 from jido_nats.manager.forwarding import Forwarder
 from jido_nats.manager.running import NotHere, SessionExists
@@ -33,6 +45,8 @@ from jido_nats.manager.service import Call, Handler
 from jido_nats.manager.sessions import Sessions
 from jido_nats.manager.writer import WriterContext
 from jido_nats.store.index import SessionIndex
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -70,9 +84,16 @@ class CommandHandlers:
         """The reply to a command. Raises `CommandError`."""
         call.request.check()
         work = self.by_verb[call.verb](call)
-        if COMMANDS[call.verb].admission is Admission.READ:
-            return await self._look_up(work)
-        return await work
+        try:
+            if COMMANDS[call.verb].admission is Admission.READ:
+                return await self._look_up(work)
+            return await work
+        except CommandError:
+            raise
+        except JidoError as error:  # of NATS: a caller is to ask again
+            extra = {"verb": call.verb, "session_id": call.session_id, "error": repr(error)}
+            log.warning("a command could not be carried out", extra=extra)
+            raise Unavailable("the manager cannot do this now; ask again with the same session id") from error
 
     async def _create(self, call: Call[CreateRequest]) -> CreateReply:
         call.request.check_size(min(self._settings.metadata_bytes_max, self._connection.max_payload // 2))
@@ -101,7 +122,7 @@ class CommandHandlers:
         for manager_id in self._context.leases.others_with_room(self._context.manager_id):
             with contextlib.suppress(Overloaded, NotSent):
                 data = await self._forwarder.forward(manager_id, "create", session_id, request, timeout_s=timeout_s)
-                return codec.decode(data, CreateReply)
+                return reply_value(data, CreateReply)
         raise Overloaded("every manager is full; ask again later", session_id=session_id)
 
     async def _list(self, call: Call[ListRequest]) -> ListReply:
@@ -197,7 +218,7 @@ class CommandHandlers:
             raise Unavailable(
                 "the manager that runs this session does not answer; ask again", session_id=record.session_id
             ) from error
-        return codec.decode(data, kind)
+        return reply_value(data, kind)
 
     async def _read(self, session_id: str) -> SessionRecord:
         entry = await self._context.records.get(session_id)

@@ -19,7 +19,7 @@ from jido_nats.core import codec, subjects
 from jido_nats.core.codec import DecodeError, Encoding
 from jido_nats.core.commands import COMMANDS, About, Admission
 from jido_nats.core.settings import Settings
-from jido_nats.errors import BadRequest, CommandError, InternalError, JidoError, TooLarge, Unavailable
+from jido_nats.errors import BadRequest, CommandError, InternalError, TooLarge, Unavailable
 from jido_nats.manager.forwarding import is_late
 from jido_nats.manager.metrics import Stats
 
@@ -130,9 +130,6 @@ class Service:
 
 def _hide(error: Exception, request: Request) -> CommandError:
     """What a caller may see of an error that it did not cause; the rest is logged."""
-    if isinstance(error, JidoError):
-        log.warning("a command could not be carried out", extra={"subject": request.subject, "error": repr(error)})
-        return Unavailable("the manager cannot do this now; ask again with the same session id")
     number = secrets.token_hex(4)
     log.error("a command failed", exc_info=error, extra={"subject": request.subject, "error_id": number})
     return InternalError(f"a bug in the manager; its log has the details under {number}")
