@@ -141,7 +141,7 @@ class DurableConsumer(Consumer):
                 continue
             try:
                 sequence, consumer_sequence, time_ns, pending = parse_ack_subject(message.reply)
-            except ValueError:  # it is not of a consumer: somebody else has published to this inbox
+            except ValueError:  # it is not from a consumer: another client has published to this inbox
                 self._queue.popleft()
                 continue
             await self._check_complete(sequence)  # it stays in the queue: the caller may be cancelled here

@@ -183,7 +183,7 @@ class OrderedConsumer(Consumer):
         try:
             sequence, consumer_sequence, time_ns, pending = parse_ack_subject(message.reply)
         except ValueError:
-            return None  # it is not of a consumer: somebody else has published to this inbox
+            return None  # it is not from a consumer: another client has published to this inbox
         if consumer_sequence != self._expected:
             self._broken = True
             return None

@@ -252,10 +252,10 @@ async def test_the_watch_shows_every_session_and_then_each_change(
         process.kill()
         await process.communicate()
 
-    assert [re.sub(rb"\d+\n", b"N", line).strip() for line in lines] == [
+    assert [re.sub(rb"1\.\d+\.\d+\.\d+\n", b"TOKEN", line).strip() for line in lines] == [
         b"there is s1 active",
-        b"that is all, at N",
-        b"changed s1 idle N",
+        b"that is all, at 3 TOKEN",
+        b"changed s1 idle TOKEN",
     ]
 
 
