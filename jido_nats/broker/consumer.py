@@ -15,7 +15,14 @@ import msgspec
 
 from jido_nats.broker import stream_info
 from jido_nats.broker.connection import Connection, Message
-from jido_nats.broker.jetstream import CONSUMERS_EXHAUSTED, CONTENT_TYPE, JetStreamError, api, settled
+from jido_nats.broker.jetstream import (
+    CONSUMER_NOT_FOUND,
+    CONSUMERS_EXHAUSTED,
+    CONTENT_TYPE,
+    JetStreamError,
+    api,
+    settled,
+)
 from jido_nats.core import codec
 from jido_nats.core.codec import Encoding
 from jido_nats.core.position import Position
@@ -182,6 +189,15 @@ async def create_consumer(
     except JetStreamError as error:
         kind = ConsumerLimitReached if error.code in CONSUMERS_EXHAUSTED else ServerUnusable
         raise kind(f"the stream {stream} cannot be read: {error.description}") from error
+
+
+async def delete_consumer(connection: Connection, stream: str, name: str) -> None:
+    """Delete a consumer; does nothing if there is none. Raises `ServerUnusable`."""
+    try:
+        await settled(connection, lambda: api(connection, f"CONSUMER.DELETE.{stream}.{name}"))
+    except JetStreamError as error:
+        if error.code != CONSUMER_NOT_FOUND:
+            raise ServerUnusable(f"the consumer {name} cannot be deleted: {error.description}") from error
 
 
 class Delivered(msgspec.Struct, frozen=True):

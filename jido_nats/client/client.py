@@ -13,7 +13,7 @@ import msgspec
 from jido_nats import trace
 from jido_nats.api import SessionApi
 from jido_nats.broker.connection import Connection, Message
-from jido_nats.broker.consumer import StreamMessage
+from jido_nats.broker.consumer import StreamMessage, delete_consumer
 from jido_nats.broker.durable import DurableConsumer
 from jido_nats.broker.micro import reply_error, reply_value
 from jido_nats.broker.options import ConnectOptions
@@ -221,11 +221,18 @@ class Client(SessionApi):
             subject, kinds = subjects.session(session_id), (SessionStatus,)
         start = parse_since(since, datetime.now(UTC))
         if durable is not None:
-            if not subjects.is_token(durable):
-                raise BadRequest("a durable's name is 1 to 64 letters, digits, '_' or '-'")
-            consumer = DurableConsumer(self._connection, self._events_stream, durable, [subject], start)
+            name = _checked_durable(durable)
+            consumer = DurableConsumer(self._connection, self._events_stream, name, [subject], start)
             return EventStream(consumer, kinds)
         return EventStream(OrderedConsumer(self._connection, self._events_stream, [subject], start, strict=True), kinds)
+
+    async def delete_durable(self, durable: str) -> None:
+        """Delete a durable consumer of the events, so that its next reader creates it again, from its own `since`.
+
+        That is the way on after `PositionUnavailable`. Does nothing if there is none. Raises `NotAllowed`,
+        `ServerUnusable`.
+        """
+        await delete_consumer(self._connection, self._events_stream, _checked_durable(durable))
 
     def output(self, *, session_id: str | None = None, since: str | int | datetime = "new") -> OutputStream:
         """The stored output and conversations of workers: `async with` it, then `async for`.
@@ -313,6 +320,13 @@ class Client(SessionApi):
                 return reply_value(reply.data, kind)
             except (NotSent, OutcomeUnknown, Unavailable) as error:
                 await tries.after(error)
+
+
+def _checked_durable(name: str) -> str:
+    """The name. Raises `BadRequest` if no consumer can have it."""
+    if not subjects.is_token(name):
+        raise BadRequest("a durable's name is 1 to 64 letters, digits, '_' or '-'")
+    return name
 
 
 def _verifiable(position: int | str) -> Position:
