@@ -4,11 +4,11 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from tests.tools.programs import NEW, Version
 from tests.tools.support import DEADLINE_S, eventually
 
 SHORT_LEASE_S = 1
@@ -19,6 +19,8 @@ class ManagerProcess:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
+        self.serving = asyncio.Event()
+        self.manager_id = ""
 
     @property
     def frozen(self) -> bool:
@@ -80,43 +82,35 @@ async def manager_process(
     failpoints: str = "",
     lease_s: int = SHORT_LEASE_S,
     extra: tuple[str, ...] = (),
+    version: Version = NEW,
 ) -> AsyncIterator[ManagerProcess]:
     """A manager process that serves when the block is entered."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *(
-            "-m",
-            "tests.tools.failpoints",
-            "serve",
-            "--server",
-            url,
-            "--worker",
-            worker,
-            "--lease-s",
-            str(lease_s),
-            *extra,
-        ),
+        *version.manager,
+        *("serve", "--server", url, "--worker", worker, "--lease-s", str(lease_s), *extra),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
+        cwd=version.folder,
         env=os.environ | {"JIDO_FAILPOINTS": failpoints},
     )
     manager = ManagerProcess(process)
     assert process.stderr is not None
-    reader = asyncio.create_task(_read(process.stderr, serving := asyncio.Event()))
+    reader = asyncio.create_task(_read(process.stderr, manager))
     try:
         async with asyncio.timeout(DEADLINE_S):
-            await serving.wait()
+            await manager.serving.wait()
         yield manager
     finally:
         await manager.end()
         await reader
 
 
-async def _read(stream: asyncio.StreamReader, serving: asyncio.Event) -> None:
+async def _read(stream: asyncio.StreamReader, manager: ManagerProcess) -> None:
     """Read the log to its end, so that the process is never stalled by a full pipe."""
     async for line in stream:
-        if b" serves on " in line:
-            serving.set()
-    serving.set()
+        before, found, _ = line.partition(b" serves on ")
+        if found:
+            manager.manager_id = before.split()[-1].decode()
+            manager.serving.set()
+    manager.serving.set()

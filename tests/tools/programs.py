@@ -18,6 +18,21 @@ JIDO_NATS = Path(sys.executable).parent / "jido-nats"
 RUN_TIMEOUT_S = 60.0
 
 
+class Version(NamedTuple):
+    """A version of jido_nats: its command line, the command that takes `serve …`, and the folder of its workers.
+
+    The folder is where its programs run, and has `tests.tools.agents` as that version has it.
+    """
+
+    name: str
+    jido_nats: Path
+    manager: tuple[str, ...]
+    folder: Path
+
+
+NEW = Version("new", JIDO_NATS, (sys.executable, "-m", "tests.tools.failpoints"), ROOT)
+
+
 class Finished(NamedTuple):
     """How a program ended."""
 
@@ -81,13 +96,15 @@ class Program:
 
 
 @contextlib.asynccontextmanager
-async def running(*arguments: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> AsyncIterator[Program]:
+async def running(
+    *arguments: str, cwd: Path | None = None, env: Mapping[str, str] | None = None, version: Version = NEW
+) -> AsyncIterator[Program]:
     """`jido-nats` with these arguments; killed in the end where it still runs."""
     clean = {name: value for name, value in os.environ.items() if name not in ("NATS_URL", "COLUMNS", "FORCE_COLOR")}
     process = await asyncio.create_subprocess_exec(
-        str(JIDO_NATS),
+        str(version.jido_nats),
         *arguments,
-        cwd=cwd,
+        cwd=cwd or version.folder,
         env=clean | dict(env or {}),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
@@ -100,9 +117,11 @@ async def running(*arguments: str, cwd: Path = ROOT, env: Mapping[str, str] | No
         await program.kill()
 
 
-async def run(*arguments: str, within_s: float = RUN_TIMEOUT_S, env: Mapping[str, str] | None = None) -> Finished:
+async def run(
+    *arguments: str, within_s: float = RUN_TIMEOUT_S, env: Mapping[str, str] | None = None, version: Version = NEW
+) -> Finished:
     """How `jido-nats` with these arguments ended."""
-    async with running(*arguments, env=env) as program:
+    async with running(*arguments, env=env, version=version) as program:
         return await program.finished(within_s=within_s)
 
 
