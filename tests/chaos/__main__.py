@@ -1,6 +1,6 @@
 """Managers as real processes under load, and faults drawn from a seed; then an auditor who knows nothing of us.
 
-    python -m tests.chaos --seed 7 --faults 200 --sessions 5000 [--cluster]
+    python -m tests.chaos --seed 7 --faults 200 --sessions 5000 [--cluster] [--old]
 
 Prints the seed, the faults by kind, what was counted, how long orphans took to end, and every violation.
 Exit 1 if there is one.
@@ -135,7 +135,8 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=20)
     parser.add_argument("--sessions", type=int, default=500)
     parser.add_argument("--lease-s", type=int, default=3)
-    parser.add_argument("--cluster", action="store_true")
+    parser.add_argument("--cluster", action="store_true", help="three servers")
+    parser.add_argument("--old", action="store_true", help="managers of the old version beside this one, alternately")
     parser.add_argument("--keep", action="store_true", help="keep the logs of the managers")
     options = Options(**vars(parser.parse_args()))
     folder = Path(tempfile.mkdtemp(prefix="jido-chaos-"))

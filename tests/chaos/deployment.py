@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from enum import StrEnum
@@ -16,6 +15,8 @@ from typing import Final, NamedTuple
 
 from jido_nats import LocalServer
 from tests.tools.cluster import Cluster
+from tests.tools.old_version import NotInHistory, old_version
+from tests.tools.programs import NEW, Version
 from tests.tools.proxy import Proxy
 
 MANAGERS: Final = 3
@@ -31,6 +32,7 @@ class Options(NamedTuple):
     sessions: int
     lease_s: int
     cluster: bool
+    old: bool
     keep: bool
 
 
@@ -41,14 +43,18 @@ class Has(StrEnum):
     ONE_SERVER = "one server"
     CLUSTER = "a cluster"
     SMALL_DISK = "a disk that can be filled"
+    OLD_VERSION = "the old version beside this one"
 
 
 class ManagerProcess:
     """One manager, as `jido-nats serve`, started again whenever it is gone (a new incarnation each time)."""
 
-    def __init__(self, name: str, url: str, lease_s: int, *, failpoints: str, extra: list[str], log: Path) -> None:
-        self.name = name
+    def __init__(
+        self, url: str, lease_s: int, *, version: Version, failpoints: str, extra: list[str], log: Path
+    ) -> None:
         self.url = url
+        # Of its next start; only this version has failpoints.
+        self.version = version
         self._lease_s = lease_s
         self._failpoints = failpoints
         self._extra = extra
@@ -65,12 +71,12 @@ class ManagerProcess:
             environment = os.environ | {"JIDO_FAILPOINTS": self._failpoints, "JIDO_FAILPOINTS_SEED": str(number)}
             with self._log.open("ab") as log:
                 self._process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    *("-m", "tests.tools.failpoints", "serve", "--worker", "tests.tools.agents:chaotic"),
+                    *(*self.version.manager, "serve", "--worker", "tests.tools.agents:chaotic"),
                     *("--server", self.url),
                     *("--lease-s", str(self._lease_s), *self._extra),
                     stdout=subprocess.DEVNULL,
                     stderr=log,
+                    cwd=self.version.folder,
                     env=environment,
                 )
             await self._process.wait()
@@ -100,6 +106,7 @@ class Deployment:
         self.dice = random.Random(options.seed)
         self.managers: list[ManagerProcess] = []
         self._on_cluster = options.cluster
+        self.old = _old_version() if options.old else None
         self._server: LocalServer | None = None
         self._cluster: Cluster | None = None
         self._proxy: Proxy | None = None
@@ -108,9 +115,12 @@ class Deployment:
     @property
     def has(self) -> frozenset[Has]:
         """What it offers to faults."""
-        if self._on_cluster:
-            return frozenset({Has.MANAGERS, Has.CLUSTER})
-        return frozenset({Has.MANAGERS, Has.ONE_SERVER} | ({Has.SMALL_DISK} if self._disk is not None else set()))
+        offered = {Has.MANAGERS, Has.CLUSTER if self._on_cluster else Has.ONE_SERVER}
+        if self._disk is not None:
+            offered.add(Has.SMALL_DISK)
+        if self.old is not None:
+            offered.add(Has.OLD_VERSION)
+        return frozenset(offered)
 
     @property
     def url(self) -> str:
@@ -166,14 +176,22 @@ class Deployment:
 
     async def _start_managers(self, stack: contextlib.AsyncExitStack, proxied: str) -> None:
         extra = ["--replicas", "3"] if self._on_cluster else []
-        plans = [(self.url, ""), (proxied, ""), (self.url, "*:die:0.0004")]
-        for number, (url, failpoints) in enumerate(plans[:MANAGERS]):
+        # With the old version beside this one, both run from the beginning.
+        plans = [(self.url, NEW, ""), (proxied, self.old or NEW, ""), (self.url, NEW, "*:die:0.0004")]
+        for number, (url, version, failpoints) in enumerate(plans[:MANAGERS]):
             log = self.folder / f"manager{number}.log"
-            manager = ManagerProcess(
-                f"manager {number}", url, self.lease_s, failpoints=failpoints, extra=extra, log=log
-            )
+            manager = ManagerProcess(url, self.lease_s, version=version, failpoints=failpoints, extra=extra, log=log)
             self.managers.append(manager)
             stack.push_async_callback(_end, manager, asyncio.create_task(manager.keep()))
+
+
+def _old_version() -> Version | None:
+    """The old version, unless this checkout does not have it."""
+    try:
+        return old_version()
+    except NotInHistory as error:
+        print(f"{error}: no old version among the managers")
+        return None
 
 
 def _small_disk(folder: Path, stack: contextlib.AsyncExitStack) -> Path | None:

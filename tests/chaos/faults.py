@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
 from tests.chaos.deployment import Deployment, Has
+from tests.tools.programs import NEW
 
 
 async def kill_manager(deployment: Deployment) -> None:
@@ -94,6 +95,14 @@ async def kill_any_server(deployment: Deployment) -> None:
     await deployment.cluster.start(number)
 
 
+async def restart_other_version(deployment: Deployment) -> None:
+    """A manager dies, or is stopped in an orderly way, and comes back as the other of the two versions."""
+    assert deployment.old is not None
+    manager = deployment.dice.choice(deployment.managers)
+    manager.version = deployment.old if manager.version is NEW else NEW
+    manager.send(deployment.dice.choice([signal.SIGKILL, signal.SIGTERM]))
+
+
 class Fault(NamedTuple):
     """One kind of fault: how often it is drawn beside the others, and what it needs."""
 
@@ -120,6 +129,7 @@ FAULTS: Final = (
     Fault(kill_server, 2, Has.ONE_SERVER),
     Fault(freeze_server, 1, Has.ONE_SERVER),
     Fault(fill_disk, 1, Has.SMALL_DISK),
+    Fault(restart_other_version, 4, Has.OLD_VERSION),
 )
 
 

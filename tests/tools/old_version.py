@@ -98,4 +98,7 @@ def _run(*command: str) -> None:
 
 
 if __name__ == "__main__":
-    print(old_version().jido_nats)
+    try:
+        print(old_version().jido_nats)
+    except NotInHistory as error:
+        print(error)  # its tests skip, and say so
