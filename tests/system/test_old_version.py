@@ -60,10 +60,10 @@ async def received(stranger: Stranger, manager: ManagerProcess, verb: str) -> in
     return int(endpoints[verb])
 
 
-async def violations(server: LocalServer, **conditions: bool) -> list[audit.Violation]:
+async def violations(server: LocalServer, *, all_ended: bool = False) -> list[audit.Violation]:
     """What the auditor finds."""
     seen = await audit.read(server.url)
-    return audit.audit(seen.messages, seen.records, seen.leases, [], quiet=True, **conditions)
+    return audit.audit(seen.messages, seen.records, seen.leases, [], quiet=True, all_ended=all_ended)
 
 
 async def create_at(stranger: Stranger, manager: ManagerProcess) -> str:

@@ -122,6 +122,22 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     record: Record | None = None
 
 
+class Restore(NamedTuple):
+    """An older copy of the server's store was put back; on the clock of the answers.
+
+    `copied`: when the copy was made, with the server stopped. `back`: just before the server was started on it.
+    What was stored between the two is lost, and only an answer that was given between the two is excused for it:
+    what was answered before is in the copy, and what was answered after is about the store that was put back.
+    """
+
+    copied: float
+    back: float
+
+    def took(self, at: float) -> bool:
+        """Whether what was answered then is lost."""
+        return self.copied <= at < self.back
+
+
 class Told(NamedTuple):
     """An event and the message that told it."""
 
@@ -174,6 +190,7 @@ class Case(NamedTuple):
     records: Mapping[str, Record]
     leases: Collection[str]
     answers: Sequence[Answer]
+    restores: Sequence[Restore] = ()
 
 
 class Evidence(NamedTuple):
@@ -192,14 +209,15 @@ def audit(
     *,
     quiet: bool = False,
     all_ended: bool = False,
+    restores: Sequence[Restore] = (),
 ) -> list[Violation]:
     """Every violation. `quiet`: nothing was under way when it was read, and whatever had to be repaired had time.
 
     `all_ended`: every session should have ended. The answers have to be from before the reading of the stream,
-    and the stream from before the reading of the buckets.
+    and the stream from before the reading of the buckets. `restores`: when older stores were put back, in order.
     """
     with _without_gc():
-        return _audit(messages, records, leases, answers, quiet=quiet, all_ended=all_ended)
+        return _audit(messages, records, leases, answers, quiet=quiet, all_ended=all_ended, restores=restores)
 
 
 def _audit(
@@ -210,10 +228,11 @@ def _audit(
     *,
     quiet: bool,
     all_ended: bool,
+    restores: Sequence[Restore],
 ) -> list[Violation]:
     histories, violations = _sort(messages)
     decoded, undecodable = _decode_records(records)
-    case = Case(histories, decoded, leases, answers)
+    case = Case(histories, decoded, leases, answers, restores)
     violations += undecodable
     for history in histories.values():
         for rule in HISTORY_RULES:
@@ -222,8 +241,10 @@ def _audit(
     for session_id, record in decoded.items():
         violations += record_against_events(record, histories.get(session_id) or History(session_id), quiet=quiet)
     for answer in answers:
-        violations += answer_against_events(answer, case, quiet=quiet)
-        violations += false_refusals(answer, case)
+        violations += answer_fits_its_command(answer)
+        if not _is_lost(answer, restores):
+            violations += answer_against_events(answer, case, quiet=quiet)
+            violations += false_refusals(answer, case)
     violations += false_not_found(case)
     violations += stale_answers(case)
     if quiet:
@@ -516,6 +537,15 @@ def _unlike(record: Record, history: History) -> str:
 # Rules about answers
 
 
+def answer_fits_its_command(answer: Answer) -> Iterator[Violation]:
+    """A command leaves its session in the status that it is for."""
+    if not answer.ok or answer.record is None:
+        return
+    status = answer.record.status
+    if status == "initializing" if answer.verb == "create" else status != LEFT_IN.get(answer.verb, status):
+        yield Violation("wrong_answer", answer.session_id, f"{answer.verb} was answered with {status}")
+
+
 def answer_against_events(answer: Answer, case: Case, *, quiet: bool) -> Iterator[Violation]:
     """What was answered with "done" is stored. (What was read may be one version ahead, until quiet time.)"""
     record = answer.record
@@ -526,12 +556,6 @@ def answer_against_events(answer: Answer, case: Case, *, quiet: bool) -> Iterato
         if not history.steps:
             yield history.violation("answer_without_effect", f"{answer.verb} was answered, nothing is stored")
         return
-    if (
-        record.status == "initializing"
-        if answer.verb == "create"
-        else record.status != LEFT_IN.get(answer.verb, record.status)
-    ):
-        yield history.violation("wrong_answer", f"{answer.verb} was answered with {record.status}")
     ahead = record.version == history.last + 1 and answer.verb in READS and not quiet
     if not ahead and not {1, record.version} <= history.steps.keys():
         yield history.violation(
@@ -556,33 +580,63 @@ def false_refusals(answer: Answer, case: Case) -> Iterator[Violation]:
 
 def false_not_found(case: Case) -> Iterator[Violation]:
     """Nobody is told `not_found` about what somebody had been told exists, and still does."""
-    known: dict[str, float] = {}
-    for answer in case.answers:
-        if answer.ok and answer.record is not None:
-            known[answer.session_id] = min(answer.at, known.get(answer.session_id, answer.at))
-    for answer in case.answers:
-        if answer.code != "not_found" or answer.session_id not in case.records:
-            continue
-        if known.get(answer.session_id, answer.started) < answer.started:
-            yield Violation("false_refusal", answer.session_id, f"{answer.verb} was answered with not_found")
+    for answers, known in _by_store(case):
+        since: dict[str, float] = {}
+        for answer in known:
+            since[answer.session_id] = min(answer.at, since.get(answer.session_id, answer.at))
+        for answer in answers:
+            if answer.code != "not_found" or answer.session_id not in case.records:
+                continue
+            if since.get(answer.session_id, answer.started) < answer.started:
+                yield Violation("false_refusal", answer.session_id, f"{answer.verb} was answered with not_found")
 
 
 def stale_answers(case: Case) -> Iterator[Violation]:
     """Who asks after an answer was given is not told of an older version."""
-    by_session: defaultdict[str, list[tuple[Answer, int]]] = defaultdict(list)
-    for answer in case.answers:
-        if answer.ok and answer.record is not None:
-            by_session[answer.session_id].append((answer, answer.record.version))
-    for session_id, answered in by_session.items():
-        earlier = sorted((answer.at, version) for answer, version in answered)
-        known, position = 0, 0
-        for answer, version in sorted(answered, key=lambda pair: pair[0].started):
-            while position < len(earlier) and earlier[position][0] < answer.started:
-                known = max(known, earlier[position][1])
-                position += 1
-            if version < known:
-                detail = f"{answer.verb} was answered with v{version} after v{known} had been told"
-                yield Violation("stale_answer", session_id, detail)
+    for answers, known in _by_store(case):
+        told: defaultdict[str, list[tuple[float, int]]] = defaultdict(list)
+        for answer in known:
+            told[answer.session_id].append((answer.at, _version(answer)))
+        asked: defaultdict[str, list[Answer]] = defaultdict(list)
+        for answer in answers:
+            if answer.ok and answer.record is not None:
+                asked[answer.session_id].append(answer)
+        for session_id, of_session in asked.items():
+            yield from _stale(of_session, sorted(told[session_id]))
+
+
+def _stale(answers: Iterable[Answer], told: Sequence[tuple[float, int]]) -> Iterator[Violation]:
+    """Of one session; `told`: which version was told when, in order."""
+    known, position = 0, 0
+    for answer in sorted(answers, key=lambda answer: answer.started):
+        while position < len(told) and told[position][0] < answer.started:
+            known = max(known, told[position][1])
+            position += 1
+        if (version := _version(answer)) < known:
+            detail = f"{answer.verb} was answered with v{version} after v{known} had been told"
+            yield Violation("stale_answer", answer.session_id, detail)
+
+
+def _by_store(case: Case) -> Iterator[tuple[list[Answer], list[Answer]]]:
+    """For each store that there was: the answers from it, and those with a record that hold for it.
+
+    An answer does not hold any more after a restore that took what it was about.
+    """
+    known = [answer for answer in case.answers if answer.ok and answer.record is not None]
+    starts = [float("-inf"), *(restore.back for restore in case.restores), float("inf")]
+    for number, (start, end) in enumerate(pairwise(starts)):
+        past = case.restores[:number]
+        answers = [answer for answer in case.answers if start <= answer.at < end]
+        yield answers, [answer for answer in known if not _is_lost(answer, past)]
+
+
+def _is_lost(answer: Answer, restores: Iterable[Restore]) -> bool:
+    """Whether a restore took what it is about."""
+    return any(restore.took(answer.at) for restore in restores)
+
+
+def _version(answer: Answer) -> int:
+    return 0 if answer.record is None else answer.record.version
 
 
 # Rules about all of it, after quiet time

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from jido_nats import LocalServer, Session, SessionManager
-from tests.tools.audit import Answer, Message, Record, audit, main, read, read_answers
+from tests.tools.audit import Answer, Message, Record, Restore, audit, main, read, read_answers
 
 AT: Final = "2025-01-24T10:30:00.000001Z"
 LATER: Final = "2025-01-24T10:31:00Z"
@@ -101,10 +101,12 @@ def kinds(
     leases: tuple[str, ...] = ("m1",),
     quiet: bool = True,
     all_ended: bool = False,
+    restores: tuple[Restore, ...] = (),
 ) -> set[str]:
     """The kinds of violation that the audit finds."""
     records = {} if stored is None else {"s": json.dumps(stored).encode()}
-    return {v.kind for v in audit(messages, records, leases, answers, quiet=quiet, all_ended=all_ended)}
+    found = audit(messages, records, leases, answers, quiet=quiet, all_ended=all_ended, restores=restores)
+    return {violation.kind for violation in found}
 
 
 def without(messages: list[Message], sequence: int) -> list[Message]:
