@@ -1,6 +1,6 @@
 """Managers as real processes under load, and faults drawn from a seed; then an auditor who knows nothing of us.
 
-    python -m tests.chaos --seed 7 --faults 200 --sessions 5000 [--cluster] [--old]
+    python -m tests.chaos --seed 7 --faults 200 --sessions 5000 [--cluster] [--old] [--watchers] [--restore]
 
 Prints the seed, the faults by kind, what was counted, how long orphans took to end, and every violation.
 Exit 1 if there is one.
@@ -21,6 +21,7 @@ from typing import Final
 
 from jido_nats import Client, JidoError
 from jido_nats.cli import logs
+from tests.chaos.agreement import disagreements
 from tests.chaos.clients import CLIENTS, Load
 from tests.chaos.deployment import MANAGERS, Deployment, Has, Options
 from tests.chaos.faults import possible_on
@@ -35,11 +36,13 @@ async def run(options: Options, folder: Path) -> int:
     deployment = Deployment(options, folder)
     async with deployment.running(), Client.connect(deployment.url, timeout_s=30) as client:
         await _until_answered(client)
-        load = Load(deployment.url, options.sessions, options.seed)
+        load = Load(deployment.url, options.sessions, options.seed, deployment.under_load)
         faults = await _make_faults_under(load, deployment, options)
+        deployment.violations += await disagreements(deployment.url, deployment.settling_s)
         answered_s = await _restart_and_ask(deployment, client)
         orphaned_s = await _orphan_many(deployment, client, options.sessions)
         await _end_all(client)
+        deployment.violations += await disagreements(deployment.url, deployment.settling_s, include_terminated=True)
         return await report(deployment, load, options.seed, Measured(faults, answered_s, orphaned_s))
 
 
@@ -115,17 +118,29 @@ async def _until_answered(client: Client) -> None:
 
 async def _end_all(client: Client) -> None:
     """End every session, then wait until every record is sealed, so that nothing is under way any more."""
-    deadline = time.monotonic() + QUIET_TIMEOUT_S
-    while time.monotonic() < deadline:
+    try:
+        async with asyncio.timeout(QUIET_TIMEOUT_S):
+            while not await _all_sealed(client):
+                await asyncio.sleep(0.5)
+    except TimeoutError:
+        print("some sessions were still not sealed")
+
+
+async def _all_sealed(client: Client) -> bool:
+    """Whether every session has ended for good; what is alive is terminated."""
+    with contextlib.suppress(JidoError):
+        live = await client.list_sessions()
+        if not live:
+            return all(record.sealed for record in await client.list_sessions(include_terminated=True))
+        gate = asyncio.Semaphore(64)
+        await asyncio.gather(*(_terminate(client, record.session_id, gate) for record in live))
+    return False
+
+
+async def _terminate(client: Client, session_id: str, gate: asyncio.Semaphore) -> None:
+    async with gate:
         with contextlib.suppress(JidoError):
-            live = await client.list_sessions()
-            if not live and all(r.sealed for r in await client.list_sessions(include_terminated=True)):
-                return
-            for record in live:
-                with contextlib.suppress(JidoError):
-                    await client.terminate_session(record.session_id)
-        await asyncio.sleep(0.5)
-    print("some sessions were still not sealed")
+            await client.terminate_session(session_id)
 
 
 def main() -> None:
@@ -137,6 +152,8 @@ def main() -> None:
     parser.add_argument("--lease-s", type=int, default=3)
     parser.add_argument("--cluster", action="store_true", help="three servers")
     parser.add_argument("--old", action="store_true", help="managers of the old version beside this one, alternately")
+    parser.add_argument("--watchers", action="store_true", help="1,000 readers at a time, beside managers that die")
+    parser.add_argument("--restore", action="store_true", help="the one server comes back with an older store")
     parser.add_argument("--keep", action="store_true", help="keep the logs of the managers")
     options = Options(**vars(parser.parse_args()))
     folder = Path(tempfile.mkdtemp(prefix="jido-chaos-"))

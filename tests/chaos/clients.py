@@ -17,7 +17,7 @@ CLIENTS: Final = 16
 class Load:
     """Clients that create and command sessions, and note every answer."""
 
-    def __init__(self, url: str, sessions: int, seed: int) -> None:
+    def __init__(self, url: str, sessions: int, seed: int, may_send: asyncio.Event) -> None:
         self._url = url
         self.wanted = sessions
         self._dice = random.Random(seed)
@@ -26,6 +26,7 @@ class Load:
         self.connected = asyncio.Event()
         self.done = asyncio.Event()
         self.pause_s = 0.0
+        self._may_send = may_send
 
     async def run(self) -> None:
         """Until every session that is wanted has been created."""
@@ -37,6 +38,7 @@ class Load:
 
     async def _work(self, client: Client) -> None:
         while len(self._ids) < self.wanted:
+            await self._may_send.wait()
             await self._create(client)
             for _ in range(self._dice.randrange(3)):
                 await self._command(client, self._dice.choice(self._ids))

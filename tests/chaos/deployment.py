@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from jido_nats import LocalServer
+from tests.tools.audit import Restore, Violation
 from tests.tools.cluster import Cluster
 from tests.tools.old_version import NotInHistory, old_version
 from tests.tools.programs import NEW, Version
@@ -33,6 +34,8 @@ class Options(NamedTuple):
     lease_s: int
     cluster: bool
     old: bool
+    watchers: bool
+    restore: bool
     keep: bool
 
 
@@ -44,6 +47,8 @@ class Has(StrEnum):
     CLUSTER = "a cluster"
     SMALL_DISK = "a disk that can be filled"
     OLD_VERSION = "the old version beside this one"
+    READERS = "readers in large numbers"
+    COPIES = "copies of the store, to put back"
 
 
 class ManagerProcess:
@@ -55,6 +60,7 @@ class ManagerProcess:
         self.url = url
         # Of its next start; only this version has failpoints.
         self.version = version
+        self._runs = version
         self._lease_s = lease_s
         self._failpoints = failpoints
         self._extra = extra
@@ -68,15 +74,16 @@ class ManagerProcess:
         """Run it until `stop`."""
         while not self._stopped:
             number = next(self._starts)
+            self._runs = self.version
             environment = os.environ | {"JIDO_FAILPOINTS": self._failpoints, "JIDO_FAILPOINTS_SEED": str(number)}
             with self._log.open("ab") as log:
                 self._process = await asyncio.create_subprocess_exec(
-                    *(*self.version.manager, "serve", "--worker", "tests.tools.agents:chaotic"),
+                    *(*self._runs.manager, "serve", "--worker", "tests.tools.agents:chaotic"),
                     *("--server", self.url),
                     *("--lease-s", str(self._lease_s), *self._extra),
                     stdout=subprocess.DEVNULL,
                     stderr=log,
-                    cwd=self.version.folder,
+                    cwd=self._runs.folder,
                     env=environment,
                 )
             await self._process.wait()
@@ -87,6 +94,12 @@ class ManagerProcess:
         """Signal it, if it runs."""
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(number)
+
+    def upgrade(self) -> None:
+        """If it is of the old version, kill it; it comes back as this one."""
+        if (self._runs, self.version) != (NEW, NEW):
+            self.version = NEW
+            self.send(signal.SIGKILL)
 
     async def stop(self) -> None:
         """End it in an orderly way, and for good."""
@@ -105,27 +118,42 @@ class Deployment:
         self.folder = folder
         self.dice = random.Random(options.seed)
         self.managers: list[ManagerProcess] = []
-        self._on_cluster = options.cluster
+        self.store = folder / "store"
+        self.restores: list[Restore] = []
+        self.violations: list[Violation] = []
+        # Set while the clients send commands.
+        self.under_load = asyncio.Event()
+        self.under_load.set()
+        self._options = options
         self.old = _old_version() if options.old else None
         self._server: LocalServer | None = None
         self._cluster: Cluster | None = None
         self._proxy: Proxy | None = None
-        self._disk: Path | None = None
+        self._disk_is_small = False
 
     @property
     def has(self) -> frozenset[Has]:
         """What it offers to faults."""
-        offered = {Has.MANAGERS, Has.CLUSTER if self._on_cluster else Has.ONE_SERVER}
-        if self._disk is not None:
+        offered = {Has.MANAGERS, Has.CLUSTER if self._options.cluster else Has.ONE_SERVER}
+        if self._disk_is_small:
             offered.add(Has.SMALL_DISK)
         if self.old is not None:
             offered.add(Has.OLD_VERSION)
+        if self._options.watchers:
+            offered.add(Has.READERS)
+        if self._options.restore and not self._options.cluster:
+            offered.add(Has.COPIES)
         return frozenset(offered)
+
+    @property
+    def settling_s(self) -> float:
+        """After so long every manager knows of every session, and nothing is an orphan any more."""
+        return 2 * self.lease_s + 10
 
     @property
     def url(self) -> str:
         """Of the server, or of every server."""
-        return self.cluster.urls if self._on_cluster else self.server.url
+        return self.cluster.urls if self._options.cluster else self.server.url
 
     @property
     def server(self) -> LocalServer:
@@ -145,20 +173,23 @@ class Deployment:
         assert self._proxy is not None
         return self._proxy
 
-    @property
-    def disk(self) -> Path:
-        """Where the one server stores: a file system of its own, and small."""
-        assert self._disk is not None
-        return self._disk
-
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """All of it runs inside the block."""
         async with contextlib.AsyncExitStack() as stack:
-            port = await (self._start_cluster(stack) if self._on_cluster else self._start_server(stack))
+            port = await (self._start_cluster(stack) if self._options.cluster else self._start_server(stack))
             self._proxy = await stack.enter_async_context(Proxy(port))
             await self._start_managers(stack, self._proxy.url)
             yield
+
+    @contextlib.asynccontextmanager
+    async def without_load(self) -> AsyncIterator[None]:
+        """The clients send nothing new inside the block."""
+        self.under_load.clear()
+        try:
+            yield
+        finally:
+            self.under_load.set()
 
     async def _start_cluster(self, stack: contextlib.AsyncExitStack) -> int:
         """The port of one of its servers."""
@@ -169,13 +200,13 @@ class Deployment:
 
     async def _start_server(self, stack: contextlib.AsyncExitStack) -> int:
         """Its port."""
-        self._disk = _small_disk(self.folder, stack)
+        self._disk_is_small = _mount_small_disk(self.store, stack)
         # A killed process, not a power cut, is what happens here.
-        self._server = await stack.enter_async_context(LocalServer(store_dir=self._disk, sync_interval="2m"))
+        self._server = await stack.enter_async_context(LocalServer(store_dir=self.store, sync_interval="2m"))
         return self._server.port
 
     async def _start_managers(self, stack: contextlib.AsyncExitStack, proxied: str) -> None:
-        extra = ["--replicas", "3"] if self._on_cluster else []
+        extra = ["--replicas", "3"] if self._options.cluster else []
         # With the old version beside this one, both run from the beginning.
         plans = [(self.url, NEW, ""), (proxied, self.old or NEW, ""), (self.url, NEW, "*:die:0.0004")]
         for number, (url, version, failpoints) in enumerate(plans[:MANAGERS]):
@@ -194,18 +225,17 @@ def _old_version() -> Version | None:
         return None
 
 
-def _small_disk(folder: Path, stack: contextlib.AsyncExitStack) -> Path | None:
-    """A file system that can be filled, where mounting is allowed."""
-    disk = folder / "disk"
-    disk.mkdir()
+def _mount_small_disk(folder: Path, stack: contextlib.AsyncExitStack) -> bool:
+    """Make the folder a file system that can be filled, if mounting is allowed."""
+    folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(disk)], check=False, capture_output=True
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(folder)], check=False, capture_output=True
     )
     if mounted.returncode != 0:
         print("mounting is not allowed here: no full disk among the faults")
-        return None
-    stack.callback(subprocess.run, ["umount", "-l", str(disk)], check=False)
-    return disk
+        return False
+    stack.callback(subprocess.run, ["umount", "-l", str(folder)], check=False)
+    return True
 
 
 async def _end(manager: ManagerProcess, task: "asyncio.Task[None]") -> None:

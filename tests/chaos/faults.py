@@ -3,11 +3,18 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
+import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests.chaos.deployment import Deployment, Has
+from jido_nats import Client
+from tests.chaos.agreement import disagreements, unlisted
+from tests.chaos.deployment import MANAGERS, RESTARTED_WITHIN_S, Deployment, Has
+from tests.chaos.readers import readers
+from tests.tools.audit import Restore
 from tests.tools.programs import NEW
 
 
@@ -59,7 +66,7 @@ async def delay_connection(deployment: Deployment) -> None:
 
 async def fill_disk(deployment: Deployment) -> None:
     """The server cannot store; then there is room again."""
-    filler = deployment.disk / "filler"
+    filler = deployment.store / "filler"
     with contextlib.suppress(OSError), filler.open("wb") as file:
         while True:
             file.write(b"x" * 65536)
@@ -103,6 +110,51 @@ async def restart_other_version(deployment: Deployment) -> None:
     manager.send(deployment.dice.choice([signal.SIGKILL, signal.SIGTERM]))
 
 
+async def watchers_1000(deployment: Deployment) -> None:
+    """1,000 readers, while a manager dies; its next incarnation follows sessions, claims and leases beside them."""
+    _upgrade(deployment)
+    session_id = f"beside_readers_{deployment.dice.getrandbits(32):08x}"
+    async with readers(deployment.url), Client.connect(deployment.url, timeout_s=30) as client:
+        await kill_manager(deployment)
+        await asyncio.sleep(RESTARTED_WITHIN_S)
+        await client.create_session(session_id=session_id, metadata={"task": "wait"})
+        deployment.violations += await unlisted(deployment.url, session_id, MANAGERS, deployment.settling_s)
+        await client.terminate_session(session_id)
+
+
+async def restore_older_store(deployment: Deployment) -> None:
+    """The server comes back with what it had some seconds ago."""
+    _upgrade(deployment)
+    copy = deployment.folder / "copy"
+    await deployment.server.stop()
+    copied = time.time()
+    await asyncio.to_thread(shutil.copytree, deployment.store, copy)
+    await deployment.server.start()
+    await asyncio.sleep(3 + 3 * deployment.dice.random())
+    await deployment.server.kill()
+    await asyncio.to_thread(_replace, deployment.store, copy)
+    deployment.restores.append(Restore(copied, time.time()))
+    await deployment.server.start()
+    await asyncio.sleep(2 + deployment.dice.random())
+    # Now, since a manager that dies later takes with it what it should not have had.
+    async with deployment.without_load():
+        deployment.violations += await disagreements(deployment.url, deployment.settling_s)
+
+
+def _upgrade(deployment: Deployment) -> None:
+    """Leave managers of this version only: the old one need not have what this one promises."""
+    for manager in deployment.managers:
+        manager.upgrade()
+
+
+def _replace(store: Path, copy: Path) -> None:
+    """Put the copy back; the folder itself may be a mount point."""
+    for entry in store.iterdir():
+        shutil.rmtree(entry)
+    shutil.copytree(copy, store, dirs_exist_ok=True)
+    shutil.rmtree(copy)
+
+
 class Fault(NamedTuple):
     """One kind of fault: how often it is drawn beside the others, and what it needs."""
 
@@ -130,6 +182,8 @@ FAULTS: Final = (
     Fault(freeze_server, 1, Has.ONE_SERVER),
     Fault(fill_disk, 1, Has.SMALL_DISK),
     Fault(restart_other_version, 4, Has.OLD_VERSION),
+    Fault(watchers_1000, 1, Has.READERS),
+    Fault(restore_older_store, 2, Has.COPIES),
 )
 
 

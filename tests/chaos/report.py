@@ -25,10 +25,14 @@ async def report(deployment: Deployment, load: Load, seed: int, measured: Measur
     """Audit what is stored, and print what was counted and every violation; the exit code."""
     evidence = await audit.read(deployment.url)
     answers = _write_answers(load, deployment.folder / "answers.jsonl")
-    violations = audit.audit(evidence.messages, evidence.records, evidence.leases, answers, quiet=True, all_ended=True)
+    violations = deployment.violations + audit.audit(
+        *evidence, answers, quiet=True, all_ended=True, restores=deployment.restores
+    )
     print(f"seed {seed}: {sum(measured.faults.values())} faults: {dict(measured.faults)}")
     claims = sum(message.subject.startswith("jido.fence.") for message in evidence.messages)
     print(f"sessions {load.wanted}, messages {len(evidence.messages)}, of them {claims} claims")
+    lost = sum(restore.took(answer.at) for answer in answers for restore in deployment.restores)
+    print(f"restores {[(r.copied, r.back) for r in deployment.restores]}, answers that they excuse: {lost}")
     print(f"answers {dict(Counter(answer['code'] or 'ok' for answer in load.answers))}")
     ends = _orphan_ends(deployment, evidence.messages)
     print(f"owner_lost ends {len(ends)}; after the kill, s: p50 {_at(ends, 0.5):.1f}, max {_at(ends, 1):.1f}")

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.tools.audit import Answer, Restore
+from tests.tools.audit import Answer, Message, Restore
 from tests.tools.test_audit import (
     ACTIVE_RECORD,
     COMPLETED,
@@ -20,6 +20,7 @@ from tests.tools.test_audit import (
 
 RESTORE: Final = Restore(copied=10.0, back=20.0)
 BEFORE, LOST, AFTER = 9.9, 15.0, 22.0
+CLAIM: Final = Message("jido.fence.s", 1, {}, b'{"manager":"m1"}')
 OTHER_ACTIVE: Final = {**ACTIVE_RECORD, "created_at": LATER, "updated_at": LATER}
 
 
@@ -63,6 +64,10 @@ def test_what_was_asked_before_the_restore_may_be_answered_by_the_restored_store
 def test_a_session_that_was_created_after_the_copy_may_not_be_found_before_it_is_created_again() -> None:
     answers = [answer("create", OTHER_ACTIVE, at=LOST), not_found(AFTER), answer("create", ACTIVE_RECORD, at=30.0)]
     assert seen(*answers) == set()
+
+
+def test_a_claim_on_a_session_that_is_lost_is_no_session() -> None:
+    assert seen(messages=[CLAIM], stored=None, all_ended=True) == set()
 
 
 @pytest.mark.parametrize("code", ["start_failed", "stop_timeout"])
@@ -127,6 +132,19 @@ def test_a_refusal_at_another_time_must_be_true(code: str, at: float) -> None:
 def test_a_restore_excuses_nothing_that_another_took() -> None:
     between = answer("idle", IDLE_RECORD, at=35.0)
     assert seen(between, restores=(RESTORE, Restore(40.0, 50.0))) == {"answer_without_effect"}
+
+
+def test_a_claim_on_a_session_that_is_lost_is_found_without_a_restore() -> None:
+    assert seen(messages=[CLAIM], stored=None, all_ended=True, restores=()) == {"lost_record", "not_ended"}
+
+
+def test_a_claimed_session_that_has_a_record_must_end() -> None:
+    assert "not_ended" in seen(messages=[CLAIM], all_ended=True)
+
+
+def test_a_claimed_session_that_was_answered_before_the_copy_must_be_stored() -> None:
+    answers = [answer("create", ACTIVE_RECORD, at=BEFORE)]
+    assert seen(*answers, messages=[CLAIM], stored=None) == {"answer_without_effect"}
 
 
 def test_a_session_of_the_copy_must_end() -> None:
