@@ -29,6 +29,7 @@ from tests.chaos.report import Measured, report
 
 QUIET_TIMEOUT_S: Final = 120.0
 FAULT_S: Final = 2.0  # what one fault takes, about: the load is spread over all of them
+SLOW_FAULT_S: Final = 4.0  # with readers or restores among them
 
 
 async def run(options: Options, folder: Path) -> int:
@@ -47,7 +48,8 @@ async def run(options: Options, folder: Path) -> int:
 
 
 async def _make_faults_under(load: Load, deployment: Deployment, options: Options) -> Counter[str]:
-    load.pause_s = options.faults * FAULT_S * CLIENTS / options.sessions
+    fault_s = SLOW_FAULT_S if options.watchers or options.restore else FAULT_S
+    load.pause_s = options.faults * fault_s * CLIENTS / options.sessions
     working = asyncio.create_task(load.run())
     await load.connected.wait()
     counted = await _make_faults(deployment, options.faults)
