@@ -111,6 +111,11 @@ async def check_latest(connection: Connection, stream: str, known: Iterable[tupl
             raise PositionUnavailable.of_another_life(sequence)
 
 
+async def server_time_ns(connection: Connection, stream: str) -> int:
+    """The time of the stream's leader, in nanoseconds since 1970."""
+    return nanoseconds((await _stream_info(connection, stream)).ts)
+
+
 async def _read(connection: Connection, stream: str, request: Mapping[str, Any]) -> StoredMessage | None:
     try:
         return await settled(connection, lambda: get_message(connection, stream, request))

@@ -143,6 +143,7 @@ class Followers:
 
     def _on_caught_up(self, name: str) -> None:
         if name == "index":
+            self._index.is_complete = True
             self._sessions.compare(self._index)
 
     def _apply_record(self, message: StreamMessage) -> None:

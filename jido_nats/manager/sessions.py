@@ -178,10 +178,16 @@ class Sessions:
             ownership.rechecked(since)
 
     def compare(self, index: SessionIndex) -> None:
-        """Recheck the sessions of which the bucket, after it was read again, has another version or none."""
+        """Recheck the sessions of which the bucket, after it was read again, has another version or none.
+
+        What the bucket has of this manager, and does not run here, is left to the sweep: the store may be older, and
+        have sessions that have ended since.
+        """
         for live in self.running:
             if live.is_here and index.get(live.session_id) != live.record:
                 self.recheck(live)
+        unsealed = index.unsealed(self._context.manager_id)
+        self.running.relinquished.update(session_id for session_id in unsealed if session_id not in self.running)
 
     def check_entry(self, entry: Entry) -> None:
         """The key of a session holds no record: if it runs here, a person has deleted or overwritten its record."""

@@ -97,11 +97,13 @@ class OrphanSweeper:
 
     async def _orphans(self) -> list[str]:
         await self._context.records.caught_up(self._index.position)
+        if not self._index.is_complete:
+            return []
         self._report_foreign()
         self._drop_settled_claims()
         claimants = {claimant for _, claimant in self._claims.items()}
         gone = {owner for owner in self._index.owners() | claimants if not await self._is_alive(owner)}
-        if not self._context.ownership.can_declare_dead():
+        if not self._context.ownership.can_declare_dead() or not self._index.is_complete:
             return []  # NATS was unavailable during these reads, and all leases may have lapsed
         relinquished = self._running.relinquished
         relinquished -= {session_id for session_id in relinquished if self._is_settled(session_id)}

@@ -24,6 +24,8 @@ class SessionIndex:
 
     def __init__(self) -> None:
         self.position = StreamPosition()
+        # Whether it has every record: not before the first snapshot is read, and not while another one is.
+        self.is_complete = False
         self._records: dict[str, SessionRecord] = {}
         self._ids: SortedList[str] = SortedList()
         self._live: SortedList[str] = SortedList()  # most records are of ended sessions, most lists of live ones
@@ -82,6 +84,7 @@ class SessionIndex:
     def clear(self) -> None:
         """Drop everything, before a new snapshot; a page that is being built continues with the old records."""
         self.position.restart()
+        self.is_complete = False
         self._records = {}
         self._ids = SortedList()
         self._live = SortedList()

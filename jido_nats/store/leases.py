@@ -43,14 +43,18 @@ from jido_nats.broker.jetstream import (
     store,
 )
 from jido_nats.broker.options import ConnectOptions
-from jido_nats.broker.stream_info import last_position
+from jido_nats.broker.stream_info import last_position, server_time_ns
 from jido_nats.core import codec, subjects
+from jido_nats.core.position import NS_PER_S
 from jido_nats.core.session import KNOWN_FEATURES
 from jido_nats.errors import Conflict, JidoError, NotSent, OutcomeUnknown, Unavailable
 
 RENEWALS_PER_LEASE: Final = 3
 RETRY_WAIT_S: Final = 0.2
 MARKER_TTL_S: Final = 60
+# An entry that is older than so many lease times, and so many seconds, is no lease any more.
+OVERDUE_LEASES: Final = 3
+OVERDUE_S: Final = 5
 START_TIMEOUT_S: Final = 10.0
 _SECONDS: Final = re.compile(r"\A(\d{1,9})s\Z")
 
@@ -301,7 +305,28 @@ class Leases:
             return False
         subject = subjects.key(self._bucket, manager_id)
         message = await settled(self._connection, lambda: last_message(self._connection, self._stream, subject))
-        return message is not None and bool(message.data)
+        if message is None or not message.data:
+            return False
+        if not await self._is_overdue(message):
+            return True
+        await self._remove(manager_id, message)
+        return False
+
+    async def _is_overdue(self, message: StoredMessage) -> bool:
+        """Whether an entry is so old, by the server's clock, that its manager cannot have been renewing it.
+
+        Its TTL removes it long before that, unless it was written without one, or the server has lost the TTL, as it
+        was seen to do with a store that was copied back.
+        """
+        lease_s = max(self.lease_s or 0, _seconds_in(message.headers.get(MESSAGE_TTL, "")) or 0)
+        now_ns = await server_time_ns(self._connection, self._stream)
+        return lease_s > 0 and now_ns - message.time_ns > (OVERDUE_LEASES * lease_s + OVERDUE_S) * NS_PER_S
+
+    async def _remove(self, manager_id: str, message: StoredMessage) -> None:
+        log.error("an entry outlived its lease; removing it", extra={"manager_id": manager_id})
+        headers = {EXPECTED_SEQUENCE: str(message.sequence), "KV-Operation": "DEL", MESSAGE_TTL: f"{MARKER_TTL_S}s"}
+        with contextlib.suppress(Conflict, NotSent, OutcomeUnknown):  # its manager lives after all, or the next time
+            await store(self._connection, message.subject, b"", headers)
 
 
 async def any_lease(connection: Connection, bucket: str) -> bool:
@@ -318,7 +343,11 @@ async def any_lease(connection: Connection, bucket: str) -> bool:
 
 def lease_time(message: StreamMessage) -> int | None:
     """The lease time in a message of the bucket, in seconds; None if it has none."""
-    seconds = _SECONDS.match(message.headers.get(MESSAGE_TTL, ""))  # another client may use another format
+    return _seconds_in(message.headers.get(MESSAGE_TTL, ""))
+
+
+def _seconds_in(ttl: str) -> int | None:
+    seconds = _SECONDS.match(ttl)  # another client may use another format
     return int(seconds[1]) if seconds is not None else None
 
 

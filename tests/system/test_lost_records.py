@@ -10,6 +10,7 @@ import pytest
 
 from jido_nats import Client, LocalServer, Session, SessionManager, Settings
 from jido_nats.manager import takeover
+from jido_nats.store import leases
 from tests.conftest import StartManager
 from tests.tools.backup import Backup
 from tests.tools.programs import serving
@@ -183,6 +184,25 @@ async def test_the_store_wins_over_what_a_manager_remembers(
     assert [r for r in caplog.records if r.levelno >= logging.ERROR and "came back" not in r.message] == []
 
 
+async def test_a_session_that_had_ended_since_the_store_was_copied_ends_again(
+    stored: tuple[LocalServer, Backup],
+) -> None:
+    server, backup = stored
+    settings = Settings(lease_s=2)
+    async with (
+        SessionManager.connect(server.url, worker=wait_for_ever, settings=settings) as manager,
+        Client.connect(server.url, timeout_s=20) as client,
+    ):
+        await manager.start_serving()
+        await client.create_session(session_id="s1")
+        await backup.take()
+        await client.terminate_session("s1")
+        await backup.restore()
+
+        ended = await client.wait("s1", "terminated", timeout_s=20)
+        assert (ended.reason, ended.version) == ("owner_lost", 3)
+
+
 async def ids_of(client: Client, wanted: set[str]) -> bool:
     return {record.session_id for record in await client.list_sessions()} == wanted
 
@@ -255,6 +275,20 @@ async def test_an_owner_whose_lease_is_back_keeps_what_a_sweep_has_not_taken_yet
 
     assert 0 < taken < 60
     assert await settled_number(stranger) == taken
+
+
+async def test_an_entry_that_no_manager_renews_is_no_lease_although_the_server_keeps_it(
+    stranger: Stranger, start_manager: StartManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "OVERDUE_S", 1)
+    lease = {"manager_id": "manager_gone", "host": "h", "pid": 1, "started_at": NOW, "version": "1"}
+    manager = await start_manager()
+    await stranger.js.publish("$KV.JIDO_MANAGERS.manager_gone", msgspec.json.encode(lease))  # without a TTL
+    await eventually(lambda: "manager_gone" in manager._leases.managers)
+    await put_record(stranger, "s1", "manager_gone")
+
+    assert (await stranger.ends("s1"))["reason"] == "owner_lost"
+    await eventually(lambda: "manager_gone" not in manager._leases.managers)
 
 
 async def put_record(stranger: Stranger, session_id: str, owner: str) -> None:
