@@ -3,7 +3,7 @@
 import asyncio
 import json
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
@@ -26,6 +26,7 @@ from jido_nats.store.leases import Leases
 from jido_nats.store.records import SessionRecords, entry_of
 
 CHECK_TIMEOUT_S: Final = 10.0
+CONSUMERS_SHARE: Final = 0.9
 CLOCK_DIFFERENCE_MAX_S: Final = 1.0
 SETTLED_AFTER_S: Final = 5.0
 STORAGE_SHARE_MAX: Final = 0.8
@@ -157,7 +158,7 @@ async def _topology(context: CheckContext) -> Findings:
     for wanted in topology.stream_configs(context.settings):
         name = wanted["name"]
         try:
-            found = (await api(context.connection, f"STREAM.INFO.{name}"))["config"]
+            info = await api(context.connection, f"STREAM.INFO.{name}")
         except NotAllowed as error:
             yield Finding(Level.WARNING, "storage", f"{name} was not checked: {error}")
             continue
@@ -166,14 +167,24 @@ async def _topology(context: CheckContext) -> Findings:
                 raise
             yield Finding(Level.ERROR, "storage", f"{name} is missing; a manager creates it when it starts")
             continue
+        found = info["config"]
         context.replicas[name] = found["num_replicas"]
-        findings = _differences(name, compare(wanted, found))
+        findings = _differences(name, compare(wanted, found)) + _consumers(name, info)
         for finding in findings or [Finding(Level.OK, "storage", f"{name} is configured correctly")]:
             yield finding
         stored = topology.lease_time_in(found)
         if name == context.settings.events_stream and stored not in (None, context.settings.lease_s):
             text = f"the managers agreed on lease_s {stored}, the setting is {context.settings.lease_s}; "
             yield Finding(Level.WARNING, "storage", text + "it applies once every manager was stopped")
+
+
+def _consumers(name: str, info: Mapping[str, Any]) -> list[Finding]:
+    """Whether readers soon have every consumer that a stream accepts."""
+    number, limit = info["state"].get("consumer_count", 0), info["config"].get("max_consumers", -1)
+    if limit < 1 or number < CONSUMERS_SHARE * limit:
+        return []
+    text = f"{name} has {number} of {limit} consumers; new readers are refused beyond that, and managers read without"
+    return [Finding(Level.WARNING, "storage", f"{text} ('nats consumer ls {name}' lists them)")]
 
 
 def _differences(name: str, comparison: Comparison) -> list[Finding]:

@@ -193,3 +193,17 @@ async def test_sessions_of_a_newer_version_are_counted(server: LocalServer, stra
     assert [f.level for f in found] == [Level.WARNING]
     assert "newer version (s1)" in found[0].message
     assert "restart" in found[0].message
+
+
+@pytest.mark.usefixtures("manager")
+async def test_readers_that_soon_have_every_consumer_are_a_warning(server: LocalServer, stranger: Stranger) -> None:
+    config = (await stranger.ask("$JS.API.STREAM.INFO.KV_JIDO_SESSIONS"))["config"]
+    await stranger.ask("$JS.API.STREAM.UPDATE.KV_JIDO_SESSIONS", {**config, "max_consumers": 10})
+    for number in range(9):
+        reader = {"name": f"reader{number}", "ack_policy": "none", "inactive_threshold": 60_000_000_000}
+        subject = f"$JS.API.CONSUMER.CREATE.KV_JIDO_SESSIONS.reader{number}"
+        await stranger.ask(subject, {"stream_name": "KV_JIDO_SESSIONS", "config": reader})
+
+    warnings = [f.message for f in await findings(server) if f.level is Level.WARNING]
+
+    assert any("KV_JIDO_SESSIONS has 10 of 10 consumers" in message for message in warnings)
