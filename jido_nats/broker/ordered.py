@@ -31,14 +31,12 @@ from jido_nats.broker.consumer import (
     pull,
     status_of,
 )
+from jido_nats.broker.life import StreamLife
 from jido_nats.broker.retention import RetentionGuard
-from jido_nats.broker.stream_info import check_latest, check_position, stream_state
 from jido_nats.core.position import Position
 from jido_nats.errors import NotSent, PositionUnavailable
 
 INACTIVE_S: Final = 30
-# How many of the last messages prove that a bucket is not older than it was: some may have been replaced since.
-RECENT: Final = 32
 
 
 class OrderedConsumer(Consumer):
@@ -68,7 +66,7 @@ class OrderedConsumer(Consumer):
         super().__init__(connection, stream, filters, start)
         self._linger_s = linger_s
         self._strict = strict
-        self._supersedes = supersedes
+        self._life = StreamLife(connection, stream, supersedes=supersedes)
         self._retention = RetentionGuard(connection, stream)
         self._headers_only = headers_only
         self._silence_max_s = silence_max_s
@@ -83,22 +81,14 @@ class OrderedConsumer(Consumer):
         self._expected = 1
         self._outstanding = 0
         self._broken = False
-        # How many messages this consumer has sent, and which of them are the first ones of their pulls.
-        self._received = 0
-        self._boundaries: deque[int] = deque()
-        self._last_received: Message | None = None
-        self._resumed_after: int | None = None
-        # Where the reader is in which life of the stream; for a bucket, also the last messages of some subjects.
-        self._before = Position(0)
-        self._time_ns = self._created_ns = 0
-        self._recent: deque[tuple[str, int, int]] = deque(maxlen=RECENT)
-        self._reconnects = connection.reconnects
         self._recreating: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         self._connection.on_up(self._on_up)
         try:
-            await self._locate()
+            self._start, state = await self._life.begin(self._start)
+            if self._strict and self._start.sequence is not None:
+                self._retention.opened(self._start.sequence - 1, state)
             await self._create()
         except BaseException:
             await self._leave()
@@ -124,7 +114,7 @@ class OrderedConsumer(Consumer):
     @property
     def at(self) -> Position:
         """See `Consumer.at`."""
-        return Position(self.position, self._time_ns, self._created_ns) if self.position else self._before
+        return self._life.at
 
     def take(self) -> StreamMessage | None:
         """See `Consumer.take`."""
@@ -161,7 +151,8 @@ class OrderedConsumer(Consumer):
             return
         batch = BATCH - self._outstanding
         if self._strict:
-            self._prepare_look()
+            first = self._expected + self._outstanding
+            self._retention.pulled(first, ended_at=None if self._outstanding else self.position)
         self._outstanding += batch
         self._alive_at = boottime()
         assert self._inbox is not None
@@ -169,12 +160,6 @@ class OrderedConsumer(Consumer):
             await pull(self._connection, self._stream, self._name, self._inbox.subject, batch)
         except NotSent:
             self._broken = True
-
-    def _prepare_look(self) -> None:
-        """Another pull begins: look at the retention when its first message is here; also now, if nothing came."""
-        self._boundaries.append(self._expected + self._outstanding)
-        if not self._outstanding and self._received:
-            self._retention.look(max(self.position, self._retention.through))
 
     def _accept(self, message: Message) -> StreamMessage | None:
         if (status := status_of(message)) is not None:
@@ -189,9 +174,8 @@ class OrderedConsumer(Consumer):
             return None
         self._expected += 1
         self._outstanding -= 1
-        self.position, self._time_ns = sequence, time_ns
-        if self._supersedes:
-            self._recent.append((message.subject, sequence, time_ns))
+        self.position = sequence
+        self._life.passed(message.subject, sequence, time_ns)
         self.caught_up = self.caught_up or pending == 0
         return StreamMessage(message.subject, sequence, message.data, message.headers or {}, time_ns, pending)
 
@@ -224,44 +208,18 @@ class OrderedConsumer(Consumer):
         await self._connection.wait_up()
         if boottime() - self._received_at > self._silence_max_s:
             raise PositionUnavailable(self.position, None, None)
-        await self._check_life()
+        state = await self._life.check()
+        if self._strict and (self.position or self._start.sequence is not None):
+            self._retention.check(max(self._life.at.sequence, self._retention.through), state)
         if self.position:
             self._start = Start.at(self.position + 1)
         await self._create()
 
-    async def _locate(self) -> None:
-        """Note which life of the stream this is, and where in it the reader begins."""
-        after = self._start.after
-        if after is None:
-            state = await stream_state(self._connection, self._stream)
-        else:
-            state = await check_position(self._connection, self._stream, after)
-        if self._start.policy == "new":
-            self._start = Start.at(state.last + 1)
-        self._created_ns, begin = state.end.created_ns, self._start.sequence
-        self._before = Position(0, 0, self._created_ns)
-        if begin is not None:
-            stored_ns = after.stored_ns if after is not None else 0
-            self._before = state.end if begin == state.last + 1 else Position(begin - 1, stored_ns, self._created_ns)
-            if self._strict:
-                self._retention.opened(begin - 1, state)
-
-    async def _check_life(self) -> None:
-        """Raise `PositionUnavailable` unless the stream is the one that it was, with everything that was not read."""
-        state = await check_position(self._connection, self._stream, self.at)
-        if self._supersedes and self._connection.reconnects != self._reconnects:  # else it is the same server
-            self._reconnects = self._connection.reconnects
-            await check_latest(self._connection, self._stream, list(self._recent))
-        if self._strict and (self.position or self._start.sequence is not None):
-            self._retention.check(max(self.at.sequence, self._retention.through), state)
-
     async def _create(self) -> None:
         self._name = next(self._names)
         self._queue.clear()
-        self._boundaries.clear()
-        self._last_received = None
-        self._resumed_after = None if self._start.sequence is None else self._start.sequence - 1
-        self._expected, self._received, self._outstanding, self._broken = 1, 0, 0, False
+        self._retention.began(None if self._start.sequence is None else self._start.sequence - 1)
+        self._expected, self._outstanding, self._broken = 1, 0, False
         self._inbox = await self._connection.subscribe(self._connection.new_inbox(), self._on_message)
         config = {
             "name": self._name,
@@ -303,21 +261,9 @@ class OrderedConsumer(Consumer):
     def _on_message(self, message: Message) -> None:
         self._received_at = self._alive_at = boottime()
         if self._strict and message.reply.startswith("$JS.ACK."):
-            self._count(message)
+            self._retention.received(message.reply)
         self._queue.append(message)
         self._arrived.set()
-
-    def _count(self, message: Message) -> None:
-        """Look at the retention if this is the first message of a pull."""
-        self._received += 1
-        if self._boundaries and self._received >= self._boundaries[0]:
-            self._boundaries.popleft()
-            through = (
-                self._resumed_after if self._last_received is None else parse_ack_subject(self._last_received.reply)[0]
-            )
-            if through is not None:
-                self._retention.look(max(through, self._retention.through))
-        self._last_received = message
 
     def _on_up(self) -> None:
         self._broken = True

@@ -7,8 +7,10 @@ A reader that receives nothing keeps up by the heartbeats: what the stream had a
 """
 
 import asyncio
+from collections import deque
 
 from jido_nats.broker.connection import Connection
+from jido_nats.broker.consumer import parse_ack_subject
 from jido_nats.broker.stream_info import StreamState, stream_state
 from jido_nats.errors import JidoError, PositionUnavailable
 
@@ -25,6 +27,12 @@ class RetentionGuard:
         self._last = 0
         self._looks: set[asyncio.Task[None]] = set()
         self._failure: JidoError | None = None
+        # Of the present consumer: the sequence after which it begins, how many messages have come from it, the reply
+        # subject of the last of them, and which of them are the first ones of their pulls.
+        self._after: int | None = None
+        self._received = 0
+        self._last_reply = ""
+        self._firsts: deque[int] = deque()
 
     def opened(self, through: int, state: StreamState) -> None:
         """The reader begins after `through`. Raises `PositionUnavailable` if the stream has less than that."""
@@ -35,6 +43,30 @@ class RetentionGuard:
         """Raise `PositionUnavailable` unless the stream still has everything after `through`."""
         if through > state.last or state.first > through + 1:
             raise PositionUnavailable(through + 1, state.first, state.last)
+
+    def began(self, after: int | None) -> None:
+        """A consumer was created that begins after this sequence; None: with whatever the stream has."""
+        self._after, self._received, self._last_reply = after, 0, ""
+        self._firsts.clear()
+
+    def pulled(self, first: int, *, ended_at: int | None) -> None:
+        """A pull was sent, and the consumer's message number `first` is the first that it brings.
+
+        `ended_at`: the reader's position, if no earlier pull was waiting: the reader may have been idle for long.
+        """
+        self._firsts.append(first)
+        if ended_at is not None and self._received:
+            self.look(max(ended_at, self.through))
+
+    def received(self, reply: str) -> None:
+        """A message has come, with this reply subject."""
+        self._received += 1
+        if self._firsts and self._received >= self._firsts[0]:
+            self._firsts.popleft()
+            before = parse_ack_subject(self._last_reply)[0] if self._last_reply else self._after
+            if before is not None:
+                self.look(max(before, self.through))
+        self._last_reply = reply
 
     def look(self, through: int) -> None:
         """Check, in the background, that the stream still has everything after `through`; see `settle`."""

@@ -25,7 +25,7 @@ ALL = Start()
 
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[LocalServer]:
-    async with LocalServer(store_dir=tmp_path / "store") as server:
+    async with LocalServer(store_dir=tmp_path / "store", sync_interval="2m") as server:
         yield server
 
 
@@ -48,7 +48,7 @@ async def add_stream(stranger: Stranger, **config: Any) -> None:
 
 async def publish(stranger: Stranger, number: int, subject: str = "t.a") -> None:
     await eventually(lambda: stranger.nc.is_connected)
-    await asyncio.gather(*(stranger.js.publish(subject, b"x", timeout=5) for _ in range(number)))
+    await asyncio.gather(*(stranger.js.publish(subject, b"x", timeout=DEADLINE_S) for _ in range(number)))
 
 
 async def read(consumer: Any, number: int) -> list[int]:
