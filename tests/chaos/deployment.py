@@ -95,12 +95,6 @@ class ManagerProcess:
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(number)
 
-    def upgrade(self) -> None:
-        """If it is of the old version, kill it; it comes back as this one."""
-        if (self._runs, self.version) != (NEW, NEW):
-            self.version = NEW
-            self.send(signal.SIGKILL)
-
     async def stop(self) -> None:
         """End it in an orderly way, and for good."""
         self._stopped = True

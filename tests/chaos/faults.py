@@ -112,7 +112,6 @@ async def restart_other_version(deployment: Deployment) -> None:
 
 async def watchers_1000(deployment: Deployment) -> None:
     """1,000 readers, while a manager dies; its next incarnation follows sessions, claims and leases beside them."""
-    _upgrade(deployment)
     session_id = f"beside_readers_{deployment.dice.getrandbits(32):08x}"
     async with readers(deployment.url), Client.connect(deployment.url, timeout_s=30) as client:
         await kill_manager(deployment)
@@ -124,7 +123,6 @@ async def watchers_1000(deployment: Deployment) -> None:
 
 async def restore_older_store(deployment: Deployment) -> None:
     """The server comes back with what it had some seconds ago."""
-    _upgrade(deployment)
     copy = deployment.folder / "copy"
     await deployment.server.stop()
     copied = time.time()
@@ -139,12 +137,6 @@ async def restore_older_store(deployment: Deployment) -> None:
     # Now, since a manager that dies later takes with it what it should not have had.
     async with deployment.without_load():
         deployment.violations += await disagreements(deployment.url, deployment.settling_s)
-
-
-def _upgrade(deployment: Deployment) -> None:
-    """Leave managers of this version only: the old one need not have what this one promises."""
-    for manager in deployment.managers:
-        manager.upgrade()
 
 
 def _replace(store: Path, copy: Path) -> None:
