@@ -73,6 +73,7 @@ class OrphanSweeper:
 
     async def sweep(self) -> None:
         """Take over every orphan that there is; the leases are read again before each batch."""
+        await self._context.leases.remove_overdue()
         await self._repair_damaged()
         orphans = await self._orphans()
         self._failed &= set(orphans)

@@ -233,6 +233,8 @@ class Leases:
         self._follower: FollowingConsumer | None = None
         self._reported: set[tuple[str, int]] = set()
         self.managers: dict[str, ManagerInfo] = {}
+        # When (of `boottime`) each of them was last seen to renew.
+        self._renewed_at: dict[str, float] = {}
         # Set when a manager's lease has ended.
         self.gone = asyncio.Event()
         # Set when a manager with another lease time is seen.
@@ -241,6 +243,7 @@ class Leases:
     def follow(self) -> FollowingConsumer:
         """Every lease, then every change; pass each message to `apply`."""
         self.managers.clear()
+        self._renewed_at.clear()
         self._follower = consumer = FollowingConsumer(
             self._connection,
             self._stream,
@@ -260,9 +263,10 @@ class Leases:
         manager_id = subjects.session_of(message.subject)
         info = _info_in(message)
         if info is not None:
-            self.managers[manager_id] = info
+            self.managers[manager_id], self._renewed_at[manager_id] = info, boottime()
             self._compare_lease_time(manager_id, lease_time(message))
             return False
+        self._renewed_at.pop(manager_id, None)
         if self.managers.pop(manager_id, None) is None:
             return False
         self.gone.set()
@@ -298,6 +302,13 @@ class Leases:
             "lease_s differs from another manager's; use one value for the whole deployment",
             extra={"other": manager_id, "its_lease_s": lease_s, "lease_s": self.lease_s},
         )
+
+    async def remove_overdue(self) -> None:
+        """Remove the entries of managers that have not renewed for long; the server should have done that."""
+        due_s = OVERDUE_LEASES * (self.lease_s or 0) + OVERDUE_S
+        for manager_id, renewed_at in list(self._renewed_at.items()):
+            if boottime() - renewed_at > due_s and await self.is_alive(manager_id):
+                self._renewed_at[manager_id] = boottime()  # with a lease time of its own: look again later
 
     async def is_alive(self, manager_id: str) -> bool:
         """Whether that manager has a lease, read at the leader."""

@@ -291,6 +291,18 @@ async def test_an_entry_that_no_manager_renews_is_no_lease_although_the_server_k
     await eventually(lambda: "manager_gone" not in manager._leases.managers)
 
 
+async def test_an_entry_that_no_manager_renews_is_removed_also_if_it_owns_nothing(
+    stranger: Stranger, start_manager: StartManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "OVERDUE_S", 1)
+    lease = {"manager_id": "manager_gone", "host": "h", "pid": 1, "started_at": NOW, "version": "1"}
+    manager = await start_manager()
+    await stranger.js.publish("$KV.JIDO_MANAGERS.manager_gone", msgspec.json.encode(lease))
+
+    await eventually(lambda: "manager_gone" in manager._leases.managers)
+    await eventually(lambda: "manager_gone" not in manager._leases.managers)
+
+
 async def put_record(stranger: Stranger, session_id: str, owner: str) -> None:
     record = {
         "session_id": session_id,
