@@ -265,3 +265,37 @@ async def test_before_the_first_manager_the_page_says_what_is_missing(browser: B
             await expect(page.get_by_text("No sessions", exact=True)).to_be_visible()
             await expect(page.get_by_role("alert").first).to_be_hidden()
         await expect(page.get_by_text("No manager has a lease")).to_be_visible()
+
+
+BIG = 1970670598291982291  # more than a JavaScript number can hold
+
+
+async def test_an_integer_is_shown_with_every_digit(page: Page, stage: Stage, name: str) -> None:
+    await stage.client.create_session(
+        session_id=name, metadata={"row": BIG, "list": [-BIG], "text": f"{BIG}"}, llm_config={"seed": BIG}
+    )
+    await stage.client.send_message(name, "user", {"id": BIG})
+    await look_at(page, stage, name)
+
+    await expect(page.locator("#metadata")).to_contain_text(f'"row": {BIG}')
+    await expect(page.locator("#metadata")).to_contain_text(f"-{BIG}")
+    await expect(page.locator("#metadata")).to_contain_text(f'"text": "{BIG}"')
+    await expect(page.locator("#llm-config")).to_contain_text(f'"seed": {BIG}')
+    await expect(page.locator("#output")).to_contain_text(f'"id": {BIG}')
+
+
+async def test_a_session_is_created_with_every_digit_of_an_integer(page: Page, stage: Stage, name: str) -> None:
+    await page.get_by_role("button", name="New session").click()
+    await page.locator("#create-dialog summary").click()
+    await field(page, "Id ").fill(name)
+    await page.locator("#create-config").fill(f'{{"seed": {BIG}, "near": 9007199254740993}}')
+    await page.get_by_role("button", name="Create").click()
+    await expect(page.locator("#session-id")).to_have_text(name)
+
+    record = await stage.client.get_session_info(name)
+    assert record.llm_config == {"seed": BIG, "near": 9007199254740993}
+
+
+async def test_an_address_that_is_no_id_shows_the_overview(page: Page, stage: Stage) -> None:
+    await page.goto(f"{stage.url}/#/session/%E0")
+    await expect(page.locator("#overview")).to_be_visible()

@@ -1,5 +1,7 @@
 // Commands and other single requests.
 
+import { parse, stringify } from "./json.js";
+
 /** An error response of the dashboard: `code` is stable, the message is for people. */
 export class ApiError extends Error {
   constructor(code, message) {
@@ -21,7 +23,7 @@ async function call(method, path, body) {
   const options = { method };
   if (body !== undefined) {
     options.headers = { "Content-Type": "application/json" };
-    options.body = JSON.stringify(body);
+    options.body = stringify(body);
   }
   let answer;
   try {
@@ -29,7 +31,7 @@ async function call(method, path, body) {
   } catch {
     throw new ApiError("unreachable", "The dashboard does not answer. The command may or may not have been carried out: try again.");
   }
-  const reply = await answer.json().catch(() => ({}));
+  const reply = await answer.text().then(parse).catch(() => ({}));
   if (!answer.ok) throw new ApiError(reply.error?.code ?? "internal", sentence(reply.error?.message ?? `Error ${answer.status}`));
   return reply;
 }

@@ -58,9 +58,18 @@ function frame(now) {
   requestAnimationFrame(frame);
 }
 
+/** The id in an address; null for one that no session can have, such as half a character. */
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return null;
+  }
+}
+
 function route() {
   const found = /^#\/session\/([^/]+)$/.exec(location.hash);
-  const id = found === null ? null : decodeURIComponent(found[1]);
+  const id = found === null ? null : decoded(found[1]);
   if (id === shownId) return;
   const before = shownId;
   shownId = id;

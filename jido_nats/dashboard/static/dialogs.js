@@ -3,6 +3,7 @@
 import { command, createSession } from "./api.js";
 import { announce, byId, setText } from "./dom.js";
 import { shortId } from "./format.js";
+import { parse } from "./json.js";
 
 const LIMITS = { "create-idle-after": "idle_after_s", "create-idle-timeout": "idle_timeout_s", "create-lifetime": "max_lifetime_s" };
 
@@ -90,7 +91,7 @@ function pairs(text) {
 function object(text, name) {
   let value;
   try {
-    value = JSON.parse(text);
+    value = parse(text);
   } catch (error) {
     throw new FormError(`${name} is not valid JSON: ${error.message}.`);
   }

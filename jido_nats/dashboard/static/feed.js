@@ -3,6 +3,8 @@
 // The browser reconnects by itself with the last id that it saw (Last-Event-ID); if it gives up, or the page closed
 // the stream while it was hidden, the page sends that id itself.
 
+import { parse } from "./json.js";
+
 const RETRY_MS = 1000;
 const RETRY_MAX_MS = 10_000;
 const SILENCE_MAX_MS = 15_000; // the dashboard sends something every 5 s
@@ -48,7 +50,7 @@ export class Feed {
       return this.#again();
     }
     try {
-      const snapshot = await answer.json();
+      const snapshot = parse(await answer.text());
       this.store.restart(snapshot);
       this.position = snapshot.position_token;
     } catch {
@@ -76,7 +78,7 @@ export class Feed {
     });
     on("change", (message) => {
       this.position = message.lastEventId;
-      this.store.apply(JSON.parse(message.data));
+      this.store.apply(parse(message.data));
     });
     on("state", (message) => {
       this.store.state = JSON.parse(message.data);

@@ -1,5 +1,7 @@
 // Formats of times, durations and values.
 
+import { stringify } from "./json.js";
+
 const clockFormat = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
 const dayFormat = new Intl.DateTimeFormat(undefined, { year: "numeric", month: "short", day: "numeric" });
 const numberFormat = new Intl.NumberFormat("en");
@@ -42,7 +44,7 @@ export function age(ms) {
 export const shortId = (id) => (id.length <= 18 ? id : `…${id.slice(-12)}`);
 
 /** Any JSON value, indented; a string unchanged. */
-export const pretty = (value) => (typeof value === "string" ? value : JSON.stringify(value, null, 2));
+export const pretty = (value) => (typeof value === "string" ? value : stringify(value, 2));
 
 export const FAILURES = new Set(["crashed", "start_failed", "owner_lost"]);
 

@@ -3,6 +3,7 @@
 import { ApiError, command, getSession, newMessageId } from "./api.js";
 import { announce, byId, chip, el, setText } from "./dom.js";
 import { age, duration, FAILURES, moment, pretty, words } from "./format.js";
+import { parse } from "./json.js";
 
 const SHOWN_MAX = 1000; // events, and outputs, shown at one time
 const SEGMENTS_MAX = 400;
@@ -262,7 +263,7 @@ export class SessionView {
   #listen() {
     const source = new EventSource(`/api/sessions/${encodeURIComponent(this.id)}/output`);
     this.output = source;
-    source.addEventListener("output", (message) => this.#onOutput(JSON.parse(message.data)));
+    source.addEventListener("output", (message) => this.#onOutput(parse(message.data)));
     source.addEventListener("problem", (message) => {
       setText(byId("output-empty"), `The output cannot be read: ${JSON.parse(message.data).message}`);
       source.close();
