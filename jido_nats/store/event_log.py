@@ -32,6 +32,7 @@ from jido_nats.core.events import Event, KnownEvent, SessionCreated, SessionStat
 from jido_nats.core.position import Position
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.subjects import Publication
+from jido_nats.errors import PositionUnavailable
 
 # How many subjects one consumer reads: its request has to fit into a message.
 FILTERS_MAX: Final = 500
@@ -142,6 +143,8 @@ class EventLog:
         created = await self.find_created(session_id)
         found: list[KnownEvent] = [created] if created is not None else []
         found += [event for _, event in copies]
+        if (await stream_state(self._connection, self.stream)).last < claim:
+            raise PositionUnavailable.of_another_life(claim)
         after = copies[-1][0] if copies else 0
         filters = [subjects.EVENTS, subjects.fence(session_id)]
         async with FollowingConsumer(self._connection, self.stream, filters, Start.at(after + 1)) as consumer:
@@ -196,7 +199,12 @@ class EventLog:
         return None if message is None else message.sequence
 
     async def message_ids_between(self, filters: Sequence[str], after: int, until: int) -> set[str]:
-        """The message ids stored after sequence `after`, up to `until` (a sequence on one of the subjects)."""
+        """The message ids stored after sequence `after`, up to `until` (a sequence on one of the subjects).
+
+        Raises `PositionUnavailable` if the stream has not come so far: it is older than it was.
+        """
+        if (await stream_state(self._connection, self.stream)).last < until:
+            raise PositionUnavailable.of_another_life(until)
         found: set[str] = set()
         start = Start.at(min(after + 1, until))  # a stream that was recreated or restored may be shorter than that
         consumer = FollowingConsumer(self._connection, self.stream, filters, start, headers_only=True)

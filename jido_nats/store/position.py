@@ -2,6 +2,8 @@
 
 import asyncio
 
+from jido_nats.errors import PositionUnavailable
+
 
 class StreamPosition:
     """A follower's position in a stream: a sequence that only grows."""
@@ -19,7 +21,10 @@ class StreamPosition:
         self._waiters = [(wanted, waiter) for wanted, waiter in self._waiters if not waiter.done()]
 
     async def reached(self, sequence: int) -> None:
-        """Return when the follower is at `sequence` or later."""
+        """Return when the follower is at `sequence` or later.
+
+        Raises `PositionUnavailable` if it starts over: that sequence may be one of a stream that is no more.
+        """
         if self.sequence < sequence:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append((sequence, waiter))
@@ -29,5 +34,9 @@ class StreamPosition:
                 self._waiters = [(wanted, other) for wanted, other in self._waiters if other is not waiter]
 
     def restart(self) -> None:
-        """The follower starts over."""
+        """The follower starts over; what a caller waits for may never come."""
+        if self.sequence:
+            for wanted, waiter in self._waiters:
+                if not waiter.done():
+                    waiter.set_exception(PositionUnavailable(wanted, None, None))
         self.sequence = 0

@@ -10,7 +10,7 @@ from jido_nats.broker.connection import Connection
 from jido_nats.core import lifecycle, subjects
 from jido_nats.core.codec import Encoding
 from jido_nats.core.session import SessionRecord, Status
-from jido_nats.errors import Conflict
+from jido_nats.errors import Conflict, PositionUnavailable
 from jido_nats.store import topology
 from jido_nats.store.event_log import EventLog, Fence
 from tests.core.samples import record_in
@@ -145,3 +145,11 @@ def opened_at(at: datetime) -> SessionRecord:
     """The record of a session that was begun then."""
     created, _ = lifecycle.create("s1", owner="m0", at=at)
     return lifecycle.opened(created)[0]
+
+
+async def test_a_look_up_to_a_claim_of_another_life_of_the_stream_does_not_wait(event_log: EventLog) -> None:
+    claim = await event_log.claim(ENDED.session_id, "m1", 0)
+    with pytest.raises(PositionUnavailable, match="another life"):
+        await event_log.message_ids_between([subjects.EVENTS], 0, claim + 5)
+    with pytest.raises(PositionUnavailable, match="another life"):
+        await event_log.events_of(ENDED.session_id, claim + 5)
