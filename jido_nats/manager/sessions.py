@@ -16,7 +16,7 @@ from jido_nats.core import lifecycle
 from jido_nats.core.requests import CreateRequest, SendReply, SendRequest, limits_of
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
-from jido_nats.errors import InvalidTransition, Overloaded, StopTimeout, Unavailable
+from jido_nats.errors import InvalidTransition, Overloaded, StopTimeout, TooLarge, Unavailable
 from jido_nats.manager.conversation import Conversations
 from jido_nats.manager.live_session import KILL_GRACE_S, LiveSession, SessionDependencies
 from jido_nats.manager.running import NotHere, RunningSessions, SessionExists
@@ -259,14 +259,18 @@ class Sessions:
         except StopTimeout:
             await live.wait_ended(KILL_GRACE_S)
             async with gate, self.running.changing(live):
-                if live.record.status is Status.TERMINATING and live.run is not None and not live.run.ended:
+                if live.record.status is Status.TERMINATING and not live.worker_ended:
                     await live.abandon()  # if the worker has ended by now, `_finish` ends the session
+        except TooLarge:
+            self.running.relinquish(live, "its record is larger than max_payload; another manager will end it")
 
     async def _stopped(self, live: LiveSession) -> SessionRecord:
+        """The record of the end: the worker has `stop_timeout_s` to stop, then its output as long to be stored."""
         if live.record.status is not Status.TERMINATED:
-            if not await live.wait_ended(self._settings.stop_timeout_s):
+            timeout_s = self._settings.stop_timeout_s
+            if not (await live.wait_ended(timeout_s) or (live.worker_ended and await live.wait_ended(timeout_s))):
                 raise StopTimeout(
-                    f"the worker has not stopped within {self._settings.stop_timeout_s:g} s; stopping continues",
+                    f"the worker has not stopped within {timeout_s:g} s; stopping continues",
                     session_id=live.session_id,
                 )
             if not live.is_here:
