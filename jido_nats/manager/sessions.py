@@ -27,6 +27,7 @@ from jido_nats.worker.session import Worker
 
 STOPS_AT_ONCE: Final = 256
 CLOSE_POLL_S: Final = 1.0
+UNFINISHED: Final = "not done yet, or not known to be done: ask again with the same session id"
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +84,12 @@ class Sessions:
             return None
         return Entry(live.record.session_id, revision, live.record)
 
-    async def in_own_task(self, session_id: str, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
+    async def in_own_task(
+        self, session_id: str, work: Coroutine[Any, Any, T], timeout_s: float, *, unfinished: str = UNFINISHED
+    ) -> T:
         """The result of a requested change; `work` continues if the caller is cancelled.
 
-        Raises `Unavailable` after `timeout_s`, `Overloaded` if too many changes are under way.
+        Raises `Unavailable(unfinished)` after `timeout_s`, `Overloaded` if too many changes are under way.
         """
         if self._requested >= 2 * self._settings.commands_max:
             work.close()
@@ -96,7 +99,7 @@ class Sessions:
         task.add_done_callback(self._on_done)
         done, _ = await asyncio.wait({task}, timeout=timeout_s)
         if not done:
-            raise Unavailable("not done yet, or not known to be done: ask again with the same session id")
+            raise Unavailable(unfinished, session_id=session_id)
         if task.cancelled():
             raise Unavailable("this manager has stopped, and it is unknown whether this was done: ask again")
         return task.result()
@@ -118,6 +121,13 @@ class Sessions:
                 self.filled.set()
             await live.create(chosen=chosen)
         return live.record, False
+
+    async def wait_started(self, session_id: str) -> None:
+        """Return when no start of that session is under way here."""
+        live = self.running.get(session_id)
+        if live is not None and live.record.status is Status.INITIALIZING:
+            async with live.lock:  # held during its start
+                return
 
     async def change(self, session_id: str, status: Status) -> SessionRecord:
         """The record in its new status, `active` or `idle`. Raises `NotHere`, `InvalidTransition`."""

@@ -226,7 +226,7 @@ class SessionWriter:
             return
         self.in_doubt = entry.revision != self.revision
         raise TooLarge(
-            f"the record of the session is larger than the server's max_payload, which was lowered: {error}",
+            "nothing was changed: the session's record is larger than the server's max_payload, which was lowered",
             session_id=changed.session_id,
         ) from error
 

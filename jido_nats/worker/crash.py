@@ -30,7 +30,11 @@ def log_crash(session_id: str, error: BaseException) -> None:
 
 def traceback_text(error: BaseException) -> str:
     """The traceback as text, for another process; of a very long one, the end."""
-    return _valid("".join(traceback.format_exception(error)))[-TRACEBACK_LENGTH_MAX:]
+    try:
+        text = "".join(traceback.format_exception(error))
+    except Exception as failure:  # no memory is left, for example
+        text = f"{_text(error)}\n(formatting its traceback failed: {_text(failure)})"
+    return _valid(text)[-TRACEBACK_LENGTH_MAX:]
 
 
 def error_text(error: BaseException) -> str:
