@@ -16,6 +16,7 @@ from tests.tools.proxy import reserve_port
 from tests.tools.support import Stranger, eventually, stranger_at
 
 SUCCEEDS = Program(["sh", "-c", "exit 0"])
+EXITS = "sh -c 'exit 3'"
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def ignoring(tmp_path: Path) -> Version:
 
 @pytest.mark.parametrize(
     "worker",
-    [["--exec", "true"], ["--worker", "tests.tools.workers:completes", "--isolation", "process"]],
+    [["--exec", EXITS], ["--worker", "tests.tools.workers:exits", "--isolation", "process"]],
     ids=["program", "isolated"],
 )
 async def test_serve_sees_exit_codes_although_its_parent_ignores_sigchld(
@@ -90,18 +91,18 @@ async def test_serve_sees_exit_codes_although_its_parent_ignores_sigchld(
         await program.said(" serves on ")
         await stranger.create("s1")
 
-        assert (await stranger.ends("s1"))["reason"] == "completed"
+        assert (await stranger.ends("s1"))["error"] == "exit code 3"
 
 
 async def test_up_sees_exit_codes_although_its_parent_ignores_sigchld(ignoring: Version) -> None:
     with reserve_port() as reserved:
         port = reserved.getsockname()[1]
-    async with running("up", "--port", str(port), "--exec", "true", version=ignoring) as program:
+    async with running("up", "--port", str(port), "--exec", EXITS, version=ignoring) as program:
         await program.said("Ctrl-C stops it")
         async with stranger_at(f"nats://127.0.0.1:{port}") as stranger:
             await stranger.create("s1")
 
-            assert (await stranger.ends("s1"))["reason"] == "completed"
+            assert (await stranger.ends("s1"))["error"] == "exit code 3"
         await program.end(signal.SIGTERM)
 
 
