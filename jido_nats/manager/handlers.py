@@ -137,11 +137,12 @@ class CommandHandlers:
 
     async def _start(self, session_id: str, request: CreateRequest, timeout_s: float) -> tuple[SessionRecord, bool]:
         """See `Sessions.create`; also `Unavailable` if the session is not active within `timeout_s`."""
-        try:
-            async with asyncio.timeout(timeout_s):  # not in a task of its own: a client repeats this all the time
-                await self._sessions.wait_started(session_id)
-        except TimeoutError:
-            raise Unavailable(STARTING) from None
+        if self._sessions.is_starting(session_id):  # wait in no task of its own: a client repeats this all the time
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._sessions.wait_started(session_id)
+            except TimeoutError:
+                raise Unavailable(STARTING) from None
         work = self._sessions.create(session_id, request)
         return await self._carry_out(session_id, work, timeout_s, unfinished=STARTING)
 

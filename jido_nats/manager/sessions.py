@@ -122,10 +122,14 @@ class Sessions:
             await live.create(chosen=chosen)
         return live.record, False
 
-    async def wait_started(self, session_id: str) -> None:
-        """Return when no start of that session is under way here."""
+    def is_starting(self, session_id: str) -> bool:
+        """Whether a start of that session is under way here."""
         live = self.running.get(session_id)
-        if live is not None and live.record.status is Status.INITIALIZING:
+        return live is not None and live.record.status is Status.INITIALIZING
+
+    async def wait_started(self, session_id: str) -> None:
+        """Return when the start of that session, which is under way here, has ended."""
+        if (live := self.running.get(session_id)) is not None:
             async with live.lock:  # held during its start
                 return
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,12 @@ from tests.tools.proxy import reserve_port
 from tests.tools.support import Stranger, eventually, stranger_at
 
 SUCCEEDS = Program(["sh", "-c", "exit 0"])
+IGNORES = """#!{python}
+import os, signal, sys
+
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+os.execv("{program}", ["{program}", *sys.argv[1:]])
+"""
 EXITS = "sh -c 'exit 3'"
 
 
@@ -74,7 +81,7 @@ async def test_a_terminated_program_whose_status_is_unknown_was_terminated(
 def ignoring(tmp_path: Path) -> Version:
     """`jido-nats` as a parent starts it that ignores SIGCHLD, which is inherited."""
     script = tmp_path / "jido-nats"
-    script.write_text(f"#!/bin/sh\ntrap '' CHLD\nexec {JIDO_NATS} \"$@\"\n")
+    script.write_text(IGNORES.format(python=sys.executable, program=JIDO_NATS))
     script.chmod(0o755)
     return NEW._replace(jido_nats=script)
 
