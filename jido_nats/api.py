@@ -22,7 +22,7 @@ from jido_nats.core.requests import (
     TerminateRequest,
 )
 from jido_nats.core.session import SessionRecord, Status
-from jido_nats.errors import InternalError
+from jido_nats.errors import InternalError, JidoError
 
 T = TypeVar("T")
 
@@ -48,7 +48,8 @@ class SessionApi(ABC):
         Time limits, in seconds (0: no limit; None: the manager's setting): an `active` session becomes `idle` after
         `idle_after_s` without a message, output or `touch()`; an `idle` one ends after `idle_timeout_s`; any session
         ends `max_lifetime_s` after its creation.
-        Raises `StartFailed`, `AlreadyExists`, `Overloaded`, `BadRequest`, `TooLarge`, `Unavailable`.
+        Raises `StartFailed`, `AlreadyExists`, `Overloaded`, `BadRequest`, `TooLarge`, `Unavailable`; every error has
+        the id, also one that was not given, as `session_id`.
         """
         request = CreateRequest(
             session_id=session_id,
@@ -58,7 +59,11 @@ class SessionApi(ABC):
             idle_timeout_s=idle_timeout_s,
             max_lifetime_s=max_lifetime_s,
         )
-        return await self._checked("create", "", request, CreateReply)
+        try:
+            return await self._checked("create", "", request, CreateReply)
+        except JidoError as error:
+            _name(error, error.session_id or session_id)
+            raise
 
     async def get_session_info(self, session_id: str) -> SessionRecord:
         """Return a session's record, until it expires some time after the end. Raises `NotFound`, `Unavailable`."""
@@ -142,6 +147,14 @@ class SessionApi(ABC):
     @abstractmethod
     async def _command(self, verb: str, session_id: str, request: msgspec.Struct, kind: type[T]) -> T:
         """Carry out the command and return its reply, a `kind`. `session_id`: "" if it is not about one session."""
+
+
+def _name(error: JidoError, session_id: str | None) -> None:
+    """Make the error of a create name the session, which may be starting: its caller may not know the id yet."""
+    if session_id is not None:
+        error.session_id = session_id
+        if session_id not in str(error):
+            error.args = (f"{error} (session_id {session_id})",)
 
 
 def _event_in(data: bytes) -> Event:

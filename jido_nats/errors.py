@@ -30,14 +30,18 @@ from typing import ClassVar, Final
 
 
 class JidoError(Exception):
-    """The base of every error of jido_nats; the message says what to do."""
+    """The base of every error of jido_nats; the message says what to do.
+
+    Attributes: `session_id` (of the session that it is about, or None).
+    """
+
+    session_id: str | None = None
 
 
 class CommandError(JidoError):
     """A command failed.
 
-    Attributes: `status` (HTTP-like number, sent as `Nats-Service-Error-Code`), `code` (stable token),
-    `session_id` (str or None).
+    Attributes: `status` (HTTP-like number, sent as `Nats-Service-Error-Code`), `code` (stable token), `session_id`.
     """
 
     status: ClassVar[int] = 500

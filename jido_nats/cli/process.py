@@ -182,12 +182,18 @@ async def monitored(manager: SessionManager, host: str, port: int | None) -> Asy
         await manager.close()
 
 
+def restore_sigchld() -> None:
+    """Undo that SIGCHLD is ignored, which is inherited: the exit codes of children would be lost."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def prepare_process() -> None:
     """For many sessions: as many file descriptors as this process may have, and fewer garbage collections.
 
     Sessions are freed by their reference counts; the collector finds only rare cycles, and each collection
     traverses all sessions.
     """
+    restore_sigchld()
     gc.set_threshold(GC_YOUNG, GC_MIDDLE, GC_OLD)
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource

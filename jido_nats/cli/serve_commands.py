@@ -22,7 +22,14 @@ from jido_nats.cli.options import (
     load_settings,
 )
 from jido_nats.cli.printer import Printer
-from jido_nats.cli.process import end_on_sigterm, monitored, prepare_process, run_program, serve_until_signal
+from jido_nats.cli.process import (
+    end_on_sigterm,
+    monitored,
+    prepare_process,
+    restore_sigchld,
+    run_program,
+    serve_until_signal,
+)
 from jido_nats.cli.worker_options import choose_worker, worker_options
 from jido_nats.core.codec import Encoding
 from jido_nats.core.settings import Settings
@@ -78,6 +85,7 @@ def up(
     """Run a local server and a manager until Ctrl-C."""
 
     async def run() -> None:
+        restore_sigchld()
         end_on_sigterm()
         settings = load_settings(config_file, **overrides)
         run_worker = choose_worker(worker, command, isolation, settings)

@@ -28,6 +28,7 @@ from jido_nats.core.events import KnownEvent, SessionStatus, UnknownEvent
 from jido_nats.core.lifecycle import after_event
 from jido_nats.core.position import Position, parse_position
 from jido_nats.core.requests import (
+    CreateReply,
     CreateRequest,
     ListRequest,
     SendRequest,
@@ -45,7 +46,7 @@ from jido_nats.ids import new_message_id, new_session_id
 from jido_nats.store.event_log import event_in
 from jido_nats.store.output_log import output_in
 
-TIMEOUT_S: Final = 10.0
+TIMEOUT_S: Final = 60.0
 
 _STEPS: Final = {"idle": Status.IDLE, "activate": Status.ACTIVE}
 
@@ -295,6 +296,8 @@ class Client(SessionApi):
     async def _command(self, verb: str, session_id: str, request: msgspec.Struct, kind: type[T]) -> T:
         subject = COMMANDS[verb].subject_for(session_id)
         tries = Tries(self._timeout_s)
+        if isinstance(request, CreateRequest):
+            return await self._create(subject, request, kind, tries)
         try:
             return await self._ask(subject, _with_ids(request), kind, tries)
         except InvalidTransition:
@@ -303,6 +306,18 @@ class Client(SessionApi):
                 if record.status is _STEPS[verb] and await self._is_published(record) and isinstance(record, kind):
                     return record
             raise
+
+    async def _create(self, subject: str, request: CreateRequest, kind: type[T], tries: Tries) -> T:
+        """The reply; an error has the id. `replayed` is about other requests, not about repetitions of this one."""
+        session_id = request.session_id or new_session_id()
+        try:
+            reply = await self._ask(subject, msgspec.structs.replace(request, session_id=session_id), kind, tries)
+        except JidoError as error:
+            error.session_id = session_id
+            raise
+        if request.session_id is None and isinstance(reply, CreateReply):
+            return msgspec.structs.replace(reply, replayed=False)
+        return reply
 
     async def _is_published(self, record: SessionRecord) -> bool:
         """Whether the version's events are stored too: a record may be ahead of them."""
@@ -340,8 +355,6 @@ def _verifiable(position: int | str) -> Position:
 def _with_ids(request: msgspec.Struct) -> msgspec.Struct:
     """The request with the ids that its caller did not give: it may have to be retried."""
     match request:
-        case CreateRequest(session_id=None):
-            return msgspec.structs.replace(request, session_id=new_session_id())
         case SendRequest(message_id=None):
             return msgspec.structs.replace(request, message_id=new_message_id())
         case _:

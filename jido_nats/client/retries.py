@@ -20,6 +20,8 @@ class Tries:
         self._ends_at = asyncio.get_running_loop().time() + timeout_s
         self._backoff = Backoff(RETRY_WAIT_S, RETRY_WAIT_MAX_S)
         self._no_manager_since: float | None = None
+        # What a manager last answered: it says more than that the last attempt had no reply in the time left for it.
+        self._answer: Unavailable | None = None
         self.in_doubt = False
 
     def attempt_s(self) -> float:
@@ -33,8 +35,9 @@ class Tries:
             return
         self._no_manager_since = None
         self.in_doubt = self.in_doubt or not isinstance(error, NotSent)
-        final = error if isinstance(error, Unavailable) else _no_answer()
-        await self._wait(final, error, self._left_s())
+        if isinstance(error, Unavailable):
+            self._answer = error
+        await self._wait(self._answer or _no_answer(), error, self._left_s())
 
     async def _wait_for_manager(self, error: NoResponders) -> None:
         """Wait for a manager that restarts, but not for long."""

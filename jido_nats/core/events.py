@@ -18,7 +18,10 @@ class SessionCreated(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class SessionStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="session_status"):
-    """A session went from `previous_status` to `status`; `reason` and `error` are set if it is ending."""
+    """A session went from `previous_status` to `status`; `reason` and `error` are set if it is ending.
+
+    `output_incomplete`: see `SessionRecord`.
+    """
 
     session_id: str
     version: int
@@ -29,10 +32,14 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     error: str | None = None
     detail: str | None = None
     forced: bool = False
+    output_incomplete: bool = False
 
 
 class SessionTerminated(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="session_terminated"):
-    """A session has ended; published after the `session_status` of the same version."""
+    """A session has ended; published after the `session_status` of the same version.
+
+    `output_incomplete`: see `SessionRecord`.
+    """
 
     session_id: str
     version: int
@@ -41,6 +48,7 @@ class SessionTerminated(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     error: str | None = None
     detail: str | None = None
     forced: bool = False
+    output_incomplete: bool = False
 
 
 KnownEvent = SessionCreated | SessionStatus | SessionTerminated

@@ -81,6 +81,7 @@ def transition(
     error: str | None = None,
     detail: str | None = None,
     forced: bool = False,
+    output_incomplete: bool = False,
     owner: str | None = None,
     after: int = 0,
     traceparent: str | None = None,
@@ -102,6 +103,7 @@ def transition(
         error=error or record.error,
         detail=record.detail or detail,
         forced=forced,
+        output_incomplete=output_incomplete,
         opening=False,
         after=max(after, record.after),
         traceparent=traceparent,
@@ -123,6 +125,7 @@ def events_of(record: SessionRecord) -> tuple[Event, ...]:
         error=record.error,
         detail=record.detail,
         forced=record.forced,
+        output_incomplete=record.output_incomplete,
     )
     if record.opening:
         return (created_event(record), changed)
@@ -151,6 +154,7 @@ def after_event(record: SessionRecord, event: Event) -> SessionRecord:
             error=None,
             detail=None,
             forced=False,
+            output_incomplete=False,
             sealed=False,
             opening=False,
         )
@@ -170,6 +174,7 @@ def after_event(record: SessionRecord, event: Event) -> SessionRecord:
         error=event.error,
         detail=event.detail,
         forced=event.forced,
+        output_incomplete=event.output_incomplete,
         sealed=False,
         opening=False,
         **changes,
@@ -203,6 +208,7 @@ def ended_event(status: SessionStatus) -> SessionTerminated:
         error=status.error,
         detail=status.detail,
         forced=status.forced,
+        output_incomplete=status.output_incomplete,
     )
 
 

@@ -61,6 +61,8 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     `opening`: this is the first version that was written, so its events include `session_created`.
     The time limits are those of the request that created the session (seconds; 0: no limit; None: the manager's).
     `traceparent` (W3C Trace Context) is that of the command that caused this version, if it had one. Times are UTC.
+    `output_incomplete`: the session ended before all of its output and conversation was known to be stored; the rest
+    may still follow, or be missing.
     `needs` names the features whose rules the record's writer relies on. A manager that does not know one of them
     never writes, claims or ends the record.
     """
@@ -78,6 +80,7 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     error: str | None = None
     detail: str | None = None
     forced: bool = False
+    output_incomplete: bool = False
     after: int = 0
     sealed: bool = False
     opening: bool = False

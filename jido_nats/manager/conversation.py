@@ -84,6 +84,14 @@ class Conversation:
         """Accept the rest of a program's output at once: its pipe holds little."""
         self._waits_for_room = False
 
+    async def finish(self, timeout_s: float) -> bool:
+        """The session ends: whether all of its output and conversation is stored, at the latest after `timeout_s`."""
+        return await self._queue.finish(timeout_s)
+
+    def lose_output(self) -> None:
+        """Some of the worker's output was lost before it was pushed."""
+        self._queue.lost = True
+
     def check_room(self, request: SendRequest) -> bool:
         """Whether the same message was delivered before. Raises `AlreadyExists`, `TooLarge`, `Overloaded`."""
         if self.inbox.number_of(request) is not None:

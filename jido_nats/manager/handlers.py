@@ -42,9 +42,13 @@ from jido_nats.ids import new_session_id
 from jido_nats.manager.forwarding import Forwarder
 from jido_nats.manager.running import NotHere, SessionExists
 from jido_nats.manager.service import Call, Handler
-from jido_nats.manager.sessions import Sessions
+from jido_nats.manager.sessions import UNFINISHED, Sessions
 from jido_nats.manager.writer import WriterContext
 from jido_nats.store.index import SessionIndex
+
+STARTING: Final = "starting: the session is not active yet, or not known to be; ask again with the same session id"
+# A forwarded create takes this much of a command's time: the manager that forwarded it waits as long for the reply.
+FORWARDED_SHARE: Final = 0.9
 
 log = logging.getLogger(__name__)
 
@@ -93,15 +97,22 @@ class CommandHandlers:
         except JidoError as error:  # of NATS: a caller is to ask again
             extra = {"verb": call.verb, "session_id": call.session_id, "error": repr(error)}
             log.warning("a command could not be carried out", extra=extra)
-            raise Unavailable("the manager cannot do this now; ask again with the same session id") from error
+            why = "the manager cannot do this now; ask again with the same session id"
+            raise Unavailable(why, session_id=error.session_id) from error
 
     async def _create(self, call: Call[CreateRequest]) -> CreateReply:
         call.request.check_size(min(self._settings.metadata_bytes_max, self._connection.max_payload // 2))
-        settings, session_id = self._settings, call.request.session_id or new_session_id()
-        timeout_s = settings.command_timeout_s + (settings.start_timeout_s if settings.wait_ready else 0)
-        work = self._sessions.create(session_id, call.request)
+        session_id = call.request.session_id or new_session_id()
         try:
-            record, replayed = await self._carry_out(session_id, work, timeout_s)
+            return await self._create_named(call, session_id)
+        except JidoError as error:
+            error.session_id = session_id  # the session may be starting, and its caller may not know the id
+            raise
+
+    async def _create_named(self, call: Call[CreateRequest], session_id: str) -> CreateReply:
+        timeout_s = self._create_timeout_s(call)
+        try:
+            record, replayed = await self._start(session_id, call.request, timeout_s)
         except SessionExists as exists:
             if exists.record.unknown_needs:
                 raise AlreadyExists(
@@ -116,6 +127,24 @@ class CommandHandlers:
             asked = msgspec.structs.replace(call.request, session_id=session_id)
             return await self._create_elsewhere(session_id, asked, timeout_s)
         return _created(call.request, record, replayed=replayed)
+
+    def _create_timeout_s(self, call: Call[CreateRequest]) -> float:
+        """How long a create may take before it is answered with `unavailable`, while the start goes on."""
+        timeout_s, start_s = self._settings.command_timeout_s, self._settings.start_timeout_s
+        if call.local and self._settings.wait_ready:
+            return timeout_s + start_s
+        return timeout_s * FORWARDED_SHARE if call.forwarded else timeout_s
+
+    async def _start(self, session_id: str, request: CreateRequest, timeout_s: float) -> tuple[SessionRecord, bool]:
+        """See `Sessions.create`; also `Unavailable` if the session is not active within `timeout_s`."""
+        if self._sessions.is_starting(session_id):  # wait in no task of its own: a client repeats this all the time
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._sessions.wait_started(session_id)
+            except TimeoutError:
+                raise Unavailable(STARTING) from None
+        work = self._sessions.create(session_id, request)
+        return await self._carry_out(session_id, work, timeout_s, unfinished=STARTING)
 
     async def _create_elsewhere(self, session_id: str, request: CreateRequest, timeout_s: float) -> CreateReply:
         """The reply of a manager that has room; `Overloaded` if none has."""
@@ -187,12 +216,14 @@ class CommandHandlers:
             raise InvalidTransition(f"a session that is {record.status} {refusal}", session_id=call.session_id)
         return await self._forward(call, record, kind)
 
-    async def _carry_out(self, session_id: str, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
+    async def _carry_out(
+        self, session_id: str, work: Coroutine[Any, Any, T], timeout_s: float, *, unfinished: str = UNFINISHED
+    ) -> T:
         """The result of a change. `Unavailable`: it takes too long (and continues), or this manager may not answer."""
         if not (self._connection.connected and self._context.ownership.may_write()):
             work.close()
             raise Unavailable("not done: this manager currently has no connection to NATS, or no lease; ask again")
-        result = await self._sessions.in_own_task(session_id, work, timeout_s)
+        result = await self._sessions.in_own_task(session_id, work, timeout_s, unfinished=unfinished)
         if not self._context.ownership.may_write():
             raise Unavailable("this manager's lease has lapsed; ask again")
         return result

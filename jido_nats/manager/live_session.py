@@ -18,17 +18,19 @@ from jido_nats.core.limits import Limit, next_limit
 from jido_nats.core.requests import SendReply, SendRequest
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
-from jido_nats.errors import AlreadyExists, Fenced, InvalidTransition, StartFailed, Unavailable
+from jido_nats.errors import InvalidTransition, StartFailed, TooLarge
 from jido_nats.manager.conversation import Conversation, Conversations
-from jido_nats.manager.running import NotHere, RunningSessions, SessionExists
-from jido_nats.manager.writer import SessionWriter, WriterContext
+from jido_nats.manager.running import NotHere, RunningSessions
+from jido_nats.manager.writer import SessionWriter, WriterContext, until_it_fits
+from jido_nats.worker.crash import error_text, log_crash
 from jido_nats.worker.inbox import Inbox
-from jido_nats.worker.run import Outcome, WorkerRun, error_text
+from jido_nats.worker.run import Outcome, WorkerRun
 from jido_nats.worker.session import Session, Worker
 
-FIRST_COMMITS_MAX: Final = 3
 # How long a manager that stops waits for a worker that is being killed, before the record says `forced`.
 KILL_GRACE_S: Final = 1.0
+# How long a time limit waits that the server's `max_payload` does not allow to be applied.
+LIMIT_WAIT_S: Final = 10.0
 RECORD_DELETED: Final = "record deleted"
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class LiveSession:
         "_deps",
         "_ended",
         "_is_created",
+        "_limits_from",
         "_ready",
         "_stopping",
         "active_at",
@@ -77,6 +80,7 @@ class LiveSession:
         self.began_at = self.active_at = boottime()
         self._is_created = False
         self._stopping = False
+        self._limits_from = 0.0  # of `boottime`: time limits are not applied before
         self._ready = asyncio.Event() if deps.settings.wait_ready else None
         self._ended: asyncio.Future[None] | None = None
         self._conversation: Conversation | None = None  # most sessions of a large deployment have none
@@ -100,6 +104,11 @@ class LiveSession:
     def in_doubt(self) -> bool:
         """Whether a write has begun and it is unknown how much of it is stored."""
         return self.writer.in_doubt
+
+    @property
+    def worker_ended(self) -> bool:
+        """Whether its worker has run, and ended."""
+        return self.run is not None and self.run.ended
 
     @property
     def conversation(self) -> Conversation:
@@ -175,10 +184,13 @@ class LiveSession:
             self.run.cancel()
 
     async def end(self, **why: Any) -> None:
-        """To `terminated`; wake the callers that wait for it; seal."""
-        await self.advance(Status.TERMINATED, **why)
+        """To `terminated`, once the output is stored (at most `stop_timeout_s`); wake waiting callers; seal."""
+        conversation, timeout_s = self._conversation, self._deps.settings.stop_timeout_s
+        incomplete = conversation is not None and not await conversation.finish(timeout_s)
+        why["output_incomplete"] = incomplete
+        await until_it_fits(self.session_id, lambda: self.advance(Status.TERMINATED, **why))
         self._wake_waiters()
-        await self.writer.seal()
+        await until_it_fits(self.session_id, self.writer.seal)
 
     async def abandon(self, **why: Any) -> None:
         """End the session although its worker does not stop, because the manager is stopping."""
@@ -219,17 +231,23 @@ class LiveSession:
     def due_at(self) -> float | None:
         """When (of `boottime`) the session's next time limit expires; None: never."""
         limit = self._next_limit() if self._deps.default_limits or self.record.has_limits else None
-        return None if limit is None else limit.moment
+        return None if limit is None else max(limit.moment, self._limits_from)
 
     async def apply_limit(self) -> None:
         """Apply the session's next time limit, if it has expired."""
         limit = self._next_limit()
         if limit is None or limit.moment > boottime():
             return
-        if limit.name == "idle_after_s":
-            await self.advance(Status.IDLE)
-        else:
-            await self.ask_to_stop(Reason.TIMED_OUT, f"{limit.name} of {limit.seconds:g} s is over")
+        try:
+            if limit.name == "idle_after_s":
+                await self.advance(Status.IDLE)
+            else:
+                await self.ask_to_stop(Reason.TIMED_OUT, f"{limit.name} of {limit.seconds:g} s is over")
+        except TooLarge as error:
+            if not self._limits_from:
+                extra = {"session_id": self.session_id, "error": str(error)}
+                log.error("a time limit cannot be applied until max_payload is raised again", extra=extra)
+            self._limits_from = boottime() + LIMIT_WAIT_S
 
     def _next_limit(self) -> Limit | None:
         return next_limit(self.record, self._deps.default_limits, began_at=self.began_at, active_at=self.active_at)
@@ -282,6 +300,10 @@ class LiveSession:
         """See `Session.touch`."""
         self.active_at = boottime()
 
+    def lose_output(self) -> None:
+        """See `WorkerHost.lose_output`."""
+        self.conversation.lose_output()
+
     def stop_waiting_for_room(self) -> None:
         """See `WorkerHost.stop_waiting_for_room`."""
         self.conversation.stop_waiting_for_room()
@@ -308,13 +330,14 @@ class LiveSession:
         try:
             self.run = WorkerRun(self._deps.worker, Session(self))
         except BaseException as error:  # nothing cancels this; whatever a worker raises ends its own session only
+            log_crash(self.session_id, error)
             return error_text(error)
         return None
 
     async def _begin(self, record: SessionRecord, *, chosen: bool) -> None:
         """Commit the first record, start the worker, publish. An opening record makes the session active at once."""
         try:
-            await self._commit_first(record, chosen=chosen)
+            await self.writer.commit_first(record, chosen=chosen)
         except BaseException:
             if self.run is not None:
                 self.run.discard()
@@ -324,33 +347,6 @@ class LiveSession:
         if self.run is not None:
             self.run.start(self._on_worker_end)
         await self.writer.publish()
-
-    async def _commit_first(self, record: SessionRecord, *, chosen: bool) -> None:
-        """Commit the record. Assumes that the key is new, which the commit checks; reads the key only if it is not."""
-        context = self._deps.context
-        for _ in range(FIRST_COMMITS_MAX):
-            used = chosen and await context.event_log.has_events(self.session_id)
-            if not used:
-                try:
-                    await self.writer.commit(record)
-                    return
-                except Fenced:
-                    pass
-            entry = await context.records.get(self.session_id)
-            if entry.record is not None:
-                raise SessionExists(entry.record)
-            if entry.is_damaged:
-                raise AlreadyExists(
-                    "that session id is taken by a record that cannot be read; choose another",
-                    session_id=self.session_id,
-                )
-            if used:
-                raise AlreadyExists(
-                    "that session id was used before, by a session whose record has expired; choose another",
-                    session_id=self.session_id,
-                )
-            self.writer.revision = entry.revision  # of an expiry marker: the next attempt reads the stream again
-        raise Unavailable("the record of that session id is just expiring; ask again", session_id=self.session_id)
 
     async def _start(self, error: str | None) -> None:
         """From `initializing` to `active`, once the worker is ready; raises `StartFailed` if it is not."""
@@ -377,7 +373,9 @@ class LiveSession:
         forced = self.run is not None and self.run.forced
         await self.end(reason=Reason.START_FAILED, error=error, forced=forced)
 
-    def _on_worker_end(self, outcome: Outcome) -> None:
+    def _on_worker_end(self, outcome: Outcome, raised: BaseException | None) -> None:
+        if raised is not None:
+            log_crash(self.session_id, raised)
         if not self._deps.running.closed:
             self._deps.running.start_task(self._finish(outcome), self.session_id)
 

@@ -199,7 +199,7 @@ class SessionManager(SessionApi):
         return f"<SessionManager {self.manager_id} {state}>"
 
     async def _command(self, verb: str, session_id: str, request: msgspec.Struct, kind: type[T]) -> T:
-        reply = await self._running().handle(Call(verb, session_id, request))
+        reply = await self._running().handle(Call(verb, session_id, request, local=True))
         return codec.decode(codec.encode(reply), kind)  # a copy, as over NATS: the caller must not change our records
 
     def _running(self) -> CommandHandlers:

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from jido_nats import trace
 from jido_nats.broker.backoff import Backoff
 from jido_nats.core.output import Output, OutputPublication, publication_of
-from jido_nats.errors import BrokerError, JidoError, NotSent, TooLarge
+from jido_nats.errors import BrokerError, JidoError, NotSent, TooLarge, Unavailable
 from jido_nats.store.output_log import OutputLog
 
 WAITING_MAX: Final = 256
@@ -40,7 +40,19 @@ class Item(NamedTuple):
 class OutputQueue:
     """The output of one session. `kept` and `ephemeral`: the numbers of the last of each kind."""
 
-    __slots__ = ("_flushed", "_outbox", "_refused", "_stored", "_task", "_waiting", "ephemeral", "kept", "moved")
+    __slots__ = (
+        "_finished",
+        "_flushed",
+        "_outbox",
+        "_refused",
+        "_stored",
+        "_task",
+        "_waiting",
+        "ephemeral",
+        "kept",
+        "lost",
+        "moved",
+    )
 
     def __init__(self, outbox: "Outbox") -> None:
         self._outbox = outbox
@@ -51,6 +63,9 @@ class OutputQueue:
         self._flushed = 0
         self._waiting: deque[Item] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._finished = False
+        # Whether some output will never be stored.
+        self.lost = False
         self.moved = asyncio.Event()
 
     @property
@@ -89,15 +104,31 @@ class OutputQueue:
             if number > since:
                 raise error
 
+    async def finish(self, timeout_s: float) -> bool:
+        """The session ends: whether all of its kept output is stored, at the latest after `timeout_s`.
+
+        What is not is still sent, but no caller waits for it any longer.
+        """
+        if self._stored < self.kept:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._wait_sent(self.kept)
+        self._finished = True
+        self.moved.set()
+        return self._stored == self.kept and not self.lost
+
     def refuse(self, number: int, error: JidoError) -> None:
         """Drop a message that can never be stored."""
+        self.lost = True
         self._refused[number] = error
         if len(self._refused) > REFUSED_MAX:
             del self._refused[min(self._refused)]
 
     async def _wait_sent(self, number: int) -> None:
-        """Return when everything up to `number` is stored or refused."""
+        """Return when everything up to `number` is stored or refused. `Unavailable`: the session has ended before."""
         while self._stored < number:
+            if self._finished:
+                raise Unavailable("the session has ended, and it is unknown whether this was stored")
             self.moved.clear()
             await self.moved.wait()
 

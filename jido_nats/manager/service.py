@@ -37,6 +37,7 @@ class Call(NamedTuple, Generic[Q]):
     session_id: str
     request: Q
     forwarded: bool = False  # by another manager, so it must not be forwarded again
+    local: bool = False  # its caller is in this process, and waits for the whole start of a session
 
 
 Handler = Callable[[Call[Any]], Coroutine[Any, Any, msgspec.Struct]]

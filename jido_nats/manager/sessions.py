@@ -16,7 +16,7 @@ from jido_nats.core import lifecycle
 from jido_nats.core.requests import CreateRequest, SendReply, SendRequest, limits_of
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
-from jido_nats.errors import InvalidTransition, Overloaded, StopTimeout, Unavailable
+from jido_nats.errors import InvalidTransition, Overloaded, StopTimeout, TooLarge, Unavailable
 from jido_nats.manager.conversation import Conversations
 from jido_nats.manager.live_session import KILL_GRACE_S, LiveSession, SessionDependencies
 from jido_nats.manager.running import NotHere, RunningSessions, SessionExists
@@ -27,6 +27,7 @@ from jido_nats.worker.session import Worker
 
 STOPS_AT_ONCE: Final = 256
 CLOSE_POLL_S: Final = 1.0
+UNFINISHED: Final = "not done yet, or not known to be done: ask again with the same session id"
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +84,12 @@ class Sessions:
             return None
         return Entry(live.record.session_id, revision, live.record)
 
-    async def in_own_task(self, session_id: str, work: Coroutine[Any, Any, T], timeout_s: float) -> T:
+    async def in_own_task(
+        self, session_id: str, work: Coroutine[Any, Any, T], timeout_s: float, *, unfinished: str = UNFINISHED
+    ) -> T:
         """The result of a requested change; `work` continues if the caller is cancelled.
 
-        Raises `Unavailable` after `timeout_s`, `Overloaded` if too many changes are under way.
+        Raises `Unavailable(unfinished)` after `timeout_s`, `Overloaded` if too many changes are under way.
         """
         if self._requested >= 2 * self._settings.commands_max:
             work.close()
@@ -96,7 +99,7 @@ class Sessions:
         task.add_done_callback(self._on_done)
         done, _ = await asyncio.wait({task}, timeout=timeout_s)
         if not done:
-            raise Unavailable("not done yet, or not known to be done: ask again with the same session id")
+            raise Unavailable(unfinished, session_id=session_id)
         if task.cancelled():
             raise Unavailable("this manager has stopped, and it is unknown whether this was done: ask again")
         return task.result()
@@ -118,6 +121,17 @@ class Sessions:
                 self.filled.set()
             await live.create(chosen=chosen)
         return live.record, False
+
+    def is_starting(self, session_id: str) -> bool:
+        """Whether a start of that session is under way here."""
+        live = self.running.get(session_id)
+        return live is not None and live.record.status is Status.INITIALIZING
+
+    async def wait_started(self, session_id: str) -> None:
+        """Return when the start of that session, which is under way here, has ended."""
+        if (live := self.running.get(session_id)) is not None:
+            async with live.lock:  # held during its start
+                return
 
     async def change(self, session_id: str, status: Status) -> SessionRecord:
         """The record in its new status, `active` or `idle`. Raises `NotHere`, `InvalidTransition`."""
@@ -259,14 +273,18 @@ class Sessions:
         except StopTimeout:
             await live.wait_ended(KILL_GRACE_S)
             async with gate, self.running.changing(live):
-                if live.record.status is Status.TERMINATING and live.run is not None and not live.run.ended:
+                if live.record.status is Status.TERMINATING and not live.worker_ended:
                     await live.abandon()  # if the worker has ended by now, `_finish` ends the session
+        except TooLarge:
+            self.running.relinquish(live, "its record is larger than max_payload; another manager will end it")
 
     async def _stopped(self, live: LiveSession) -> SessionRecord:
+        """The record of the end: the worker has `stop_timeout_s` to stop, then its output as long to be stored."""
         if live.record.status is not Status.TERMINATED:
-            if not await live.wait_ended(self._settings.stop_timeout_s):
+            timeout_s = self._settings.stop_timeout_s
+            if not (await live.wait_ended(timeout_s) or (live.worker_ended and await live.wait_ended(timeout_s))):
                 raise StopTimeout(
-                    f"the worker has not stopped within {self._settings.stop_timeout_s:g} s; stopping continues",
+                    f"the worker has not stopped within {timeout_s:g} s; stopping continues",
                     session_id=live.session_id,
                 )
             if not live.is_here:

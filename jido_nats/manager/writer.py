@@ -11,7 +11,7 @@ The argument (checked exhaustively in the design's model):
 """
 
 import logging
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,18 +21,23 @@ from jido_nats.broker.backoff import Backoff
 from jido_nats.core import subjects
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.subjects import Publication
-from jido_nats.errors import Conflict, Fenced, NotSent, OutcomeUnknown
+from jido_nats.errors import AlreadyExists, Conflict, Fenced, NotSent, OutcomeUnknown, TooLarge, Unavailable
 from jido_nats.manager.failpoints import Failpoints
 from jido_nats.manager.metrics import Stats
 from jido_nats.manager.ownership import Ownership
+from jido_nats.manager.running import SessionExists
 from jido_nats.store.event_log import UNCLAIMED, EventLog
 from jido_nats.store.leases import Leases
 from jido_nats.store.records import Entry, SessionRecords
 
+FIRST_COMMITS_MAX: Final = 3
 RETRY_WAIT_S: Final = 0.05
 RETRY_WAIT_MAX_S: Final = 2.0
 # What was certainly not stored is soon retried: there is nothing to look for, only a connection to wait for.
 NOT_SENT_WAIT_MAX_S: Final = 0.2
+# An end that the server's `max_payload` does not allow.
+TOO_LARGE_WAIT_S: Final = 0.5
+TOO_LARGE_WAIT_MAX_S: Final = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +86,8 @@ class SessionWriter:
     async def commit(self, changed: SessionRecord) -> None:
         """Make `changed` the truth; `Fenced` if another manager has written meanwhile.
 
-        Raises `Unavailable`, and writes nothing, if `changed` needs a feature that the stored record does not need and
+        Raises `TooLarge`, and changes nothing, if the record is larger than the server's `max_payload`; and
+        `Unavailable`, and writes nothing, if `changed` needs a feature that the stored record does not need and
         that some manager does not know: that manager could no longer answer for the session, nor end it.
         """
         await self._wait_writable()
@@ -93,6 +99,8 @@ class SessionWriter:
             self.revision = await self._context.records.write(changed, self.revision)
         except Conflict:
             await self._resolve_conflict(changed)
+        except TooLarge as error:
+            await self._resolve_too_large(changed, error)
         self.record, self._needs = changed, changed.needs
         if changed.sealed:
             self.in_doubt = False
@@ -100,6 +108,33 @@ class SessionWriter:
             self._unpublished = True
             self._context.stats.versions_unpublished += 1
         self._context.failpoints.reach("sealed" if changed.sealed else "committed")
+
+    async def commit_first(self, record: SessionRecord, *, chosen: bool) -> None:
+        """Commit the record. Assumes that the key is new, which the commit checks; reads the key only if it is not."""
+        context = self._context
+        for _ in range(FIRST_COMMITS_MAX):
+            used = chosen and await context.event_log.has_events(record.session_id)
+            if not used:
+                try:
+                    await self.commit(record)
+                    return
+                except Fenced:
+                    pass
+            entry = await context.records.get(record.session_id)
+            if entry.record is not None:
+                raise SessionExists(entry.record)
+            if entry.is_damaged:
+                raise AlreadyExists(
+                    "that session id is taken by a record that cannot be read; choose another",
+                    session_id=record.session_id,
+                )
+            if used:
+                raise AlreadyExists(
+                    "that session id was used before, by a session whose record has expired; choose another",
+                    session_id=record.session_id,
+                )
+            self.revision = entry.revision  # of an expiry marker: the next attempt reads the stream again
+        raise Unavailable("the record of that session id is just expiring; ask again", session_id=record.session_id)
 
     async def restore(self) -> None:
         """Store the record again over an entry that is not a record; `Fenced` if another manager has the session."""
@@ -179,6 +214,22 @@ class SessionWriter:
         else:
             self.revision = entry.revision
 
+    async def _resolve_too_large(self, changed: SessionRecord, error: TooLarge) -> None:
+        """The server takes no message of that size any longer. An earlier attempt of the same write may be stored.
+
+        Such an attempt cannot be repeated until there is an answer, as others are. But one that was larger than the
+        limit was refused; and should one from before that still be stored, the next write meets its revision.
+        """
+        entry = await self._context.records.get(changed.session_id)
+        if entry.record == changed:
+            self.revision = entry.revision
+            return
+        self.in_doubt = entry.revision != self.revision
+        raise TooLarge(
+            "nothing was changed: the session's record is larger than the server's max_payload, which was lowered",
+            session_id=changed.session_id,
+        ) from error
+
     async def _write_over(self, entry: Entry, record: SessionRecord) -> None:
         """Store a record over what a person has written, if no other manager has claimed the session."""
         await self.claim()
@@ -245,3 +296,17 @@ class SessionWriter:
             await self._context.ownership.wait_writable()
         if self.relinquished:
             raise Fenced(f"the session {self.record.session_id} was relinquished")
+
+
+async def until_it_fits(session_id: str, change: Callable[[], Awaitable[None]]) -> None:
+    """Carry out a change that has to be, an end; again and again while its record is larger than `max_payload`."""
+    backoff, reported = Backoff(TOO_LARGE_WAIT_S, TOO_LARGE_WAIT_MAX_S), False
+    while True:
+        try:
+            return await change()
+        except TooLarge as error:
+            if not reported:
+                reported = True
+                extra = {"session_id": session_id, "error": str(error)}
+                log.error("a session cannot end until max_payload is raised again", extra=extra)
+        await backoff.wait()

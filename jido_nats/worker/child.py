@@ -11,7 +11,6 @@ import itertools
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from typing import IO, Any, Final
 
@@ -21,8 +20,9 @@ from jido_nats import trace
 from jido_nats.core import codec
 from jido_nats.core.requests import check_emitted, check_said
 from jido_nats.core.session import SessionRecord, Status
-from jido_nats.errors import JidoError, command_error
+from jido_nats.errors import ConfigurationError, command_error
 from jido_nats.worker import protocol
+from jido_nats.worker.crash import error_text, traceback_text
 from jido_nats.worker.inbox import Inbox, Message
 from jido_nats.worker.loader import load_worker
 from jido_nats.worker.protocol import Done, FromProgram, Refused, RoundRobin, SessionLine, StatusLine, lines_of
@@ -128,6 +128,9 @@ class Parent:
         """See `Session.touch`."""
         self.write(protocol.Touch())
 
+    def lose_output(self) -> None:
+        """Nothing to do: the manager knows what it has read."""
+
     def stop_waiting_for_room(self) -> None:
         """Nothing to do: the manager has the queue."""
 
@@ -143,16 +146,16 @@ async def run(name: str, pipe: IO[bytes]) -> int:
     trace.CURRENT.set(line.traceparent)
     parent = Parent(pipe)
     parent.record = line
-    ended: asyncio.Future[Outcome] = loop.create_future()
+    ended: asyncio.Future[tuple[Outcome, BaseException | None]] = loop.create_future()
     work = WorkerRun(load_worker(name), Session(parent))
-    work.start(ended.set_result)
+    work.start(lambda *end: ended.set_result(end))
     loop.add_signal_handler(signal.SIGTERM, work.cancel)
     reading = asyncio.create_task(_read(incoming, parent, work))
-    outcome = await ended
+    outcome, raised = await ended
     reading.cancel()
     if outcome.error is None:
         return 0
-    parent.write(protocol.Failed(error=outcome.error))
+    parent.write(_failed(outcome.error, raised))
     return 1
 
 
@@ -169,18 +172,23 @@ async def _read(incoming: Any, parent: Parent, work: WorkerRun) -> None:
     work.cancel()
 
 
+def _failed(error: str, raised: BaseException | None) -> protocol.Failed:
+    """The line with which this program fails; the manager logs the traceback."""
+    return protocol.Failed(error=error, traceback=None if raised is None else traceback_text(raised))
+
+
 def main() -> None:
     """Reserve standard output for the protocol, and run."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by inheritance, it would hide the exit codes of children
     pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     try:
         code = asyncio.run(run(sys.argv[1], pipe))
-    except JidoError as error:
-        Parent(pipe).write(protocol.Failed(error=str(error)))
+    except ConfigurationError as error:  # the worker cannot be loaded: its own mistake is the cause
+        Parent(pipe).write(_failed(str(error), error.__cause__))
         code = 1
-    except Exception as error:
-        traceback.print_exc()
-        Parent(pipe).write(protocol.Failed(error=f"{type(error).__name__}: {error}"))
+    except (Exception, SystemExit) as error:
+        Parent(pipe).write(_failed(error_text(error), error))
         code = 1
     sys.stdout.flush()
     os._exit(code)  # a thread that the worker has left running must not keep the session open

@@ -32,6 +32,7 @@ class ProcessGroup:
         self._process = subprocess.Popen(
             argv, stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env), process_group=0, bufsize=0
         )
+        self._is_status_lost = False
         self._exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._writing: asyncio.WriteTransport | None = None
         self._reading: dict[IO[bytes], tuple[asyncio.ReadTransport, asyncio.StreamReader]] = {}
@@ -55,8 +56,12 @@ class ProcessGroup:
 
     @property
     def returncode(self) -> int | None:
-        """The exit code of the first process, or minus the number of the signal that ended it; None while it runs."""
-        return self._process.returncode
+        """The exit code of the first process, or minus the number of the signal that ended it.
+
+        None while it runs, and if it is unknown: another part of this process has taken the status, or SIGCHLD is
+        ignored.
+        """
+        return None if self._is_status_lost else self._process.returncode
 
     async def wait_exited(self) -> None:
         """Return when the first process has ended."""
@@ -126,15 +131,25 @@ class ProcessGroup:
         def on_exit() -> None:
             loop.remove_reader(fd)
             os.close(fd)
-            self._process.wait()
+            self._reap()
             self._set_exited()
 
         loop.add_reader(fd, on_exit)
 
     def _wait_in_thread(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._process.wait()
+        self._reap()
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(self._set_exited)
+
+    def _reap(self) -> None:
+        """Wait for the first process. `Popen.wait` would report 0 for a status that it does not get."""
+        try:
+            _, status = os.waitpid(self.id, 0)
+        except ChildProcessError:
+            self._is_status_lost = True
+            self._process.wait()  # for its own bookkeeping: there is nothing to wait for
+        else:
+            self._process.returncode = os.waitstatus_to_exitcode(status)
 
     def _set_exited(self) -> None:
         if not self._exited.done():

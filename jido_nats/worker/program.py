@@ -19,6 +19,7 @@ from jido_nats.core.codec import DecodeError
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.errors import CommandError, ConfigurationError
+from jido_nats.worker.crash import ERROR_LENGTH_MAX
 from jido_nats.worker.process_group import LiveGroups, ProcessGroup
 from jido_nats.worker.protocol import (
     LINE_BYTES_MAX,
@@ -40,7 +41,7 @@ from jido_nats.worker.protocol import (
     lines_of,
 )
 from jido_nats.worker.reaper_handle import ReaperHandle
-from jido_nats.worker.run import ERROR_LENGTH_MAX, WorkerFailed, WorkerKilled
+from jido_nats.worker.run import WorkerFailed, WorkerKilled
 from jido_nats.worker.session import Session, host_of
 
 STOP_TIMEOUT_S: Final = 3.0
@@ -123,8 +124,9 @@ class Program:
             raise WorkerKilled
         if problem:
             raise WorkerFailed(problem)
-        if group.returncode and (exchange.failure or not cancelled):
-            raise WorkerFailed(exchange.failure or _how_it_ended(group.returncode, exchange.last_errors()))
+        if group.returncode != 0 and (exchange.failure or not cancelled):
+            failure = exchange.failure or _how_it_ended(group.returncode, exchange.last_errors())
+            raise WorkerFailed(failure, traceback=exchange.traceback)
         if cancelled:
             raise asyncio.CancelledError
 
@@ -164,6 +166,7 @@ class _Exchange:
         self._errors: deque[str] = deque(maxlen=ERROR_LINES_MAX)
         self._warnings = 0
         self.failure: str | None = None
+        self.traceback: str | None = None
 
     def start(self, wait_ready: bool) -> None:
         """Write the session's line, and relay from now on."""
@@ -199,6 +202,7 @@ class _Exchange:
         if left:
             data = {"session_id": self._session.session_id, "timeout_s": DRAIN_S}
             log.error("the last output of a program was not read in time", extra=data)
+            self._host.lose_output()
         for task in left:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -256,8 +260,8 @@ class _Exchange:
             case Next():
                 if self._requested is not None:
                     self._requested.release()
-            case Failed(error=error):
-                self.failure = error
+            case Failed(error=error, traceback=traceback):
+                self.failure, self.traceback = error, traceback
             case OutputLine():
                 return await session.emit(request.name, request.data, ephemeral=request.ephemeral)
             case Say():
@@ -314,9 +318,11 @@ def environment(record: SessionRecord, inherited: Mapping[str, str]) -> dict[str
     return env
 
 
-def _how_it_ended(returncode: int, errors: str) -> str:
+def _how_it_ended(returncode: int | None, errors: str) -> str:
     """For example `exit code 3: no such model`; if that is too long, its end."""
-    if returncode > 0:
+    if returncode is None:
+        how = "exit status unknown"
+    elif returncode > 0:
         how = f"exit code {returncode}"
     else:
         try:

@@ -66,9 +66,10 @@ class Next(FromProgramBase, tag="next"):
 
 
 class Failed(FromProgramBase, tag="failed"):
-    """The session's `error` if the program ends with an exit code other than 0."""
+    """The session's `error` if the program ends with an exit code other than 0; `traceback`: for the manager's log."""
 
     error: str
+    traceback: str | None = None
 
 
 FromProgram = Ready | Idle | Activate | Touch | OutputLine | Say | Flush | Next | Failed

@@ -3,11 +3,10 @@
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
+from jido_nats.worker.crash import RemoteTraceback, error_text, in_record
 from jido_nats.worker.session import Session, Worker
-
-ERROR_LENGTH_MAX: Final = 2000
 
 
 class Outcome(NamedTuple):
@@ -22,7 +21,11 @@ class Outcome(NamedTuple):
 
 
 class WorkerFailed(Exception):
-    """A worker failed; the message is the session's `error`, verbatim."""
+    """A worker failed; the message is the session's `error`, verbatim. `traceback`: if it has one, and is elsewhere."""
+
+    def __init__(self, error: str, *, traceback: str | None = None) -> None:
+        super().__init__(error)
+        self.traceback = traceback
 
 
 class WorkerKilled(Exception):
@@ -32,7 +35,7 @@ class WorkerKilled(Exception):
 class WorkerRun:
     """One run of a worker, as a task."""
 
-    __slots__ = ("_awaitable", "_cancels", "_name", "_on_end", "_ready_waiter", "_task")
+    __slots__ = ("_awaitable", "_cancels", "_name", "_on_end", "_raised", "_ready_waiter", "_task")
 
     def __init__(self, worker: Worker, session: Session) -> None:
         """Call the worker; its coroutine runs once it is started.
@@ -42,13 +45,17 @@ class WorkerRun:
         self._name = session.session_id
         self._cancels = 0
         self._ready_waiter: asyncio.Future[Any] | None = None
+        self._raised: BaseException | None = None
         work = worker(session)
         if not inspect.isawaitable(work):
             raise TypeError(f"the worker has to be a coroutine function, but returned {type(work).__name__}")
         self._awaitable: Awaitable[None] | None = work
 
-    def start(self, on_end: Callable[[Outcome], None]) -> None:
-        """Run it as a task named after the session's id; `on_end(outcome)` is called when it ends."""
+    def start(self, on_end: Callable[[Outcome, BaseException | None], None]) -> None:
+        """Run it as a task named after the session's id; `on_end(outcome, raised)` is called when it ends.
+
+        `raised`: what it raised, if that has a traceback to log.
+        """
         assert self._awaitable is not None, "started once"
         self._on_end = on_end
         self._task = asyncio.create_task(self._work(self._awaitable), name=self._name)
@@ -95,36 +102,28 @@ class WorkerRun:
     async def _work(self, work: Awaitable[None]) -> Outcome:
         try:
             await work
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             if self._cancels:
                 return Outcome(None, cancelled=True)
+            self._raised = error
             return Outcome("CancelledError: the worker cancelled itself")
         except WorkerKilled:
             return Outcome(None, cancelled=True, forced=True)
         except WorkerFailed as failure:
+            self._raised = None if failure.traceback is None else RemoteTraceback(failure.traceback)
             return Outcome(in_record(str(failure)))
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # the last two would stop the manager's loop
+            self._raised = error
             return Outcome(error_text(error))
         return Outcome(None)
 
     def _report_end(self, task: "asyncio.Task[Outcome]") -> None:
         if task.cancelled():
             self.discard()  # it was cancelled before its first step
-        self._on_end(_outcome(task))
-
-
-def error_text(error: BaseException) -> str:
-    """An exception as one line for a record, such as `RuntimeError: boom`; always valid UTF-8."""
-    try:
-        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    except Exception:
-        text = type(error).__name__
-    return in_record(text)
-
-
-def in_record(text: str) -> str:
-    """The text in a form that a record can hold: valid UTF-8, and not too long."""
-    return text.encode("utf-8", "replace").decode()[:ERROR_LENGTH_MAX]
+        elif (error := task.exception()) is not None:
+            self._raised = error
+        raised, self._raised = self._raised, None  # its frames hold the session, which holds this run
+        self._on_end(_outcome(task), raised)
 
 
 def _outcome(task: "asyncio.Task[Outcome]") -> Outcome:

@@ -43,6 +43,9 @@ class WorkerHost(Protocol):
     def touch(self) -> None:
         """The worker is busy."""
 
+    def lose_output(self) -> None:
+        """Some of the worker's output was lost before it was published."""
+
     def stop_waiting_for_room(self) -> None:
         """The worker is gone: accept the rest of its output, however much is waiting to be stored."""
 

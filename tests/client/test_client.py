@@ -29,7 +29,7 @@ from jido_nats import (
 from jido_nats.client.streams import parse_since
 from tests.conftest import StartManager
 from tests.core.samples import record_in
-from tests.tools.support import DEADLINE_S, Puppet, Stranger, Stubborn, eventually, wait_for_ever
+from tests.tools.support import DEADLINE_S, IN_PUPPET, Puppet, Stranger, Stubborn, eventually, wait_for_ever
 
 SEALED: dict[str, Any] = msgspec.to_builtins(
     msgspec.structs.replace(record_in(Status.TERMINATED), sealed=True), builtin_types=(datetime,)
@@ -153,7 +153,7 @@ async def test_wait_returns_when_it_is_so(client: Client, manager: SessionManage
 
     puppet.crash("s1", RuntimeError("boom"))
 
-    assert (await waiting).error == "RuntimeError: boom"
+    assert (await waiting).error == f"RuntimeError: boom{IN_PUPPET}"
 
 
 async def test_wait_does_not_miss_a_status_that_passes(client: Client, manager: SessionManager) -> None:

@@ -68,6 +68,14 @@ async def test_a_manager_that_cannot_now_says_so_itself() -> None:
     assert raised.value is answered
 
 
+async def test_what_a_manager_said_is_not_forgotten_when_the_time_is_over() -> None:
+    answered, tries = Unavailable("starting"), Tries(1.4 * RETRY_WAIT_S)
+    await tries.after(answered)
+
+    with pytest.raises(Unavailable, match="starting"):
+        await tries.after(OutcomeUnknown("no answer"))
+
+
 async def test_nobody_who_answers_is_named() -> None:
     with pytest.raises(Unavailable, match="no session manager is running"):
         await Tries(0.0).after(NoResponders("nobody answers"))

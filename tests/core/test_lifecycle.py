@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from jido_nats.core import codec, lifecycle
-from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated
+from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated, UnknownEvent
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.errors import InvalidTransition
 from tests.core.samples import T0, reason_for, record_in, seconds, walks
@@ -171,6 +171,30 @@ def test_a_forced_end_says_so_in_both_events() -> None:
     _, events = lifecycle.transition(record_in(Status.TERMINATING), Status.TERMINATED, at=seconds(3), forced=True)
 
     assert [msgspec.json.decode(text)["forced"] for text in wire(events)] == [True, True]
+
+
+def test_an_end_whose_output_is_incomplete_says_so_in_both_events() -> None:
+    _, events = lifecycle.transition(
+        record_in(Status.TERMINATING), Status.TERMINATED, at=seconds(3), output_incomplete=True
+    )
+
+    assert [msgspec.json.decode(text)["output_incomplete"] for text in wire(events)] == [True, True]
+
+
+@pytest.mark.parametrize("field", ["forced", "output_incomplete"])
+def test_a_record_that_is_rebuilt_has_what_its_end_said(field: str) -> None:
+    first = record_in(Status.TERMINATING)
+    ended, events = lifecycle.transition(
+        first, Status.TERMINATED, at=seconds(3), forced=field == "forced", output_incomplete=field != "forced"
+    )
+    known = [event for event in events if not isinstance(event, UnknownEvent)]
+
+    rebuilt = lifecycle.rebuilt("s1", [lifecycle.created_event(first), *known], owner="m1")
+
+    assert rebuilt is not None
+    assert getattr(rebuilt, field)
+    assert getattr(lifecycle.after_event(first, events[0]), field)
+    assert not getattr(lifecycle.after_event(ended, lifecycle.created_event(ended)), field)
 
 
 @pytest.mark.parametrize("status", Status)

@@ -9,11 +9,11 @@ import pytest
 from jido_nats import Session, SessionManager
 from jido_nats.core.codec import Encoding
 from tests.conftest import StartManager
-from tests.tools.support import Puppet, Stranger, eventually
+from tests.tools.support import IN_PUPPET, Puppet, Stranger, eventually
 
 EVENTS = "jido.client.events"
 OWN = "jido.client.session.s1"
-CRASH = {"reason": "crashed", "error": "RuntimeError: boom"}
+CRASH = {"reason": "crashed", "error": f"RuntimeError: boom{IN_PUPPET}"}
 
 
 def without_times(event: dict[str, Any]) -> dict[str, Any]:
@@ -153,7 +153,7 @@ async def test_the_record_tells_of_the_crash(stranger: Stranger, manager: Sessio
 
     await stranger.ends("s1")
     record = await stranger.ask("jido.session.get.s1")
-    assert (record["status"], record["reason"], record["error"]) == ("terminated", "crashed", "RuntimeError: boom")
+    assert {name: record[name] for name in ("status", *CRASH)} == {"status": "terminated", **CRASH}
 
 
 async def test_a_worker_that_returns_has_completed(stranger: Stranger, manager: SessionManager, puppet: Puppet) -> None:
@@ -200,7 +200,8 @@ async def test_a_worker_that_calls_sys_exit_has_crashed(stranger: Stranger, star
 
     await stranger.ends("s1")
     record = await stranger.ask("jido.session.get.s1")
-    assert (record["reason"], record["error"]) == ("crashed", "SystemExit: 3")
+    line = leaves.__code__.co_firstlineno + 1
+    assert (record["reason"], record["error"]) == ("crashed", f"SystemExit: 3 (test_life.py:{line} in leaves)")
 
 
 async def test_a_manager_outlives_a_worker_that_calls_sys_exit(stranger: Stranger, start_manager: StartManager) -> None:

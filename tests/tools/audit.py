@@ -43,6 +43,8 @@ MAY_BECOME: Final[Mapping[str | None, frozenset[str]]] = {
 THROUGH_TERMINATING: Final = frozenset({"requested", "timed_out", "manager_stopped"})
 STRAIGHT_FROM_THE_START: Final = frozenset({"start_failed", "owner_lost"})
 STRAIGHT_FROM_RUNNING: Final = frozenset({"completed", "crashed", "owner_lost"})
+# What the last status, the end and the record have in common.
+ENDING_FIELDS: Final = ("reason", "error", "detail", "forced", "output_incomplete", "updated_at")
 FAILURES: Final = frozenset({"crashed", "start_failed", "owner_lost"})
 
 CREATED, STATUS, ENDED = "session_created", "session_status", "session_terminated"
@@ -90,6 +92,7 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     error: str | None = None
     detail: str | None = None
     forced: bool = False
+    output_incomplete: bool = False
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -107,6 +110,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     error: str | None = None
     detail: str | None = None
     forced: bool = False
+    output_incomplete: bool = False
     sealed: bool = False
 
 
@@ -426,7 +430,7 @@ def end_is_told_twice_alike(history: History) -> Iterator[Violation]:
         step = history.steps.get(told.event.version)
         if step is None or step.status != "terminated":
             yield history.violation("end_without_status", f"{_name(told.event)} at {told.sequence}")
-        elif different := _differences(told.event, step, ("reason", "error", "detail", "forced", "updated_at")):
+        elif different := _differences(told.event, step, ENDING_FIELDS):
             yield history.violation("end_differs", f"v{step.version}: {different}")
 
 
@@ -527,7 +531,7 @@ def _unlike(record: Record, history: History) -> str:
     if step is not None and record.status != _status(step):
         differences.append(f"v{record.version} status: {record.status}, told {_status(step)}")
     if step is not None and step.type == STATUS:
-        fields = ("previous_status", "reason", "error", "detail", "forced", "updated_at")
+        fields = ("previous_status", *ENDING_FIELDS)
         differences.append(_differences(record, step, fields))
     if first is not None and first.type == CREATED:
         differences.append(_differences(record, first, ("created_at", "metadata")))

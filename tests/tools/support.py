@@ -97,8 +97,11 @@ class Stranger:
         return answer
 
     async def create(self, session_id: str, **fields: Any) -> dict[str, Any]:
-        """A session's record, created under a chosen id."""
-        return await self.ask("jido.session.create", {"session_id": session_id, **fields})
+        """A session's record, created under a chosen id; asked for again while it is starting."""
+        while True:
+            answer = await self.ask("jido.session.create", {"session_id": session_id, **fields})
+            if not answer.get("error", {}).get("message", "").startswith("starting"):
+                return answer
 
     async def stored(self, stream: str = "JIDO_CLIENT") -> list[Msg]:
         """Every message that the stream holds, in order."""
@@ -182,6 +185,10 @@ class Puppet:
     def crash(self, session_id: str, error: BaseException) -> None:
         """Let the worker raise."""
         self._orders[session_id].set_exception(error)
+
+
+# What the `error` of a session that it crashed ends with.
+IN_PUPPET = f" (support.py:{Puppet.__call__.__code__.co_firstlineno + 3} in __call__)"
 
 
 class Stubborn:

@@ -281,7 +281,9 @@ def test_session_terminated_without_the_status_is_found() -> None:
     assert "end_without_status" in kinds([*IDLE, ended(6, 3, reason="completed")], IDLE_RECORD)
 
 
-@pytest.mark.parametrize("field", [{"reason": "timed_out"}, {"error": "other"}, {"forced": True}])
+@pytest.mark.parametrize(
+    "field", [{"reason": "timed_out"}, {"error": "other"}, {"forced": True}, {"output_incomplete": True}]
+)
 def test_session_terminated_that_says_something_else_is_found(field: dict[str, Any]) -> None:
     assert kinds(changed(STOPPED, 9, **field), ENDED_RECORD) == {"end_differs"}
 

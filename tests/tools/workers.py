@@ -1,6 +1,8 @@
 """Workers for programs that are started with `--worker tests.tools.workers:NAME`."""
 
 import asyncio
+import os
+import subprocess
 
 from jido_nats import Session
 
@@ -14,6 +16,16 @@ async def completes(session: Session) -> None:
 async def crashes(session: Session) -> None:
     """Fails at once."""
     raise RuntimeError("boom")
+
+
+async def exits(session: Session) -> None:
+    """Ends its process."""
+    os._exit(3)
+
+
+async def runs_a_command(session: Session) -> None:
+    """Emits the exit code of a command."""
+    await session.emit("exit code", subprocess.run(["sh", "-c", "exit 3"], check=False).returncode)
 
 
 async def never_stops(session: Session) -> None:

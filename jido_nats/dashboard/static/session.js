@@ -135,6 +135,7 @@ export class SessionView {
     box.className = failed ? "callout bad" : "callout";
     const parts = [el("strong", {}, `Ended: ${words(last.reason ?? "unknown")}`)];
     if (last.forced) parts.push(el("span", { class: "tag" }, "forced"));
+    if (last.output_incomplete) parts.push(el("span", { class: "tag" }, "output incomplete"));
     if (last.detail) parts.push(el("span", {}, last.detail));
     if (last.error) parts.push(el("pre", {}, last.error));
     box.replaceChildren(...parts);
