@@ -30,7 +30,10 @@ TRIAL: Final = "accounts { SYS {} }"
 
 
 class LocalServer:
-    """A nats-server process on loopback; an async context manager. On Linux it never outlives this process.
+    """A nats-server process on loopback; an async context manager.
+
+    On Linux the kernel kills it when this process ends without leaving the block, on whatever signal; elsewhere, and
+    if the binary has file capabilities or is setuid, it is then left. A temporary folder is left in any case.
 
     `port`: 0 picks a free one. `store_dir`: None stores everything in a temporary folder, removed with the server.
     `binary`: None looks beside the running interpreter, then on PATH. `sync_interval`: how often data is synced to
