@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from jido_nats.broker.server_process import ServerProcess
 from jido_nats.errors import ServerUnusable
 
 START_TIMEOUT_S: Final = 5.0
@@ -30,6 +31,9 @@ TRIAL: Final = "accounts { SYS {} }"
 
 class LocalServer:
     """A nats-server process on loopback; an async context manager.
+
+    On Linux the kernel kills it when this process ends without leaving the block, on whatever signal; elsewhere, and
+    if the binary has file capabilities or is setuid, it is then left. A temporary folder is left in any case.
 
     `port`: 0 picks a free one. `store_dir`: None stores everything in a temporary folder, removed with the server.
     `binary`: None looks beside the running interpreter, then on PATH. `sync_interval`: how often data is synced to
@@ -55,7 +59,7 @@ class LocalServer:
         self._config = config
         self._secrets = secrets
         self._folder: Path | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: ServerProcess | None = None
         self.port = port
         self.monitoring_url: str | None = None
         self.websocket_url: str | None = None
@@ -104,16 +108,8 @@ class LocalServer:
         ports.mkdir()
         self._write_config(ports)
         with (self._folder / "stderr.log").open("wb") as stderr:  # a file: an unread pipe would stall the server
-            self._process = await asyncio.create_subprocess_exec(
-                str(self._binary or find_binary()),
-                "-c",
-                str(self._folder / "server.conf"),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=stderr,
-                env=self._environment(),
-                start_new_session=True,  # Ctrl-C is for this process: the server ends last
-            )
+            command = [str(self._binary or find_binary()), "-c", str(self._folder / "server.conf")]
+            self._process = ServerProcess(command, env=self._environment(), stderr=stderr)
         await self._wait_started(ports)
 
     async def kill(self) -> None:
@@ -126,17 +122,13 @@ class LocalServer:
 
     async def _end(self, signal_number: signal.Signals) -> None:
         process, self._process = self._process, None
-        if process is None or process.returncode is not None:
+        if process is None or process.ended:
             return
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGCONT)
-            process.send_signal(signal_number)
-        try:
-            async with asyncio.timeout(STOP_TIMEOUT_S):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        process.send_signal(signal.SIGCONT)
+        process.send_signal(signal_number)
+        if not await asyncio.to_thread(process.wait, STOP_TIMEOUT_S):
+            process.send_signal(signal.SIGKILL)
+            await asyncio.to_thread(process.wait)
 
     async def _clean_up(self) -> None:
         await self._end(signal.SIGTERM)
@@ -171,7 +163,7 @@ class LocalServer:
         assert self._process is not None and self._folder is not None
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
-            if self._process.returncode is not None:
+            if self._process.ended:
                 raise ServerUnusable(f"nats-server did not start: {_last_line(self._folder)}")
             for file in ports.glob("*.ports"):
                 with contextlib.suppress(ValueError, KeyError, IndexError):

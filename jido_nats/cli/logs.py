@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
+from jido_nats.cli.escape import json_printable, printable, printable_lines
+
 # Attributes that every log record has; all others come from `extra`.
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -19,7 +21,10 @@ class LineFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         data = "".join(f" {name}={value}" for name, value in vars(record).items() if name not in _STANDARD)
-        return super().formatMessage(record) + data
+        return printable(super().formatMessage(record) + data)  # programs' stderr is in it, and errors of theirs
+
+    def formatException(self, ei: Any) -> str:
+        return printable_lines(super().formatException(ei))
 
 
 class JsonFormatter(logging.Formatter):
@@ -35,7 +40,7 @@ class JsonFormatter(logging.Formatter):
         line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line, enc_hook=repr).decode()
+        return json_printable(msgspec.json.encode(line, enc_hook=repr).decode())
 
 
 def use_format(name: str) -> None:

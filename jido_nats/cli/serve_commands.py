@@ -1,5 +1,6 @@
 """Commands that run a manager: `serve` on an existing server, `up` and `demo` with a local one."""
 
+import contextlib
 import logging
 from dataclasses import replace
 from functools import partial
@@ -34,6 +35,7 @@ from jido_nats.cli.worker_options import choose_worker, worker_options
 from jido_nats.core.codec import Encoding
 from jido_nats.core.settings import Settings
 from jido_nats.manager.manager import SessionManager
+from jido_nats.worker.program import Program
 from jido_nats.worker.session import Worker
 
 TRY_THESE: Final = """\
@@ -145,6 +147,7 @@ async def serve(
     run_worker = choose_worker(worker, command, isolation, settings)
     async with (
         systemd.served(),
+        _adopting_orphans(run_worker),
         SessionManager.connect(common.connection, worker=run_worker, settings=settings, api=api) as manager,
         monitored(manager, metrics_host, metrics_port),
     ):
@@ -152,6 +155,11 @@ async def serve(
         systemd.notify("READY=1")
         logs.announce(f"{manager.manager_id} serves on {common.connection.safe_servers()}; Ctrl-C stops it")
         await serve_until_signal(manager)
+
+
+def _adopting_orphans(worker: Worker) -> contextlib.AbstractAsyncContextManager[None]:
+    """With programs as workers: this process starts nothing else, so it may adopt what they orphan."""
+    return worker.adopting_orphans() if isinstance(worker, Program) else contextlib.nullcontext()
 
 
 def _api_options(options: ConnectOptions, user: str | None, password: str | None) -> ConnectOptions:

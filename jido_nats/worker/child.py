@@ -1,6 +1,6 @@
 """The child side of `--isolation process`: runs a Python worker as a program that speaks the line protocol.
 
-    python -m jido_nats.worker.child package.module:callable
+    python -m jido_nats.worker.child package.module:callable STOP_TIMEOUT_S
 
 What the worker prints goes to standard error: standard output is reserved for the protocol.
 """
@@ -24,6 +24,7 @@ from jido_nats.errors import ConfigurationError, command_error
 from jido_nats.worker import protocol
 from jido_nats.worker.crash import error_text, traceback_text
 from jido_nats.worker.inbox import Inbox, Message
+from jido_nats.worker.init import run_under_init
 from jido_nats.worker.loader import load_worker
 from jido_nats.worker.protocol import Done, FromProgram, Refused, RoundRobin, SessionLine, StatusLine, lines_of
 from jido_nats.worker.run import Outcome, WorkerRun
@@ -141,8 +142,7 @@ async def run(name: str, pipe: IO[bytes]) -> int:
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     incoming = lines_of(reader, sys.maxsize, RoundRobin())
-    first, _ = await anext(incoming)
-    line = codec.decode(first, SessionLine)
+    line = codec.decode((await anext(incoming)).data, SessionLine)
     trace.CURRENT.set(line.traceparent)
     parent = Parent(pipe)
     parent.record = line
@@ -161,8 +161,8 @@ async def run(name: str, pipe: IO[bytes]) -> int:
 
 async def _read(incoming: Any, parent: Parent, work: WorkerRun) -> None:
     """Handle lines until the manager is gone; then stop the worker."""
-    async for data, _ in incoming:
-        match codec.decode(data, ToProgram):  # type: ignore[arg-type]
+    async for line in incoming:
+        match codec.decode(line.data, ToProgram):  # type: ignore[arg-type]
             case Message() as message:
                 parent.inbox.add(message)
             case StatusLine(status=status, version=version):
@@ -178,8 +178,9 @@ def _failed(error: str, raised: BaseException | None) -> protocol.Failed:
 
 
 def main() -> None:
-    """Reserve standard output for the protocol, and run."""
+    """Run under an init of our own, with standard output reserved for the protocol."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by inheritance, it would hide the exit codes of children
+    run_under_init(float(sys.argv[2]))
     pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     try:

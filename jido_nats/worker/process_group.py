@@ -1,8 +1,9 @@
-"""One process group: start it, signal it, and know when it is gone."""
+"""One program: start it in a session and process group of its own, signal all of it, and know when it is gone."""
 
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
 import signal
 import subprocess
@@ -11,28 +12,56 @@ import termios
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import IO, Final
+
+from jido_nats.worker.processes import ProcessTable, command_of, descendants
+from jido_nats.worker.subreaper import Subreaper
 
 POLL_S: Final = 0.02
 POLL_MAX_S: Final = 0.5
-# Scanning /proc takes milliseconds: wait this long before the first scan, and between scans.
-SCAN_INTERVAL_S: Final = 0.2
+# A group that still exists is mostly one that is about to end: look at its members only after this long.
+ZOMBIES_AFTER_S: Final = 0.2
+# How often what a killed program has started meanwhile is looked for, before the program itself is killed.
+KILL_ROUNDS_MAX: Final = 5
 BUFFER_BYTES: Final = 16 * 1024
+
+log = logging.getLogger(__name__)
+
+
+class Supervision:
+    """What the programs of one process share: the table of processes, and which of them are this process's own.
+
+    `subreaper`: this process's, if it is one; then what leaves a program's process group is followed.
+    """
+
+    def __init__(self) -> None:
+        self.table = ProcessTable()
+        self.own: set[int] = set()
+        self.subreaper: Subreaper | None = None
 
 
 class ProcessGroup:
-    """A program in its own process group, with pipes to its standard streams."""
+    """A program in its own session and process group, with pipes to its standard streams."""
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], live: "LiveGroups") -> None:
-        """Start it. Raises `OSError` if the program cannot be run."""
-        self._live = live
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], run_id: str, supervision: Supervision) -> None:
+        """Start it. `env` holds the `run_id`. Raises `OSError` if the program cannot be run."""
+        self._supervision = supervision
+        self._run_id = run_id
         pipe = subprocess.PIPE
         # This blocks for milliseconds; asyncio's subprocesses need a thread for each child on Python 3.11.
+        # A session of its own has no controlling terminal: nothing that it starts can ask there, and be stopped.
         self._process = subprocess.Popen(
-            argv, stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env), process_group=0, bufsize=0
+            argv, stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env), start_new_session=True, bufsize=0
         )
         self._is_status_lost = False
+        supervision.own.add(self.id)
+        if supervision.subreaper is not None:
+            supervision.subreaper.add(run_id, self.id)
+        self._number: signal.Signals | None = None  # what it is being ended with
+        self._signalled: set[int] = set()  # the adopted processes that have got it
+        self._out_of_reach: set[int] = set()  # those that have become another user's
+        self._looked_at = 0.0
+        self.gone = False
         self._exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._writing: asyncio.WriteTransport | None = None
         self._reading: dict[IO[bytes], tuple[asyncio.ReadTransport, asyncio.StreamReader]] = {}
@@ -68,19 +97,45 @@ class ProcessGroup:
         await asyncio.shield(self._exited)
 
     async def wait_gone(self) -> None:
-        """Return when only zombies are left of the group: they do nothing, and their parent has to reap them."""
+        """Return when only zombies are left of it: they do nothing, and their parent has to reap them.
+
+        "It" is the process group or, if this process is a subreaper, all that the program has started and that can be
+        recognized. What is adopted after `terminate` or `kill` gets the same signal.
+        """
         await self.wait_exited()
         exited_at, wait_s = time.monotonic(), POLL_S
-        while self._exists() and (
-            time.monotonic() < exited_at + SCAN_INTERVAL_S or self._live.has(self.id, since=exited_at)
-        ):
+        while self._group_left(exited_at) if self._supervision.subreaper is None else self._run_left(exited_at):
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, POLL_MAX_S)
+        self.gone = True
 
-    def signal(self, number: signal.Signals) -> None:
-        """Signal the whole group."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.id, number)
+    def terminate(self) -> None:
+        """Ask all of it to end: the group at once, what has left the group after the program itself has ended."""
+        self._number = signal.SIGTERM
+        self._signal_group(signal.SIGTERM, signal.SIGCONT)  # one that is stopped handles no signal
+
+    async def kill(self) -> None:
+        """End all of it: first what has left the group, as long as it can be found by its ancestor."""
+        self._number = signal.SIGKILL
+        self._signalled.clear()
+        if self.returncode is None:
+            self._signal_group(signal.SIGSTOP)  # it starts nothing more
+            await self._kill_emigrants()
+        self._signal_group(signal.SIGKILL)
+
+    def kill_group(self) -> None:
+        """End the group at once, and nothing else; for a process that is ending itself."""
+        self._signal_group(signal.SIGKILL)
+
+    async def _kill_emigrants(self) -> None:
+        looked_at = time.monotonic()
+        for _ in range(KILL_ROUNDS_MAX):
+            looked_at, processes = await self._supervision.table.next(looked_at)
+            started = [pid for pid in descendants(processes, self.id) if processes[pid].group != self.id]
+            if not started:
+                return
+            for pid in started:
+                _signal(pid, signal.SIGKILL)
 
     def finish_reading(self) -> None:
         """Read what is in the pipes, and close them: a process that has left the group may hold them open."""
@@ -95,6 +150,8 @@ class ProcessGroup:
 
     def close(self) -> None:
         """Close the pipes, including what has not been read."""
+        if self._supervision.subreaper is not None:
+            self._supervision.subreaper.remove(self._run_id)
         self._close_stdin()
         for pipe in (self._process.stdout, self._process.stderr):
             assert pipe is not None
@@ -107,15 +164,54 @@ class ProcessGroup:
         elif not self._writing.is_closing():
             self._writing.abort()
 
-    def _exists(self) -> bool:
-        """Whether the group has members, zombies included."""
+    def _group_left(self, exited_at: float) -> bool:
+        """Whether the group has a living member; zombies count for a moment, and while nobody can say."""
+        if not self._group_exists():
+            return False
+        if time.monotonic() < exited_at + ZOMBIES_AFTER_S:
+            return True
+        scanned = self._supervision.table.newer_than(max(exited_at, self._looked_at))
+        if scanned is None:
+            return True
+        self._looked_at, processes = scanned
+        return not processes or any(p.alive and p.group == self.id for p in processes.values())
+
+    def _run_left(self, exited_at: float) -> bool:
+        """Whether anything lives that this process has adopted of this run, or nobody can say yet."""
+        assert self._supervision.subreaper is not None
+        found = self._supervision.subreaper.left_of(self.id, newer_than=max(exited_at, self._looked_at))
+        if found is None:
+            return True
+        self._looked_at, left = found
+        if self._number is not None:
+            self._signal_new(left, self._number)
+        return bool(left - self._out_of_reach)
+
+    def _signal_new(self, pids: set[int], number: signal.Signals) -> None:
+        """Signal those that have not got the signal that the run is being ended with."""
+        for pid in pids - self._signalled - self._out_of_reach:
+            if not _signal(pid, number):
+                log.warning(
+                    "a process may not be signalled, leaving it", extra={"pid": pid, "command": command_of(pid)}
+                )
+                self._out_of_reach.add(pid)
+            _signal(pid, signal.SIGCONT)
+        self._signalled.update(pids)
+
+    def _signal_group(self, *numbers: signal.Signals) -> None:
+        for number in numbers:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.id, number)
+
+    def _group_exists(self) -> bool:
+        """Whether the group of a program that has ended has members, zombies included."""
         try:
             os.killpg(self.id, 0)
         except ProcessLookupError:
             return False
         except PermissionError:
             return True
-        with contextlib.suppress(ChildProcessError):  # reap orphans, if this process is their subreaper
+        with contextlib.suppress(ChildProcessError):  # reap orphans, if this process is PID 1
             while os.waitpid(-self.id, os.WNOHANG) != (0, 0):
                 pass
         return True
@@ -152,6 +248,7 @@ class ProcessGroup:
             self._process.returncode = os.waitstatus_to_exitcode(status)
 
     def _set_exited(self) -> None:
+        self._supervision.own.discard(self.id)
         if not self._exited.done():
             self._exited.set_result(None)
 
@@ -171,31 +268,12 @@ class ProcessGroup:
         return asyncio.StreamWriter(transport, protocol, None, loop)
 
 
-class LiveGroups:
-    """The process groups that have a member that is not a zombie, according to /proc: one scan serves all callers."""
-
-    def __init__(self) -> None:
-        self._scanned_at = 0.0
-        self._groups: frozenset[int] = frozenset()
-
-    def has(self, group: int, *, since: float) -> bool:
-        """Whether the group was live within the last `SCAN_INTERVAL_S` and after `since` (monotonic).
-
-        True if there is no /proc.
-        """
-        now = time.monotonic()
-        if self._scanned_at < max(since, now - SCAN_INTERVAL_S):
-            self._groups, self._scanned_at = _live_groups(), now
-        return not self._groups or group in self._groups
-
-
-def _live_groups() -> frozenset[int]:
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
-        except (OSError, ValueError):  # the process has ended meanwhile
-            continue
-        if state not in "ZX":
-            found.add(int(group))
-    return frozenset(found)
+def _signal(pid: int, number: signal.Signals) -> bool:
+    """Signal a process; whether that is allowed."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return True

@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import shlex
 import shutil
 import signal
 import sys
 from collections import deque
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -18,11 +19,13 @@ from jido_nats.core import codec
 from jido_nats.core.codec import DecodeError
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.settings import Settings
-from jido_nats.errors import CommandError, ConfigurationError
+from jido_nats.errors import BadRequest, CommandError, ConfigurationError, TooLarge
 from jido_nats.worker.crash import ERROR_LENGTH_MAX
-from jido_nats.worker.process_group import LiveGroups, ProcessGroup
+from jido_nats.worker.line_id import id_of
+from jido_nats.worker.process_group import ProcessGroup, Supervision
 from jido_nats.worker.protocol import (
     LINE_BYTES_MAX,
+    TYPES,
     Activate,
     Done,
     Failed,
@@ -43,6 +46,7 @@ from jido_nats.worker.protocol import (
 from jido_nats.worker.reaper_handle import ReaperHandle
 from jido_nats.worker.run import WorkerFailed, WorkerKilled
 from jido_nats.worker.session import Session, host_of
+from jido_nats.worker.subreaper import RUN_ID, Subreaper
 
 STOP_TIMEOUT_S: Final = 3.0
 # How long reading a program's last output may take, after it has ended.
@@ -52,8 +56,10 @@ ERROR_LINE_BYTES_MAX: Final = 2000
 ERROR_LINES_LOGGED_PER_S: Final = 100
 WARNINGS_MAX: Final = 20
 ENV_VALUE_BYTES_MAX: Final = 100 * 1024
-# Environment variables that a program does not inherit: the manager's credentials and settings.
-_NOT_INHERITED: Final = ("NATS_", "JIDO_")
+# Environment variables that a program does not inherit: the manager's credentials and settings, and what systemd has
+# said to the manager alone. `SERVE` has the manager's options in deploy/systemd.
+_NOT_INHERITED_PREFIXES: Final = ("NATS_", "JIDO_", "WATCHDOG_", "LISTEN_")
+_NOT_INHERITED: Final = frozenset(("NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY", "SERVE"))
 
 log = logging.getLogger(__name__)
 stderr_log = logging.getLogger("jido_nats.stderr")
@@ -64,8 +70,9 @@ class Program:
 
     The program gets its session as the first line on standard input and in `JIDO_SESSION_ID`, `JIDO_METADATA` and
     `JIDO_LLM_CONFIG`, then messages as lines, and writes its own requests as lines (`jido_nats.worker.protocol`).
-    Exit code 0 is `completed`, anything else `crashed`. The end of a session ends the whole process group:
-    SIGTERM, and SIGKILL after `stop_timeout_s` (seconds).
+    Exit code 0 is `completed`, anything else `crashed`. It runs in a session of its own, without a terminal. The end
+    of a session ends the whole process group: SIGTERM, and SIGKILL after `stop_timeout_s` (seconds). Under
+    `jido-nats serve` and in isolated workers, what has left the group ends with it.
     """
 
     def __init__(
@@ -90,22 +97,26 @@ class Program:
         self._stop_timeout_s = stop_timeout_s
         self._wait_ready = wait_ready
         self._python_worker = python_worker
-        self._reaper = ReaperHandle()
-        self._live = LiveGroups()
+        self._supervision = Supervision()
+        self._reaper = ReaperHandle(self._supervision.own)
         self._turns = RoundRobin()
 
     async def __call__(self, session: Session) -> None:
         """Run the program for this session, to its end."""
-        host = host_of(session)
+        run_id = secrets.token_hex(16)
+        env = environment(host_of(session).record, os.environ) | {RUN_ID: run_id}
         try:
-            group = ProcessGroup(self._argv, environment(host.record, os.environ), self._live)
+            group = ProcessGroup(self._argv, env, run_id, self._supervision)
         except OSError as error:
             raise WorkerFailed(f"{self._argv[0]} cannot be started: {error.strerror or error}") from error
         try:
-            self._reaper.add(group.id)
+            self._reaper.add(group.id, run_id)
             await self._run(session, group)
         finally:
-            self._reaper.remove(group.id)
+            if group.gone:
+                self._reaper.remove(group.id)
+            else:  # the event loop is being closed: the reaper ends what is left
+                group.kill_group()
             group.close()
 
     async def _run(self, session: Session, group: ProcessGroup) -> None:
@@ -134,19 +145,29 @@ class Program:
         """Return when the group is gone and its output is read; whether it had to be killed."""
         gone = asyncio.create_task(group.wait_gone())
         if not await _done_within(gone, 0.0):
-            group.signal(signal.SIGTERM)
+            group.terminate()
         forced = not await _done_within(gone, self._stop_timeout_s)
         if forced:
-            group.signal(signal.SIGKILL)
+            await group.kill()
             await gone
         await exchange.end()
         return forced
+
+    @contextlib.asynccontextmanager
+    async def adopting_orphans(self) -> AsyncIterator[None]:
+        """Inside, this process is a subreaper, and a session ends with all that its program has started.
+
+        Only for a process that starts nothing but this worker's programs: every other child counts as an orphan.
+        """
+        async with Subreaper.adopting(self._supervision.table, self._supervision.own) as subreaper:
+            self._supervision.subreaper = subreaper
+            yield
 
 
 def isolated(name: str, settings: Settings) -> Program:
     """The Python worker of that name (`package.module:callable`), each session in its own process."""
     return Program(
-        [sys.executable, "-m", "jido_nats.worker.child", name],
+        [sys.executable, "-m", "jido_nats.worker.child", name, str(settings.stop_timeout_s)],
         stop_timeout_s=settings.stop_timeout_s,
         wait_ready=settings.wait_ready,
         python_worker=True,
@@ -219,18 +240,25 @@ class _Exchange:
                 return
 
     async def _read_stdout(self) -> None:
-        async for line, whole in lines_of(self._group.stdout, LINE_BYTES_MAX, self._turns):
-            if not line.strip():
+        async for line in lines_of(self._group.stdout, LINE_BYTES_MAX, self._turns, find_ids=True):
+            if not line.data.strip():
+                continue
+            if not line.whole:
+                await self._refuse_line(line.data, line.id, TooLarge(f"a line has at most {LINE_BYTES_MAX} bytes"))
                 continue
             try:
-                if not whole:
-                    raise DecodeError(f"a line of more than {LINE_BYTES_MAX} bytes")
-                request: FromProgram = codec.decode(line, FromProgram)  # type: ignore[arg-type]
+                request: FromProgram = codec.decode(line.data, FromProgram)  # type: ignore[arg-type]
             except DecodeError as error:
-                sentence = "a program printed a line that is not in its protocol, skipping it"
-                self._warn(sentence, line=repr(line[:100]), error=str(error))
+                await self._refuse_line(line.data, id_of(line.data), BadRequest(_what_is_wrong(error)))
                 continue
             await self._handle(request)
+
+    async def _refuse_line(self, line: bytes, line_id: bytes | None, error: CommandError) -> None:
+        """Refuse what is not in the protocol; answer it if it has an id."""
+        sentence = "a program printed a line that is not in its protocol, skipping it"
+        self._warn(sentence, line=repr(line[:100]), error=str(error))
+        if line_id is not None:
+            await self._answer(Refused(msgspec.Raw(line_id), error.code, str(error)))
 
     async def _handle(self, request: FromProgram) -> None:
         try:
@@ -272,8 +300,8 @@ class _Exchange:
         loop = asyncio.get_running_loop()
         second, logged = loop.time(), 0
         data = {"session_id": self._session.session_id}
-        async for line, _ in lines_of(self._group.stderr, ERROR_LINE_BYTES_MAX, self._turns):
-            text = line.decode("utf-8", "replace").rstrip()
+        async for line in lines_of(self._group.stderr, ERROR_LINE_BYTES_MAX, self._turns):
+            text = line.data.decode("utf-8", "replace").rstrip()
             self._errors.append(text)
             if loop.time() - second >= 1:
                 if logged > ERROR_LINES_LOGGED_PER_S:
@@ -306,8 +334,11 @@ class _Exchange:
 
 
 def environment(record: SessionRecord, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a session's program: the manager's, without its credentials, and the session."""
-    env = {name: value for name, value in inherited.items() if not name.startswith(_NOT_INHERITED)}
+    """The environment of a session's program: the manager's, without what is the manager's own, and the session.
+
+    `PYTHONUNBUFFERED`: what a Python program prints would otherwise wait in its buffer, since stdout is a pipe.
+    """
+    env = {"PYTHONUNBUFFERED": "1"} | {name: value for name, value in inherited.items() if _is_inherited(name)}
     env["JIDO_SESSION_ID"] = record.session_id
     for name, value in (("JIDO_METADATA", record.metadata), ("JIDO_LLM_CONFIG", record.llm_config)):
         text = codec.encode(value)
@@ -316,6 +347,16 @@ def environment(record: SessionRecord, inherited: Mapping[str, str]) -> dict[str
     if record.traceparent is not None:
         env["TRACEPARENT"] = record.traceparent
     return env
+
+
+def _is_inherited(name: str) -> bool:
+    return name not in _NOT_INHERITED and not name.startswith(_NOT_INHERITED_PREFIXES)
+
+
+def _what_is_wrong(error: DecodeError) -> str:
+    """Why a line cannot be decoded, in words for the program's author."""
+    text = str(error)
+    return f"{text}; the types are {', '.join(TYPES)}" if text.endswith("`$.type`") else text
 
 
 def _how_it_ended(returncode: int | None, errors: str) -> str:

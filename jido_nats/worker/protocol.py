@@ -7,17 +7,19 @@ From the program: see `FromProgram`.
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, NamedTuple, Protocol, get_args
 
 import msgspec
 
 from jido_nats.core.session import SessionRecord, Status
+from jido_nats.worker.line_id import IdFinder
 
 LINE_BYTES_MAX: Final = 1024 * 1024
 _CHUNK_BYTES: Final = 16 * 1024
 LINES_AT_ONCE: Final = 32
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
-Id = int | str | None
+Id = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | str | None
 
 
 class FromProgramBase(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -73,6 +75,7 @@ class Failed(FromProgramBase, tag="failed"):
 
 
 FromProgram = Ready | Idle | Activate | Touch | OutputLine | Say | Flush | Next | Failed
+TYPES: Final = tuple(str(kind.__struct_config__.tag) for kind in get_args(FromProgram) if kind is not Next)
 
 
 class SessionLine(SessionRecord, tag="session", frozen=True, kw_only=True, omit_defaults=True):
@@ -96,9 +99,9 @@ class Done(msgspec.Struct, tag="done", omit_defaults=True):
 
 
 class Refused(msgspec.Struct, tag="refused"):
-    """The request with this `id` was refused, with an API error's code and message."""
+    """The request with this `id`, whatever it was, was refused, with an API error's code and message."""
 
-    id: Id
+    id: Any
     code: str
     message: str
 
@@ -122,18 +125,58 @@ class RoundRobin:
             await asyncio.sleep(0)
 
 
-async def lines_of(stream: Readable, bytes_max: int, turns: RoundRobin) -> AsyncIterator[tuple[bytes, bool]]:
-    """(line, whole) for each line, without its newline; a line above `bytes_max` is truncated, and not `whole`."""
-    line, whole, count = bytearray(), True, 0
+class Line(NamedTuple):
+    """A line without its newline. One that is not `whole` was too long: `data` is its beginning.
+
+    `id`: what a line that is not whole has as its `id` (see `IdFinder`), if that was asked for.
+    """
+
+    data: bytes
+    whole: bool = True
+    id: bytes | None = None
+
+
+async def lines_of(
+    stream: Readable, bytes_max: int, turns: RoundRobin, *, find_ids: bool = False
+) -> AsyncIterator[Line]:
+    """The lines of a stream; one above `bytes_max` is truncated. A byte order mark at the start is dropped."""
+    line, start, count = _Building(bytes_max, find_ids), _BYTE_ORDER_MARK, 0
     while chunk := await stream.read(_CHUNK_BYTES):
         for number, part in enumerate(chunk.split(b"\n")):
             if number:  # a newline came before this part
-                yield bytes(line), whole
-                line, whole, count = bytearray(), True, count + 1
+                yield line.end(start)
+                line, start, count = _Building(bytes_max, find_ids), b"", count + 1
                 if count % LINES_AT_ONCE == 0:
                     await turns.next()
-            room = bytes_max - len(line)
-            line += part[:room]
-            whole = whole and len(part) <= room
-    if line:
-        yield bytes(line), whole
+            line.add(part)
+        if line.too_long:
+            await turns.next()  # its rest is read, however long
+    if line.data:
+        yield line.end(start)
+
+
+class _Building:
+    """A line that is being read."""
+
+    def __init__(self, bytes_max: int, find_id: bool) -> None:
+        self.data = bytearray()
+        self._bytes_max = bytes_max
+        self._finder = IdFinder() if find_id else None
+        self.too_long = False
+
+    def add(self, part: bytes) -> None:
+        """Add what was read of it."""
+        room = self._bytes_max - len(self.data)
+        self.data += part[:room]
+        if len(part) <= room and not self.too_long:
+            return
+        if not self.too_long and self._finder is not None:
+            self._finder.feed(bytes(self.data.removeprefix(_BYTE_ORDER_MARK)))
+        if self._finder is not None:
+            self._finder.feed(part[room:])
+        self.too_long = True
+
+    def end(self, start: bytes) -> Line:
+        """The line, without what it may start with."""
+        found = self._finder.found() if self.too_long and self._finder is not None else None
+        return Line(bytes(self.data.removeprefix(start)), not self.too_long, found)

@@ -19,19 +19,21 @@ log = logging.getLogger(__name__)
 class ReaperHandle:
     """Registers process groups with the reaper, and keeps it running while there are any."""
 
-    def __init__(self) -> None:
-        self._groups: set[int] = set()
+    def __init__(self, own: set[int]) -> None:
+        """`own`: the processes that this one has started, and not waited for yet; the reaper is one of them."""
+        self._own = own
+        self._groups: dict[int, str] = {}
         self._reaper: subprocess.Popen[bytes] | None = None
 
-    def add(self, group: int) -> None:
-        """Register a group: from now on it does not outlive this process."""
-        self._groups.add(group)
-        if not self._write(f"+{group}\n"):
+    def add(self, group: int, run_id: str) -> None:
+        """Register a group, and all that has its run's id: from now on it does not outlive this process."""
+        self._groups[group] = run_id
+        if not self._write(f"+{group} {run_id}\n"):
             self._start()
 
     def remove(self, group: int) -> None:
         """Remove a group that is gone."""
-        self._groups.discard(group)
+        self._groups.pop(group, None)
         written = self._write(f"-{group}\n")
         if not self._groups:
             self._stop()
@@ -55,6 +57,7 @@ class ReaperHandle:
                 "no reaper: if this manager is killed, its programs may keep running", extra={"error": str(error)}
             )
             return
+        self._own.add(self._reaper.pid)
         watching = threading.Thread(
             target=self._watch,
             args=(self._reaper, asyncio.get_running_loop()),
@@ -65,8 +68,8 @@ class ReaperHandle:
             watching.start()
         except RuntimeError as error:  # no more threads: the reaper works, but is not restarted at once
             log.error("the end of the reaper would not be noticed", extra={"error": str(error)})
-        for group in self._groups:
-            self._write(f"+{group}\n")
+        for group, run_id in self._groups.items():
+            self._write(f"+{group} {run_id}\n")
 
     def _watch(self, reaper: "subprocess.Popen[bytes]", loop: asyncio.AbstractEventLoop) -> None:
         """In a thread: wait for the end of the reaper, for whatever reason."""
@@ -76,6 +79,7 @@ class ReaperHandle:
 
     def _on_end(self, reaper: "subprocess.Popen[bytes]") -> None:
         """Replace a reaper that was killed."""
+        self._own.discard(reaper.pid)
         if reaper is self._reaper:
             self._start()
 

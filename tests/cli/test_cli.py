@@ -371,8 +371,7 @@ async def test_up_ends_what_a_killed_one_left(tmp_path: Path) -> None:
         await run("create", "--server", url, "--session-id", "s1")
         program.process.kill()
         await program.process.wait()
-        for pid in await processes_about(tmp_path):
-            os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: nobody_is_left(tmp_path))
 
     async with up(tmp_path, *options) as (_, url):
         (record,) = (await run("wait", "s1", "--timeout", "10", "--server", url, "--json")).lines
@@ -513,6 +512,11 @@ async def old_server() -> AsyncIterator[str]:
 async def nothing_is_left(folder: Path) -> bool:
     """No file in the folder, no process that has it in its command line."""
     return not list(folder.iterdir()) and not await processes_about(folder)
+
+
+async def nobody_is_left(folder: Path) -> bool:
+    """No process that has the folder in its command line."""
+    return not await processes_about(folder)
 
 
 async def processes_about(folder: Path) -> list[int]:

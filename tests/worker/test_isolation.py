@@ -147,7 +147,11 @@ async def test_it_does_not_inherit_credentials(
 
     await send(stranger, "s1", "inherited")
 
-    assert (await eventually(lambda: has_said(stranger, "s1", 3)))[-1] == ["JIDO_SESSION_ID", "JIDO_METADATA"]
+    assert (await eventually(lambda: has_said(stranger, "s1", 3)))[-1] == [
+        "JIDO_SESSION_ID",
+        "JIDO_METADATA",
+        "JIDO_RUN_ID",
+    ]
 
 
 async def test_what_nobody_takes_waits_at_the_manager(stranger: Stranger, start_manager: StartManager) -> None:

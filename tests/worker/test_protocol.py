@@ -38,7 +38,7 @@ class Pieces:
 
 
 async def read(*pieces: bytes, bytes_max: int = 100) -> list[tuple[bytes, bool]]:
-    return [line async for line in lines_of(Pieces(*pieces), bytes_max, RoundRobin())]
+    return [(line.data, line.whole) async for line in lines_of(Pieces(*pieces), bytes_max, RoundRobin())]
 
 
 @pytest.mark.parametrize(

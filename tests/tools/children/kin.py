@@ -50,6 +50,22 @@ def kin_of(prefix: str) -> list[int]:
     return sorted(found)
 
 
+def that_run(*words: str) -> list[int]:
+    """The processes with exactly this command line, wherever they came from; without zombies."""
+    line = b"".join(word.encode() + b"\0" for word in words)
+    return sorted(pid for pid in _pids() if _read(f"/proc/{pid}/cmdline") == line)
+
+
+def children_of(parent: int) -> list[int]:
+    """The children of a process, zombies too."""
+    return [pid for pid in _pids() if _stat(pid)[1:2] == [str(parent)]]
+
+
+def zombies(parent: int) -> list[int]:
+    """The children of a process that have ended, and that it has not waited for."""
+    return [pid for pid in children_of(parent) if _stat(pid)[:1] == ["Z"]]
+
+
 def leaders(prefix: str) -> list[int]:
     """Of these, those that lead a process group."""
     return [pid for pid in kin_of(prefix) if _group_of(pid) == pid]

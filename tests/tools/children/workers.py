@@ -7,7 +7,7 @@ import resource
 import sys
 import threading
 
-from jido_nats import BadRequest, InvalidTransition, Session
+from jido_nats import BadRequest, InvalidTransition, Session, TooLarge
 
 
 class Stop(BaseException):
@@ -64,6 +64,11 @@ async def echoes(session: Session) -> None:
                         await session.emit("no JSON", data)
                     except BadRequest:
                         await session.emit("refused", str(type(data)))
+            case "too large":
+                try:
+                    await session.emit("too large", "x" * 3_000_000)
+                except TooLarge as error:
+                    await session.emit("refused", str(error))
             case "many":
                 numbers = await asyncio.gather(*(session.emit("one", n, ephemeral=True) for n in range(8000)))
                 await session.emit("numbers", [numbers[0], numbers[-1]])
@@ -128,3 +133,22 @@ async def says_much_beside_a_listener(session: Session) -> None:
             await asyncio.gather(*(session.emit("much", "y" * 20_000) for _ in range(100)))
             await session.emit("round", number)
         listening.cancel()
+
+
+async def uses_tools(session: Session) -> None:
+    """Runs each message as a command, as an agent runs a tool, and emits its exit code."""
+    await session.ready()
+    async for message in session.messages():
+        null = asyncio.subprocess.DEVNULL
+        tool = await asyncio.create_subprocess_shell(message.content, stdin=null, stdout=null, stderr=null)
+        await session.emit("exit code", await tool.wait())
+
+
+async def uses_tools_stubbornly(session: Session) -> None:
+    """The same, and does not stop when it is asked to."""
+    task = asyncio.create_task(uses_tools(session))
+    while True:
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            continue
