@@ -151,7 +151,7 @@ class SessionApi(ABC):
 
 def _name(error: JidoError, session_id: str | None) -> None:
     """Make the error of a create name the session, which may be starting: its caller may not know the id yet."""
-    if session_id is not None:
+    if isinstance(session_id, str):  # a caller may have given anything
         error.session_id = session_id
         if session_id not in str(error):
             error.args = (f"{error} (session_id {session_id})",)

@@ -240,7 +240,9 @@ async def test_a_manager_ends_soon_although_the_output_is_not_stored(
     assert (await incomplete_end(stranger))["reason"] == "manager_stopped"
 
 
-async def test_output_that_was_refused_is_missing(stranger: Stranger, manager: SessionManager, puppet: Puppet) -> None:
+async def test_output_that_was_lost_on_its_way_is_missing(
+    stranger: Stranger, manager: SessionManager, puppet: Puppet
+) -> None:
     await stranger.create("s1")
     live = host_of(puppet.sessions["s1"])
     assert isinstance(live, LiveSession)

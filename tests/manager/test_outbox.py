@@ -174,3 +174,4 @@ async def test_who_waits_for_what_is_given_up_is_told(outbox: Outbox, monkeypatc
     with pytest.raises(TooLarge, match="lowered"):
         await queue.flushed()
     await queue.flushed()
+    assert not await queue.finish(1.0)

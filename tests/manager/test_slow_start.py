@@ -11,6 +11,7 @@ from jido_nats import Client, LocalServer, Session, SessionManager, Settings, St
 from jido_nats.errors import CommandError
 from tests.conftest import StartManager
 from tests.tools.programs import run
+from tests.tools.proxy import Proxy
 from tests.tools.support import Stranger, eventually, wait_for_ever
 
 COMMAND_S = 0.3
@@ -101,17 +102,23 @@ async def test_a_start_that_fails_late_is_told_to_who_asks_again(
 
 
 async def test_another_manager_says_that_it_is_starting(
-    stranger: Stranger, start_manager: StartManager, manager: SessionManager, slow: Slow
+    server: LocalServer, stranger: Stranger, start_manager: StartManager, slow: Slow
 ) -> None:
-    await stranger.ask(CREATE, {"session_id": "s1"})
+    settings = Settings(wait_ready=True, command_timeout_s=4.0)  # of which a forwarded command takes less
+    await start_manager(slow, wait_ready=True, command_timeout_s=4.0)
+    creating = asyncio.create_task(stranger.ask(CREATE, {"session_id": "s1"}))
     await eventually(lambda: stranger.record("s1"))
-    other = await start_manager(slow, wait_ready=True, command_timeout_s=4 * COMMAND_S)
+    async with Proxy(server.port) as proxy:
+        async with SessionManager.connect(proxy.url, worker=slow, settings=settings) as other:
+            proxy.delay(0.1)
 
-    with pytest.raises(Unavailable, match="starting") as caught:
-        await other.create_session(session_id="s1")
+            with pytest.raises(Unavailable, match="starting") as caught:
+                await other.create_session(session_id="s1")
 
-    assert caught.value.session_id == "s1"
-    assert slow.starts == 1
+            assert (caught.value.session_id, slow.starts) == ("s1", 1)
+            proxy.delay(0.0)
+    slow.go.set()
+    await creating
 
 
 # The client

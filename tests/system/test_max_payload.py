@@ -60,12 +60,15 @@ async def code_of(stranger: Stranger, verb: str, payload: Any = b"") -> str | No
 
 
 @pytest.mark.parametrize("verb", ["idle", "terminate"])
-async def test_a_change_that_does_not_fit_is_refused(stranger: Stranger, session: Session, verb: str) -> None:
+async def test_a_change_that_does_not_fit_is_refused(
+    stranger: Stranger, manager: SessionManager, session: Session, verb: str
+) -> None:
     before = await stranger.positions()
 
     assert await code_of(stranger, verb) == "too_large"
 
     assert await stranger.positions() == before
+    assert manager.snapshot().sessions == {"active": 1}
 
 
 async def test_a_step_of_the_worker_that_does_not_fit_is_refused(session: Session) -> None:
@@ -86,6 +89,18 @@ async def test_the_session_and_its_worker_go_on(
     assert await code_of(stranger, "send", {"role": "user", "content": 1}) is None
     assert len(await session.messages()) == 1
     assert manager.snapshot().sessions == {"active": 1}
+
+
+async def test_an_end_after_output_that_does_not_fit_says_that_it_is_missing(
+    stranger: Stranger, session: Session, puppet: Puppet
+) -> None:
+    await stranger.create("s2")
+    await puppet.sessions["s2"].emit("step", "x" * 10_000)  # the connection does not know the new limit yet
+
+    puppet.complete("s2")
+
+    record = await stranger.ends("s2")
+    assert (record["reason"], record["output_incomplete"]) == ("completed", True)
 
 
 async def test_it_changes_again_when_the_limit_is_raised(
