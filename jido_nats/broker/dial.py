@@ -97,13 +97,13 @@ class _Attempt:
         self._connecting.add_done_callback(self._on_done)
 
     async def end(self) -> None:
-        """Hang up, unless it is connected by now; nats-py itself may retry for ever."""
+        """Hang up, unless it is connected by now; nats-py itself may retry forever."""
         assert self._connecting is not None
         await cancel_and_wait(self._connecting, every_s=CANCEL_AGAIN_S)
         await self.client.discard()
 
     async def _report(self, error: Exception) -> None:
-        """The first error ends an attempt, after which nats-py would go on with the same server."""
+        """The first error ends an attempt, after which nats-py would try the same server again."""
         if not self.client.is_connected:
             self._fail(error)
         self._on_error(error)

@@ -171,7 +171,7 @@ async def test_a_draining_manager_lets_sessions_end_by_themselves(
         await manager.start_serving()
         await stranger.create("s1")
         closing = asyncio.create_task(manager.close())
-        await eventually(lambda: manager.snapshot().not_ready == ["stopping"])
+        await eventually(lambda: manager.snapshot().not_ready == ["draining, 1 sessions are left"])
         assert (await stranger.ask("jido.session.get.s1"))["status"] == "active"  # it still answers
 
         puppet.complete("s1")
@@ -188,7 +188,7 @@ async def test_a_draining_manager_takes_no_new_sessions(
         await manager.start_serving()
         await stranger.create("s1")
         closing = asyncio.create_task(manager.close())
-        await eventually(lambda: manager.snapshot().not_ready == ["stopping"])
+        await eventually(lambda: manager.snapshot().not_ready == ["draining, 1 sessions are left"])
 
         refused = await stranger.ask("jido.session.create", {"session_id": "s2"})
 
