@@ -208,6 +208,7 @@ class Lease:
                 self._wake.clear()
             await self._delete_entry(connection)
         finally:
+            self._connection = None
             await connection.close()
 
     async def _renew(self, connection: Connection) -> bool:

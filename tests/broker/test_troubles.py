@@ -1,8 +1,7 @@
-"""What NATS does not do: reported when it begins, rarely while it lasts, once when it is over; retried one at a time."""
+"""What NATS does not do: reported when it begins, rarely while it lasts, and when it is over; retries take turns."""
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -171,10 +170,11 @@ async def test_a_waiter_that_is_cancelled_keeps_nobody_waiting(troubles: Trouble
 
 
 @pytest.fixture
-async def stream(stranger: Stranger) -> AsyncIterator[dict[str, Any]]:
+async def stream(stranger: Stranger) -> dict[str, Any]:
     """The configuration of a stream `S` that takes everything on `s`."""
     created = await stranger.ask("$JS.API.STREAM.CREATE.S", {"name": "S", "subjects": ["s"], "storage": "memory"})
-    yield created["config"]
+    config: dict[str, Any] = created["config"]
+    return config
 
 
 @pytest.mark.parametrize(
