@@ -228,11 +228,13 @@ async def test_a_forwarded_command_is_given_up_when_its_sender_no_longer_waits(
 
     started = time.monotonic()
     headers = {"Jido-Time-Left-Ms": "300"}
-    reply = await stranger.request(f"jido.manager.{manager.manager_id}.terminate.s1", headers=headers)
+    try:
+        reply = await stranger.request(f"jido.manager.{manager.manager_id}.terminate.s1", headers=headers)
+    finally:
+        stubborn.let_go.set()
 
     assert b'"unavailable"' in reply.data
     assert time.monotonic() - started < 4
-    stubborn.let_go.set()
 
 
 @pytest.mark.parametrize(("to", "status"), [("this one", None), ("another", 503)])
