@@ -22,6 +22,7 @@ from jido_nats.broker.nats_client import CLOSE_TIMEOUT_S, NatsClient
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.broker.requests import Pending, Requests
 from jido_nats.broker.subscriptions import Handler, Message, Subscription, Subscriptions
+from jido_nats.broker.troubles import Troubles
 from jido_nats.errors import JidoError, NoResponders, NotAllowed, NotSent, OutcomeUnknown, TooLarge
 
 __all__ = ["Connection", "Handler", "Message", "Subscription"]
@@ -56,6 +57,10 @@ class Connection:
         self._replies: Subscription | None = None
         self._requests = Requests(self._start_echo)
         self._on_up: list[Callable[[], None]] = []
+        # What the server does not do although it is connected; see `jetstream`.
+        self.troubles = Troubles(name)
+        # Why there is no connection, as last logged.
+        self._why_down = ""
         # Bounds the JetStream requests in flight: the others wait here, where their timeouts have not started.
         self.gate = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._reconnect_task: asyncio.Task[None] | None = None
@@ -79,6 +84,14 @@ class Connection:
     def connected(self) -> bool:
         """Whether a request would be sent now."""
         return self._up.is_set() and self._client is not None and self._client.is_connected
+
+    @property
+    def not_ready(self) -> list[str]:
+        """A sentence for each reason why this connection cannot do all of its work; may be read in another thread."""
+        if not self.connected:
+            return [f"no connection to NATS: {self.name}" + (f": {self._why_down}" if self._why_down else "")]
+        refused = [f"{self.name} may not subscribe to {subject}" for subject in self._subscriptions.refused()]
+        return refused + [f"{self.name} {trouble}" for trouble in self.troubles]
 
     @property
     def server_version(self) -> tuple[int, int, int]:
@@ -239,7 +252,9 @@ class Connection:
         assert self._client is not None
         self._up.clear()
         self.up_since = None
-        log.warning("connection lost, reconnecting", extra={"connection": self.name})
+        last = self._client.last_error
+        why = {"error": str(last)} if last is not None and _REFUSED.search(str(last)) is None else {}
+        log.warning("connection lost, reconnecting", extra={"connection": self.name} | why)
         self._requests.fail(lambda: OutcomeUnknown("the connection was lost"))
         task = asyncio.create_task(self._client.discard(), name=f"{self.name}: discard")
         self._discards.add(task)
@@ -251,17 +266,26 @@ class Connection:
             try:
                 await self._connect_again()
             except Exception as error:  # whatever it was, keep trying
-                level = logging.DEBUG if isinstance(error, JidoError | nats.errors.Error | OSError) else logging.ERROR
-                log.log(level, "still reconnecting", extra={"connection": self.name, "error": repr(error)})
+                self._report_down(error)
                 await backoff.wait()
             else:
                 break
         if self._closing:
             return
         self.reconnects += 1
-        log.info("reconnected", extra={"connection": self.name})
+        log.log(logging.WARNING if self._why_down else logging.INFO, "reconnected", extra={"connection": self.name})
+        self._why_down = ""
         for callback in list(self._on_up):
             callback()
+
+    def _report_down(self, error: Exception) -> None:
+        """Log why a reconnect failed: the first time, and when the reason is another one."""
+        expected = isinstance(error, JidoError | nats.errors.Error | OSError)
+        why = str(error) if expected else repr(error)
+        if why != self._why_down:
+            self._why_down = why
+            level = logging.WARNING if expected else logging.ERROR
+            log.log(level, "cannot reconnect, still trying", extra={"connection": self.name, "error": why})
 
     async def _connect_again(self) -> None:
         assert self._client is not None

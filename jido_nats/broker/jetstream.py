@@ -1,11 +1,12 @@
 """JetStream in four calls: store a message under a condition, read a last message at the leader, call the API, retry.
 
 A failed condition is error 10071 with one replica and 10164 with several; both are `Conflict`.
-Every other error on a write is `OutcomeUnknown`: reading what is stored is always safe, guessing is not.
+Every other error on a write is `OutcomeUnknown`: reading what is stored is always safe, guessing is not. An error in
+the server's answer proves little more than silence: an earlier attempt may still be stored, and with several replicas
+a leader that could not store a message may have passed it on. All of them are reported (`troubles`), and retried at
+the pace of that.
 """
 
-import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any, Final, NamedTuple, TypeVar, overload
@@ -14,9 +15,9 @@ import msgspec
 from nats.aio.client import Client
 
 from jido_nats.broker.backoff import Backoff
-from jido_nats.broker.connection import Connection
+from jido_nats.broker.connection import Connection, Message
 from jido_nats.core.position import nanoseconds
-from jido_nats.errors import BrokerError, Conflict, NotAllowed, NotSent, OutcomeUnknown
+from jido_nats.errors import BrokerError, Conflict, NoResponders, NotAllowed, NotSent, OutcomeUnknown
 
 EXPECTED_SEQUENCE: Final = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
@@ -36,9 +37,6 @@ CONSUMERS_EXHAUSTED: Final = frozenset({10026, 10002})  # of a stream, of an acc
 STORE_TIMEOUT_S: Final = 5.0
 RETRY_WAIT_S: Final = 0.05
 RETRY_WAIT_MAX_S: Final = 1.0
-REPORT_AFTER_S: Final = 10.0
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -65,6 +63,7 @@ class StoredMessage(NamedTuple):
 
 async def store(
     connection: Connection,
+    stream: str,
     subject: str,
     payload: bytes,
     headers: dict[str, str],
@@ -75,21 +74,39 @@ async def store(
 
     Raises `Conflict` (not stored), `NotSent` (not stored), `OutcomeUnknown`.
     """
+    what = f"cannot store in {stream}"
     try:
-        async with connection.gate:
-            reply = await connection.request(subject, payload, headers=headers, timeout_s=timeout_s)
+        reply = await _request(connection, what, subject, payload, headers, timeout_s)
     except NotAllowed as error:
         # A manager whose permissions were revoked waits for them to return: giving up would strand its sessions.
+        connection.troubles.refused(what, str(error))
         raise NotSent(str(error)) from error
     try:
         ack = _ACK.decode(reply.data)
     except (msgspec.MsgspecError, ValueError) as error:
         raise OutcomeUnknown(f"the answer on {subject} is not an acknowledgement") from error
     if ack.error is None:
+        connection.troubles.done(what)
         return ack.seq
     if ack.error.err_code in WRONG_LAST_SEQUENCE:
         raise Conflict(ack.error.description)
-    raise OutcomeUnknown(f"{subject}: {ack.error.description} ({ack.error.err_code})")
+    refusal = f"{ack.error.description} ({ack.error.err_code})"
+    connection.troubles.refused(what, refusal)
+    raise OutcomeUnknown(f"{subject}: {refusal}")
+
+
+async def _request(
+    connection: Connection, what: str, subject: str, payload: bytes, headers: dict[str, str] | None, timeout_s: float
+) -> Message:
+    """The reply, in turn while `what` is in trouble."""
+    await connection.troubles.turn(what)
+    try:
+        async with connection.gate:
+            return await connection.request(subject, payload, headers=headers, timeout_s=timeout_s)
+    except (NoResponders, OutcomeUnknown):
+        if connection.connected:  # a lost connection reports itself
+            connection.troubles.unanswered(what, "no answer; is its disk full, or a leader missing?")
+        raise
 
 
 async def last_message(connection: Connection, stream: str, subject: str) -> StoredMessage | None:
@@ -140,16 +157,22 @@ async def api(
     Raises `JetStreamError` if the answer is an error, and `OutcomeUnknown` if it is not one of the JetStream API.
     """
     payload = msgspec.json.encode(request) if request is not None else b""
-    async with connection.gate:
-        reply = await connection.request(f"$JS.API.{subject}", payload, timeout_s=timeout_s)
+    what = f"cannot use $JS.API.{_up_to_stream(subject)}"
+    reply = await _request(connection, what, f"$JS.API.{subject}", payload, None, timeout_s)
     try:
         error = _API_ERROR.decode(reply.data).error
         answer = None if error is not None else msgspec.json.decode(reply.data, type=kind)
     except (msgspec.MsgspecError, ValueError) as failure:  # not UTF-8 is a ValueError
         raise OutcomeUnknown(f"the answer on $JS.API.{subject} is not one of JetStream: {failure}") from failure
-    if error is not None:
-        raise JetStreamError(error.code, error.err_code, error.description)
-    return answer
+    if error is None:
+        connection.troubles.done(what)
+        return answer
+    refusal = JetStreamError(error.code, error.err_code, error.description)
+    if refusal.transient:
+        connection.troubles.refused(what, str(refusal))
+    else:
+        connection.troubles.done(what)
+    raise refusal
 
 
 async def settled(connection: Connection, attempt: Callable[[], Awaitable[T]]) -> T:
@@ -157,19 +180,21 @@ async def settled(connection: Connection, attempt: Callable[[], Awaitable[T]]) -
 
     Ends with an answer, be it a `Conflict` or another refusal, or by cancellation; without an answer it is retried.
     """
-    backoff, started, reported_at = Backoff(RETRY_WAIT_S, RETRY_WAIT_MAX_S), time.monotonic(), time.monotonic()
+    backoff = Backoff(RETRY_WAIT_S, RETRY_WAIT_MAX_S)
     while True:
         try:
             return await attempt()
         except (NotSent, OutcomeUnknown, JetStreamError) as error:
             if isinstance(error, JetStreamError) and not error.transient:
                 raise
-            if time.monotonic() - reported_at > REPORT_AFTER_S:  # a full disk shows up as timeouts only
-                reported_at = time.monotonic()
-                degraded = {"for_s": round(reported_at - started), "error": str(error)}
-                log.warning("degraded: NATS does not answer, still trying", extra=degraded)
             await backoff.wait()
         await connection.wait_up()
+
+
+def _up_to_stream(subject: str) -> str:
+    """`STREAM.MSG.GET.<stream>`, `CONSUMER.CREATE.<stream>`: without what differs from request to request."""
+    tokens = subject.split(".")
+    return ".".join(tokens[: 4 if "MSG" in tokens else 3])
 
 
 def timestamp(text: str) -> datetime:

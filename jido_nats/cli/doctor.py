@@ -215,9 +215,12 @@ async def _managers(context: CheckContext) -> Findings:
     for info in context.leases.managers.values():
         where = f"{info.manager_id} on {info.host} (pid {info.pid}, version {info.version})"
         text = f"{where} has a lease, and reported {info.sessions} sessions"
-        yield Finding(
-            Level.WARNING if info.full else Level.OK, "managers", text + (", and is full" if info.full else "")
-        )
+        if info.draining:
+            yield Finding(Level.OK, "managers", f"{text}; it is draining: it stops once they have ended")
+        elif info.full:
+            yield Finding(Level.WARNING, "managers", f"{text}, and is full")
+        else:
+            yield Finding(Level.OK, "managers", text)
     versions = {info.version for info in context.leases.managers.values()}
     if len(versions) > 1:
         yield Finding(

@@ -4,7 +4,7 @@ import logging
 
 import click
 
-from jido_nats.cli import bench_command, logs, serve_commands, session_commands, stream_commands, tool_commands
+from jido_nats.cli import bench_command, logs, process, serve_commands, session_commands, stream_commands, tool_commands
 from jido_nats.manager.manager import VERSION
 
 
@@ -13,6 +13,7 @@ from jido_nats.manager.manager import VERSION
 @click.option("-v", "--verbose", is_flag=True, help="Log at level DEBUG.")
 def main(verbose: bool) -> None:
     """Sessions whose every status change is an event on NATS."""
+    process.repair_inherited()
     logs.configure(logging.DEBUG if verbose else logging.WARNING)
 
 

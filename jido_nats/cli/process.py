@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import io
 import os
 import select
 import signal
@@ -130,21 +131,22 @@ def _print_error(message: str) -> int:
 
 
 async def serve_until_signal(manager: SessionManager) -> None:
-    """Serve until the first SIGTERM or Ctrl-C. Another one, at least a second later, cuts the shutdown short.
+    """Serve until the first SIGTERM, Ctrl-C or SIGHUP. Another one, a second later or more, cuts the shutdown short.
 
-    (`timeout` and others send the same signal twice at once; that counts as one.)
+    (`timeout` and others send the same signal twice at once; that counts as one. A terminal that is closed sends
+    SIGHUP and nothing more, so that the sessions end in order.)
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    hurry = task.cancel
+    hurry, numbers = task.cancel, (signal.SIGTERM, signal.SIGINT, *_hangup())
 
     def on_signal() -> None:
         systemd.notify("STOPPING=1")
         manager.stop()
-        _on_signals((signal.SIGTERM, signal.SIGINT), _ignore)
-        loop.call_later(HURRY_AFTER_S, lambda: _on_signals((signal.SIGTERM, signal.SIGINT), hurry))
+        _on_signals(numbers, _ignore)
+        loop.call_later(HURRY_AFTER_S, lambda: _on_signals(numbers, hurry))
 
-    _on_signals((signal.SIGTERM, signal.SIGINT), on_signal)
+    _on_signals(numbers, on_signal)
     await manager.serve()
 
 
@@ -152,13 +154,18 @@ def end_on_sigterm() -> None:
     """Make SIGTERM, and SIGHUP of a closed terminal, cancel the current task, as Ctrl-C does."""
     task = asyncio.current_task()
     assert task is not None
-    numbers, cancel = (signal.SIGTERM, signal.SIGHUP), task.cancel
+    numbers, cancel = (signal.SIGTERM, *_hangup()), task.cancel
 
     def on_signal() -> None:
         _on_signals(numbers, _ignore)  # a second one must not interrupt the cleanup
         cancel()
 
     _on_signals(numbers, on_signal)
+
+
+def _hangup() -> tuple[signal.Signals, ...]:
+    """SIGHUP, unless the parent wants it ignored, as `nohup` does."""
+    return () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
 
 
 def _on_signals(numbers: tuple[signal.Signals, ...], handler: Callable[[], object]) -> None:
@@ -177,7 +184,7 @@ async def monitored(manager: SessionManager, host: str, port: int | None) -> Asy
         yield
         return
     with HealthServer(manager.snapshot, host=host, port=port) as monitoring:
-        logs.announce(f"metrics and health on http://{host}:{monitoring.port}")
+        logs.announce(f"metrics and health on {monitoring.url}")
         yield
         await manager.close()
 
@@ -185,6 +192,33 @@ async def monitored(manager: SessionManager, host: str, port: int | None) -> Asy
 def restore_sigchld() -> None:
     """Undo that SIGCHLD is ignored, which is inherited: the exit codes of children would be lost."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def repair_inherited() -> None:
+    """Undo what a parent may leave to a process and that would break it; the first thing that the programs do.
+
+    * A standard stream that is closed: the next file or socket would take its number, and get what is written to it.
+    * Signals that end it, blocked: it could not be stopped.
+    * stdout that cannot encode every character, in a locale that is not UTF-8. Files and pipes get UTF-8 nevertheless;
+      a terminal gets escapes for what it cannot show.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if not _is_open(number):
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest free number, so this one
+            assert opened == number
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        encoding = None if sys.stdout.isatty() else "utf-8"
+        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
 
 
 def prepare_process() -> None:

@@ -76,6 +76,7 @@ class Client(SessionApi):
         self._output_stream = output_stream
         self._sessions_bucket = sessions_bucket
         self._managers_bucket = managers_bucket
+        self._entered = False
         self._opened: Connection | None = None
 
     @classmethod
@@ -105,14 +106,23 @@ class Client(SessionApi):
         )
 
     async def __aenter__(self) -> Self:
-        self._opened = await Connection.open(self._options, "jido-nats client")
+        if self._entered:
+            raise JidoError("this client is in use: create another with Client.connect(...)")
+        self._entered = True
+        try:
+            self._opened = await Connection.open(self._options, "jido-nats client")
+        except BaseException:
+            self._entered = False
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._connection.close()
-        self._opened = None
+        try:
+            await self._connection.close()
+        finally:
+            self._opened, self._entered = None, False
 
     @property
     def connected(self) -> bool:

@@ -1,5 +1,11 @@
-"""Forward commands to another manager: the session's owner, or a manager that has room."""
+"""Forward commands to another manager: the session's owner, or a manager that has room.
 
+A forwarded command carries how long its sender still waits. That is a duration and not a moment, since the clocks of
+two machines differ.
+"""
+
+import contextlib
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -12,6 +18,8 @@ from jido_nats.broker.micro import reply_error
 from jido_nats.core import codec, subjects
 from jido_nats.errors import BrokerError, NotSent, Unavailable
 
+TIME_LEFT_MS: Final = "Jido-Time-Left-Ms"
+# A moment by the sender's clock, for managers of version 0.1; not sent after the next version.
 DEADLINE: Final = "Jido-Deadline"
 
 
@@ -28,12 +36,11 @@ class Forwarder:
 
         `NotSent`: the request did not reach it, so nothing was done. `Unavailable`: there was no reply.
         """
-        deadline = datetime.now(UTC) + timedelta(seconds=timeout_s)
         try:
             reply = await self._connection.request(
                 subjects.forwarded(manager_id, verb, session_id),
                 codec.encode(request),
-                headers={DEADLINE: deadline.isoformat()} | trace.headers(trace.CURRENT.get()),
+                headers=_time_headers(timeout_s) | trace.headers(trace.CURRENT.get()),
                 timeout_s=timeout_s,
             )
         except NotSent:
@@ -47,9 +54,18 @@ class Forwarder:
         return reply.data
 
 
-def is_late(headers: Mapping[str, str]) -> bool:
-    """Whether the manager that forwarded a command no longer waits for it."""
-    try:
-        return datetime.fromisoformat(headers[DEADLINE]) < datetime.now(UTC)
-    except (KeyError, ValueError, TypeError):
-        return False
+def time_left_s(headers: Mapping[str, str]) -> float:
+    """How long the manager that forwarded a command still waits for the reply, in seconds; 0 or less: no longer.
+
+    `math.inf` if the headers do not say. Only a manager of version 0.1 is believed on a moment.
+    """
+    with contextlib.suppress(KeyError, ValueError, OverflowError):
+        return int(headers[TIME_LEFT_MS]) / 1000
+    with contextlib.suppress(KeyError, ValueError, TypeError):
+        return (datetime.fromisoformat(headers[DEADLINE]) - datetime.now(UTC)).total_seconds()
+    return math.inf
+
+
+def _time_headers(timeout_s: float) -> dict[str, str]:
+    deadline = datetime.now(UTC) + timedelta(seconds=timeout_s)
+    return {TIME_LEFT_MS: str(int(timeout_s * 1000)), DEADLINE: deadline.isoformat()}

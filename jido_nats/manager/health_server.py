@@ -4,6 +4,7 @@ Every answer is computed in the manager's event loop: a loop that does not answe
 """
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
@@ -34,11 +35,16 @@ class HealthServer:
         self._generate = generate_latest
         self._snapshot = snapshot
         self._loop = asyncio.get_running_loop()
+        address = host.removeprefix("[").removesuffix("]")  # an IPv6 address as it is written in URLs
+        written = f"[{address}]" if ":" in address else address
         try:
-            self._server = make_server(host, port, self._answer, server_class=_Server, handler_class=_QuietHandler)
-        except OSError as error:
-            raise ConfigurationError(f"metrics cannot be served on {host}:{port}: {error.strerror or error}") from error
+            server_class = _server_class(address, port)
+            self._server = make_server(address, port, self._answer, server_class, _QuietHandler)
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise ConfigurationError(f"metrics cannot be served on {written}:{port}: {why}") from error
         self.port = self._server.server_port
+        self.url = f"http://{written}:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="jido_nats metrics", daemon=True)
 
     def __enter__(self) -> Self:
@@ -93,6 +99,22 @@ def _ok(path: str, snapshot: Snapshot) -> str:
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     request_queue_size = 16
+
+
+class _ServerOfIPv6(_Server):
+    address_family = socket.AF_INET6
+
+    def server_bind(self) -> None:
+        """`::` means every address of this machine, those of IPv4 too, whatever the system's default is."""
+        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+
+def _server_class(address: str, port: int) -> type[_Server]:
+    """The server for an address or a name; a name that has both kinds of addresses means that of IPv4."""
+    found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    families = {family for family, *_ in found}
+    return _Server if socket.AF_INET in families else _ServerOfIPv6
 
 
 class _QuietHandler(WSGIRequestHandler):

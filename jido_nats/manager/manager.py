@@ -33,6 +33,7 @@ from jido_nats.manager.outbox import Outbox
 from jido_nats.manager.ownership import Ownership
 from jido_nats.manager.service import SERVICE_NAME, Call, Handler, Service
 from jido_nats.manager.sessions import Sessions
+from jido_nats.manager.stopping import reported
 from jido_nats.manager.takeover import OrphanSweeper
 from jido_nats.manager.writer import WriterContext
 from jido_nats.store import topology
@@ -75,6 +76,8 @@ class SessionManager(SessionApi):
         self._exit = contextlib.AsyncExitStack()
         self._entered = False
         self._serving = False
+        # How it ends: "draining", then "stopping".
+        self._phase = ""
         self._start_serving_once = asyncio.Lock()
         self._connections: list[Connection] = []
         self._handlers: CommandHandlers | None = None
@@ -164,10 +167,13 @@ class SessionManager(SessionApi):
         Before that, for `drain_timeout_s`, it accepts no new sessions, and running sessions may end by themselves.
         """
         self.stop()
+        timeout_s = self._settings.drain_timeout_s
+        self._phase = "draining" if timeout_s else "stopping"
+        self._lease.renew_soon()  # the others are to see it now
         try:
-            left = await self._sessions.drain(self._settings.drain_timeout_s)
-            if left:
-                log.info("ending the sessions that are still running", extra={"sessions": left})
+            async with reported("draining", self._sessions if timeout_s else (), f"up to {timeout_s:g} s"):
+                await self._sessions.drain(timeout_s)
+            self._phase = "stopping"
             self._sessions.give_up_starts()
         finally:
             await self._exit.aclose()
@@ -177,11 +183,13 @@ class SessionManager(SessionApi):
         """The state of the manager: its counters, and the reasons why it is not ready."""
         if not self._stop_serving.is_set():
             self._running()
-        not_ready = [f"no connection to NATS: {c.name}" for c in self._connections if not c.connected]
+        not_ready = [reason for connection in self._connections for reason in connection.not_ready]
         not_ready += [] if self._ownership.may_write() else ["the lease is not held"]
+        not_ready += self._lease.not_ready
         not_ready += self._followers.not_ready + self._background.not_ready
         not_ready += [] if self._serving else ["commands are not answered yet"]
-        not_ready += ["stopping"] if self._stop_serving.is_set() else []
+        if self._stop_serving.is_set():
+            not_ready.append(f"{self._phase or 'stopping'}, {len(self._sessions)} sessions are left")
         return Snapshot(
             manager_id=self.manager_id,
             version=VERSION,
@@ -298,9 +306,11 @@ class SessionManager(SessionApi):
     async def _open_conversations(self) -> Conversations:
         """Output has its own connection: thousands of messages a second must not delay a record."""
         connection = await self._connect(self._options, "output ")
-        outbox = Outbox(OutputLog(connection, self._settings.encoding), self._settings.output_message_bytes_max)
+        settings = self._settings
+        output_log = OutputLog(connection, settings.output_stream, settings.encoding)
+        outbox = Outbox(output_log, settings.output_message_bytes_max)
         self._exit.push_async_callback(self._end_output, outbox)
-        return Conversations(outbox, inbox_messages_max=self._settings.inbox_messages_max, now=_now)
+        return Conversations(outbox, inbox_messages_max=settings.inbox_messages_max, now=_now)
 
     async def _end_output(self, outbox: Outbox) -> None:
         left = await outbox.close(OUTPUT_GRACE_S)
@@ -308,7 +318,9 @@ class SessionManager(SessionApi):
             log.error("output of sessions could not be stored in time", extra={"sessions": left})
 
     async def _end_sessions(self) -> None:
-        left = await self._sessions.close(self._settings.stop_timeout_s + CLOSE_GRACE_S)
+        silence_max_s = self._settings.stop_timeout_s + CLOSE_GRACE_S
+        async with reported("ending", self._sessions, f"giving up if none ends for {silence_max_s:g} s"):
+            left = await self._sessions.close(silence_max_s)
         if left:
             log.error("sessions could not be ended; another manager will end them", extra={"sessions": left})
 
@@ -324,7 +336,11 @@ class SessionManager(SessionApi):
     def _info(self) -> ManagerInfo:
         sessions = self._sessions
         return msgspec.structs.replace(
-            self._description, sessions=len(sessions), full=sessions.full, serves=self._serving
+            self._description,
+            sessions=len(sessions),
+            full=sessions.full,
+            draining=bool(self._phase),
+            serves=self._serving,
         )
 
 

@@ -4,6 +4,7 @@ It knows nothing about sessions: the manager gives it one function that carries 
 encoding of its request.
 """
 
+import asyncio
 import logging
 import secrets
 import time
@@ -20,10 +21,12 @@ from jido_nats.core.codec import DecodeError, Encoding
 from jido_nats.core.commands import COMMANDS, About, Admission
 from jido_nats.core.settings import Settings
 from jido_nats.errors import BadRequest, CommandError, InternalError, TooLarge, Unavailable
-from jido_nats.manager.forwarding import is_late
+from jido_nats.manager.forwarding import time_left_s
 from jido_nats.manager.metrics import Stats
 
 SERVICE_NAME: Final = "jido-session-manager"
+# How long another manager waits at most for what it has forwarded.
+FORWARDED_MAX_S: Final = 3600.0
 
 log = logging.getLogger(__name__)
 
@@ -84,11 +87,18 @@ class Service:
         await self._endpoints.stop(self._settings.command_timeout_s)
 
     async def _handle_forwarded(self, request: Request) -> Reply:
-        verb = request.subject.split(".")[-2]
-        if verb not in COMMANDS or is_late(request.headers):
-            late = Unavailable("not done: the command came too late, or this manager does not know it")
-            return error_reply(late, Encoding.JSON, subjects.session_of(request.subject))
-        return await self._handle(verb, request, forwarded=True)
+        """Carry out a command that another manager forwards, as long as that one waits for the reply."""
+        *_, manager_id, verb, session_id = request.subject.split(".")
+        left_s = time_left_s(request.headers)
+        if manager_id != self._manager_id or verb not in COMMANDS or left_s <= 0:
+            why = "not done: the command came too late, or is not for this manager, or it does not know it"
+            return error_reply(Unavailable(why), Encoding.JSON, session_id)
+        try:
+            async with asyncio.timeout(min(left_s, FORWARDED_MAX_S)):
+                return await self._handle(verb, request, forwarded=True)
+        except TimeoutError:
+            why = "not done yet, or not known to be done: ask again with the same session id"
+            return error_reply(Unavailable(why), Encoding.JSON, session_id)
 
     async def _handle(self, verb: str, request: Request, *, forwarded: bool = False) -> Reply:
         started = time.perf_counter()

@@ -33,7 +33,8 @@ from jido_nats.store.records import Entry, SessionRecords
 FIRST_COMMITS_MAX: Final = 3
 RETRY_WAIT_S: Final = 0.05
 RETRY_WAIT_MAX_S: Final = 2.0
-# What was certainly not stored is soon retried: there is nothing to look for, only a connection to wait for.
+# What was certainly not stored is soon retried: there is nothing to look for, only a connection to wait for. While the
+# server refuses, `broker.troubles` sets the pace for all sessions together.
 NOT_SENT_WAIT_MAX_S: Final = 0.2
 # An end that the server's `max_payload` does not allow.
 TOO_LARGE_WAIT_S: Final = 0.5
@@ -171,7 +172,7 @@ class SessionWriter:
         `Fenced`: another manager has claimed it. (A survivor continues if that manager no longer has a lease.)
         """
         context, session_id = self._context, self.record.session_id
-        backoff = Backoff(RETRY_WAIT_S, NOT_SENT_WAIT_MAX_S)
+        backoff = Backoff(RETRY_WAIT_S, RETRY_WAIT_MAX_S)
         while True:
             fence = UNCLAIMED if unclaimed else await context.event_log.fence(session_id)
             unclaimed = False

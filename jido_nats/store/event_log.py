@@ -77,7 +77,7 @@ class EventLog:
         if publication.traceparent is not None:
             headers[trace.HEADER] = publication.traceparent
         data = codec.encode(publication.event, self._encoding)
-        sequence = await store(self._connection, publication.subject, data, headers)
+        sequence = await store(self._connection, self.stream, publication.subject, data, headers)
         self.acknowledged = max(self.acknowledged, sequence)
         return sequence
 
@@ -91,7 +91,7 @@ class EventLog:
         """Move the fence from `expected`; the sequence of the claim. `Conflict`, `OutcomeUnknown`: read the fence."""
         body = msgspec.json.encode({"manager": manager_id})
         headers = {EXPECTED_SEQUENCE: str(expected)}
-        sequence = await store(self._connection, subjects.fence(session_id), body, headers)
+        sequence = await store(self._connection, self.stream, subjects.fence(session_id), body, headers)
         self.acknowledged = max(self.acknowledged, sequence)
         return sequence
 

@@ -16,8 +16,9 @@ _NOT_STORED: Final = {"Nats-Expected-Stream": "none"}
 class OutputLog:
     """The output stream, for managers. Its connection is its own, so that output never delays a transition."""
 
-    def __init__(self, connection: Connection, encoding: Encoding) -> None:
+    def __init__(self, connection: Connection, stream: str, encoding: Encoding) -> None:
         self._connection = connection
+        self._stream = stream
         self._encoding = encoding
 
     @property
@@ -36,7 +37,7 @@ class OutputLog:
         """
         assert publication.message_id is not None, "kept"
         named = {MESSAGE_ID: publication.message_id, CONTENT_TYPE: self._encoding.content_type}
-        await store(self._connection, publication.subject, payload, headers | named)
+        await store(self._connection, self._stream, publication.subject, payload, headers | named)
 
     async def publish(self, publication: OutputPublication, payload: bytes, headers: dict[str, str]) -> None:
         """Publish it to current subscribers only; nothing is stored. Raises `NotSent`, `TooLarge`."""

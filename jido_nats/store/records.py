@@ -64,7 +64,9 @@ class SessionRecords:
         if record.sealed:
             headers[MESSAGE_TTL] = f"{self._terminated_ttl_s}s"
         subject = subjects.key(self._bucket, record.session_id)
-        return await settled(self._connection, lambda: store(self._connection, subject, data, dict(headers)))
+        return await settled(
+            self._connection, lambda: store(self._connection, self.stream, subject, data, dict(headers))
+        )
 
     async def get(self, session_id: str) -> Entry:
         """The entry, read at the stream's leader; retries until there is an answer."""

@@ -343,7 +343,7 @@ def environment(record: SessionRecord, inherited: Mapping[str, str]) -> dict[str
     for name, value in (("JIDO_METADATA", record.metadata), ("JIDO_LLM_CONFIG", record.llm_config)):
         text = codec.encode(value)
         if value is not None and len(text) <= ENV_VALUE_BYTES_MAX:  # the kernel accepts no longer ones
-            env[name] = text.decode()
+            env[name] = os.fsdecode(text)  # the same bytes in every locale
     if record.traceparent is not None:
         env["TRACEPARENT"] = record.traceparent
     return env

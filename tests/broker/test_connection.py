@@ -7,6 +7,7 @@ import signal
 import time
 from collections import Counter
 from functools import partial
+from typing import Final
 
 import pytest
 
@@ -19,6 +20,9 @@ from tests.tools.cluster import Cluster
 from tests.tools.processes import freeze
 from tests.tools.proxy import Proxy
 from tests.tools.support import Stranger, eventually, stranger_at
+
+REFUSED: Final = "the server at {} refused the credentials; check user, password, token or key"
+USER: Final = 'authorization {{ users: [{{ user: u, password: p, permissions: {{ subscribe: {{ deny: "{}" }} }} }}] }}'
 
 
 async def ignore(_: object) -> None:
@@ -335,3 +339,81 @@ async def test_the_cluster_s_servers_want_the_same_user() -> None:
 
         await eventually(lambda: connection.reconnects == 1 and connection.connected)
         await connection.close()
+
+
+def reasons(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Why reconnects failed, as logged."""
+    return [vars(record)["error"] for record in caplog.records if "cannot reconnect" in record.getMessage()]
+
+
+async def test_a_reconnect_that_is_refused_is_logged_once_with_the_reason(
+    server: LocalServer, connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[object] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tries.append(writer)
+        writer.write(b'INFO {"server_id":"x","version":"2.12.0","auth_required":true}\r\n')
+        writer.write(b"-ERR 'Authorization Violation'\r\n")
+        await reader.read()
+        writer.close()
+
+    await server.stop()
+    async with await asyncio.start_server(refuse, "127.0.0.1", server.port):
+        await eventually(lambda: len(tries) > 5)
+
+    assert reasons(caplog) == [REFUSED.format(server.url)]
+    assert connection.not_ready == [f"no connection to NATS: test: {REFUSED.format(server.url)}"]
+
+
+async def test_another_reason_is_logged_again(caplog: pytest.LogCaptureFixture) -> None:
+    async with LocalServer(config='authorization { user: "a", password: "old" }') as server:
+        options = ConnectOptions(servers=(server.url,), user="a", password="old")
+        connection = await Connection.open(options, "test")
+
+        await server.stop()
+        await eventually(lambda: len(reasons(caplog)) == 1)
+        async with LocalServer(port=server.port, config='authorization { user: "a", password: "new" }'):
+            await eventually(lambda: len(reasons(caplog)) == 2)
+        await eventually(lambda: len(reasons(caplog)) == 3)
+        await server.start()
+        await connection.wait_up()
+
+        silent = f"no NATS server answers at {server.url}; start one ('jido-nats up' does) or name it with --server"
+        assert reasons(caplog) == [silent, REFUSED.format(server.url), silent]
+        assert connection.not_ready == []
+        await connection.close()
+
+
+async def test_a_subscription_that_a_reload_took_away_is_a_reason_not_to_be_ready() -> None:
+    allowed, denied = (USER.format(subject) for subject in ("nothing", "a"))
+    async with LocalServer(config=allowed) as server:
+        connection = await Connection.open(ConnectOptions(servers=(server.url,), user="u", password="p"), "test")
+        await connection.subscribe("a", lambda message: None)
+        await connection.flush()
+        assert connection.not_ready == []
+
+        await server.stop()
+        async with LocalServer(port=server.port, config=denied):
+            await eventually(lambda: connection.not_ready == ["test may not subscribe to a"])
+        await connection.close()
+
+
+@pytest.mark.parametrize("attempt", range(4))  # the order of the servers is random
+async def test_a_reconnect_passes_over_a_server_that_is_frozen(attempt: int, caplog: pytest.LogCaptureFixture) -> None:
+    async with Cluster(3) as cluster:
+        connection = await Connection.open(ConnectOptions(servers=tuple(cluster.urls.split(","))), "test")
+        there = cluster.ports.index(port_of(connection))
+        await freeze(cluster.pid((there + 1) % 3))
+
+        await cluster.kill(there)
+
+        await eventually(lambda: connection.reconnects == 1 and connection.connected)
+        assert reasons(caplog) == []  # at the first attempt
+        await connection.close()
+
+
+def port_of(connection: Connection) -> int:
+    """The port of the server that it is connected to."""
+    assert connection._client is not None and connection._client.connected_url is not None
+    return connection._client.connected_url.port or 0

@@ -107,3 +107,83 @@ async def dialled(options: ConnectOptions, address: str) -> object:
     with contextlib.suppress(ServerUnusable):
         return await dial(options, "test", ignore, cluster=[address])
     return None
+
+
+async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A server that closes every connection without a word."""
+    writer.close()
+
+
+async def test_a_server_that_says_nothing_does_not_hold_up_the_next(
+    server: LocalServer, silent: tuple[SilentServer, ConnectOptions]
+) -> None:
+    options = ConnectOptions(servers=(*silent[1].servers, server.url))
+
+    for _ in range(12):  # in random order
+        client = await dial(options, "test", ignore, timeout_s=1)
+        await client.discard()
+
+
+async def test_a_server_that_hangs_up_does_not_end_the_attempt(server: LocalServer) -> None:
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as closing:
+        port = closing.sockets[0].getsockname()[1]
+        options = ConnectOptions(servers=(f"nats://127.0.0.1:{port}", server.url))
+
+        for _ in range(12):
+            client = await dial(options, "test", ignore, timeout_s=1)
+            await client.discard()
+
+
+async def test_a_server_that_refuses_does_not_end_the_attempt_at_another() -> None:
+    old, new = (f'authorization {{ user: "a", password: "{password}" }}' for password in ("old", "new"))
+    async with LocalServer(config=old) as behind, LocalServer(config=new) as server:
+        options = ConnectOptions(servers=(behind.url, server.url), user="a", password="new")
+
+        for _ in range(12):
+            client = await dial(options, "test", ignore, timeout_s=1)
+            await client.discard()
+
+
+async def test_a_server_that_hangs_up_is_tried_again() -> None:
+    tries: list[object] = []
+
+    async def hang_up_twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tries.append(writer)
+        if len(tries) <= 2:
+            writer.close()
+            return
+        writer.write(b'INFO {"server_id":"x","version":"2.12.0","max_payload":1048576}\r\n')
+        while line := await reader.readline():
+            if line == b"PING\r\n":
+                writer.write(b"PONG\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(hang_up_twice, "127.0.0.1", 0) as flaky:
+        port = flaky.sockets[0].getsockname()[1]
+
+        client = await dial(ConnectOptions(servers=(f"nats://127.0.0.1:{port}",)), "test", ignore)
+
+        assert len(tries) == 3
+        await client.discard()
+
+
+async def test_a_refusal_is_reported_before_a_server_that_does_not_answer() -> None:
+    async with LocalServer(config='authorization { user: "a", password: "right" }') as strict:
+        options = ConnectOptions(servers=(strict.url, "nats://127.0.0.1:1"), user="a", password="wrong")
+
+        for _ in range(4):
+            with pytest.raises(ServerUnusable, match="refused the credentials"):
+                await dial(options, "test", ignore, timeout_s=0.5)
+
+
+async def test_the_attempts_that_were_not_needed_hang_up(
+    server: LocalServer, silent: tuple[SilentServer, ConnectOptions]
+) -> None:
+    silent_server, options = silent
+
+    while not silent_server.reached.is_set():
+        client = await dial(ConnectOptions(servers=(*options.servers, server.url)), "test", ignore)
+        await client.discard()
+
+    async with asyncio.timeout(DEADLINE_S):
+        await silent_server.hung_up.wait()

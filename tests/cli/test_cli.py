@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from nats.errors import NoRespondersError
 
 from jido_nats import LocalServer, SessionManager
 from tests.tools.programs import JIDO_NATS, Finished, Program, run, running, serving
@@ -647,3 +648,92 @@ async def test_a_closed_stdout_is_no_defect(server: LocalServer, manager: Sessio
 
     assert b"Traceback" not in err
     assert program.returncode == 124
+
+
+# What a parent leaves to a program
+
+
+@asynccontextmanager
+async def started_by_shell(setup: str, *arguments: str, env: dict[str, str] | None = None) -> AsyncIterator[Program]:
+    """`jido-nats` as the command that a shell becomes, after some setup."""
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-c", f'{setup}; exec "$0" "$@"', str(JIDO_NATS), *arguments),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=os.environ | (env or {}),
+    )
+    program = Program(process)
+    try:
+        yield program
+    finally:
+        await program.kill()
+
+
+async def test_a_terminal_that_is_closed_ends_a_manager_in_order(server: LocalServer, stranger: Stranger) -> None:
+    async with serving(server.url) as program:
+        await stranger.create("s1")
+        finished = await program.end(signal.SIGHUP)
+
+    assert finished.code == 0
+    assert (await stranger.ends("s1"))["reason"] == "manager_stopped"
+
+
+async def test_a_manager_under_nohup_outlives_its_terminal(server: LocalServer, stranger: Stranger) -> None:
+    async with started_by_shell("trap '' HUP", "serve", "--server", server.url) as program:
+        await program.said(" serves on ")
+        program.send(signal.SIGHUP)
+        assert (await stranger.create("s1"))["status"] == "active"
+        assert (await program.end(signal.SIGTERM)).code == 0
+
+
+@pytest.mark.parametrize("closed", ["exec 2>&-", "exec 0<&- 1>&- 2>&-"])
+async def test_a_manager_without_standard_streams_serves(server: LocalServer, stranger: Stranger, closed: str) -> None:
+    async with started_by_shell(closed, "serve", "--server", server.url) as program:
+        await eventually(lambda: is_served(stranger))
+        # Nothing of ours has the number of a stream, where anything would be written into it.
+        links = {number: os.readlink(f"/proc/{program.process.pid}/fd/{number}") for number in (0, 1, 2)}
+        assert (await program.end(signal.SIGTERM)).code == 0
+
+    assert links[2] == "/dev/null"
+    assert not [link for link in links.values() if link.startswith(("socket:", "anon_inode:"))]
+
+
+async def is_served(stranger: Stranger) -> bool:
+    try:
+        return bool((await stranger.create("s1"))["status"] == "active")
+    except NoRespondersError:
+        return False
+
+
+async def test_a_manager_that_was_started_with_signals_blocked_can_be_stopped(server: LocalServer) -> None:
+    blocked = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    try:
+        starting = serving(server.url)
+        program = await starting.__aenter__()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+
+    assert (await program.end(signal.SIGTERM)).code == 0
+    await starting.__aexit__(None, None, None)
+
+
+ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+NAME = "größe 😀"
+
+
+async def test_a_locale_that_is_not_utf_8_changes_nothing(
+    server: LocalServer, stranger: Stranger, tmp_path: Path
+) -> None:
+    command = f"sh -c 'read -r session; printf %s \"$JIDO_METADATA\" > {tmp_path}/seen; read -r message'"
+    async with serving(server.url, "--exec", command, env=ASCII):
+        await stranger.create("s1", metadata={"name": NAME})
+        await eventually(lambda: (tmp_path / "seen").exists() and (tmp_path / "seen").read_bytes())
+        listed = [await run(*words, "--server", server.url, env=ASCII) for words in (["list"], ["list", "--json"])]
+        assert (await stranger.ask("jido.session.get.s1"))["status"] == "active"
+
+    assert msgspec.json.decode((tmp_path / "seen").read_bytes()) == {"name": NAME}
+    assert [finished.code for finished in listed] == [0, 0]
+    assert NAME in listed[0].out
+    assert listed[1].lines[0]["metadata"] == {"name": NAME}

@@ -14,7 +14,7 @@ from tests.conftest import StartManager
 from tests.tools.agents import waiting
 from tests.tools.processes import manager_process
 from tests.tools.roles import SECRETS, as_user
-from tests.tools.support import LEASE_S, Stranger, eventually
+from tests.tools.support import LEASE_S, Puppet, Stranger, eventually
 
 
 async def findings(server: LocalServer, **settings: int) -> list[Finding]:
@@ -207,3 +207,25 @@ async def test_readers_that_soon_have_every_consumer_are_a_warning(server: Local
     warnings = [f.message for f in await findings(server) if f.level is Level.WARNING]
 
     assert any("KV_JIDO_SESSIONS has 10 of 10 consumers" in message for message in warnings)
+
+
+async def test_a_manager_that_drains_is_named(server: LocalServer, stranger: Stranger) -> None:
+    puppet = Puppet()
+    settings = Settings(lease_s=LEASE_S, drain_timeout_s=30)
+    async with SessionManager.connect(server.url, worker=puppet, settings=settings) as manager:
+        await manager.start_serving()
+        await stranger.create("s1")
+        closing = asyncio.create_task(manager.close())
+
+        said = await eventually(lambda: draining(server))
+
+        assert (said.level, said.message.partition("; ")[2]) == (
+            Level.OK,
+            "it is draining: it stops once they have ended",
+        )
+        puppet.complete("s1")
+        await closing
+
+
+async def draining(server: LocalServer) -> Finding | None:
+    return next((f for f in await findings(server) if f.check == "managers" and "draining" in f.message), None)

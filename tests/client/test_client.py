@@ -1,6 +1,7 @@
 """The Python client: the same verbs over request-reply, events live and replayed, waiting."""
 
 import asyncio
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,6 +19,7 @@ from jido_nats import (
     LocalServer,
     NotFound,
     PositionUnavailable,
+    ServerUnusable,
     SessionManager,
     SessionStatus,
     StartFailed,
@@ -345,3 +347,46 @@ async def test_a_session_s_stream_gives_its_statuses_only(
     found = await read(client, 2, session_id="s1", since="all")
 
     assert [type(message.event) for message in found] == [SessionStatus, SessionStatus]
+
+
+async def test_a_client_that_is_in_use_is_not_entered_again(server: LocalServer, stranger: Stranger) -> None:
+    client = Client.connect(server.url)
+    async with client:
+        with pytest.raises(JidoError, match="create another"):
+            await client.__aenter__()
+        assert client.connected
+
+    await eventually(lambda: connections(server) == 1)  # the test's own
+
+
+async def test_a_client_is_entered_by_one_of_two_that_try_at_once(server: LocalServer) -> None:
+    client = Client.connect(server.url)
+
+    results = await asyncio.gather(client.__aenter__(), client.__aenter__(), return_exceptions=True)
+
+    assert [type(result) for result in results] == [Client, JidoError]
+    await client.__aexit__(None, None, None)
+
+
+async def test_a_client_can_be_entered_again_after_its_end(server: LocalServer, manager: SessionManager) -> None:
+    client = Client.connect(server.url)
+    for number in range(2):
+        async with client:
+            await client.create_session(session_id=f"s{number}")
+
+
+async def test_a_client_can_be_entered_again_after_a_failure(server: LocalServer) -> None:
+    client = Client.connect(server.url)
+    await server.stop()
+    with pytest.raises(ServerUnusable):
+        await client.__aenter__()
+    await server.start()
+
+    async with client:
+        assert client.connected
+
+
+def connections(server: LocalServer) -> int:
+    """How many clients the server has."""
+    with urllib.request.urlopen(f"{server.monitoring_url}/connz", timeout=5) as answer:
+        return int(msgspec.json.decode(answer.read())["num_connections"])

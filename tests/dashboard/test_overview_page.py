@@ -2,13 +2,15 @@
 
 import re
 
+import msgspec
 import pytest
 from playwright.async_api import Browser, Locator, Page, expect
 
 from jido_nats import Client
+from jido_nats.core import codec
 from tests.dashboard.stage import Stage, new_page, shown
 from tests.tools.proxy import Proxy
-from tests.tools.support import eventually
+from tests.tools.support import eventually, stranger_at
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -195,6 +197,22 @@ async def test_managers_show_their_leases(page: Page, stage: Stage) -> None:
     await expect(manager).to_have_count(1)
     await expect(manager).to_contain_text(stage.manager.manager_id[-12:])
     await expect(manager).to_contain_text(re.compile(r"lease \d s"))
+
+
+@pytest.mark.parametrize(
+    ("state", "tag"), [({"full": True}, "full"), ({"full": True, "draining": True}, "draining"), ({}, "")]
+)
+async def test_a_manager_shows_that_it_drains(page: Page, stage: Stage, state: dict[str, bool], tag: str) -> None:
+    lease = msgspec.structs.replace(stage.manager._description, manager_id="manager_other", **state)
+    async with stranger_at(stage.server.url) as stranger:
+        await stranger.js.publish("$KV.JIDO_MANAGERS.manager_other", codec.encode(lease), headers={"Nats-TTL": "2s"})
+
+        shown_tag = page.locator("#managers li", has_text="other").locator(".tag")
+
+        if tag:
+            await expect(shown_tag).to_have_text(tag)
+        await expect(shown_tag).to_be_visible(visible=bool(tag))
+    await expect(page.locator("#managers li")).to_have_count(1)
 
 
 async def test_the_chart_draws_what_happens(page: Page, stage: Stage, name: str) -> None:

@@ -13,17 +13,18 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from jido_nats import Client, ConfigurationError, LocalServer, Reason, SessionManager, Settings, Status
+from jido_nats import Client, ConfigurationError, LocalServer, Reason, Session, SessionManager, Settings, Status
+from jido_nats.manager import stopping
 from jido_nats.manager.health_server import HealthServer
 from tests.conftest import StartManager
 from tests.tools.processes import manager_process
 from tests.tools.programs import running, serving
-from tests.tools.support import Puppet, Stranger, eventually
+from tests.tools.support import Puppet, Stranger, Stubborn, eventually
 
 
-def fetch(port: int, path: str, method: str = "GET") -> tuple[int, str]:
+def fetch(port: int, path: str, method: str = "GET", *, host: str = "127.0.0.1") -> tuple[int, str]:
     """Status and body of an answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection(host, port, timeout=10)
     try:
         connection.request(method, path)
         answer = connection.getresponse()
@@ -171,7 +172,7 @@ async def test_a_draining_manager_lets_sessions_end_by_themselves(
         await manager.start_serving()
         await stranger.create("s1")
         closing = asyncio.create_task(manager.close())
-        await eventually(lambda: manager.snapshot().not_ready == ["stopping"])
+        await eventually(lambda: manager.snapshot().not_ready == ["draining, 1 sessions are left"])
         assert (await stranger.ask("jido.session.get.s1"))["status"] == "active"  # it still answers
 
         puppet.complete("s1")
@@ -188,7 +189,7 @@ async def test_a_draining_manager_takes_no_new_sessions(
         await manager.start_serving()
         await stranger.create("s1")
         closing = asyncio.create_task(manager.close())
-        await eventually(lambda: manager.snapshot().not_ready == ["stopping"])
+        await eventually(lambda: manager.snapshot().not_ready == ["draining, 1 sessions are left"])
 
         refused = await stranger.ask("jido.session.create", {"session_id": "s2"})
 
@@ -205,6 +206,82 @@ async def test_what_does_not_end_in_time_is_ended(server: LocalServer, stranger:
 
     assert (await stranger.ends("s1"))["reason"] == Reason.MANAGER_STOPPED
     assert (await stranger.ends("s1"))["status"] == Status.TERMINATED
+
+
+async def test_a_manager_that_stops_logs_how_many_sessions_are_left(
+    stranger: Stranger, start_manager: StartManager, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "REPORT_EVERY_S", 0.05)
+    puppet, stubborn = Puppet(), Stubborn()
+
+    async def worker(session: Session) -> None:
+        await (stubborn if session.session_id == "stubborn" else puppet)(session)
+
+    manager = await start_manager(worker, drain_timeout_s=30, stop_timeout_s=1.0)
+    for session_id in ("s1", "s2", "stubborn"):
+        await stranger.create(session_id)
+
+    closing = asyncio.create_task(manager.close())
+    await eventually(lambda: "draining: 3 sessions are left" in caplog.messages)
+    puppet.complete("s1")
+    await eventually(lambda: "draining: 2 sessions are left" in caplog.messages)
+    manager._sessions.running._emptied.set_result(None)  # type: ignore[union-attr]  # the time is over
+    await eventually(lambda: "ending: 1 sessions are left" in caplog.messages)
+    stubborn.let_go.set()
+    await closing
+
+    assert caplog.messages[0] == "draining 3 sessions, up to 30 s"
+    assert "ending 2 sessions, giving up if none ends for 11 s" in caplog.messages
+
+
+async def test_a_manager_without_sessions_stops_without_a_line(
+    start_manager: StartManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = await start_manager(drain_timeout_s=30)
+
+    await manager.close()
+
+    assert caplog.messages == []
+
+
+async def test_a_draining_manager_says_so_in_its_lease_at_once(
+    server: LocalServer, stranger: Stranger, puppet: Puppet
+) -> None:
+    settings = Settings(lease_s=60, drain_timeout_s=30)
+    async with SessionManager.connect(server.url, worker=puppet, settings=settings) as manager:
+        await manager.start_serving()
+        await stranger.create("s1")
+        assert b"draining" not in (await stranger.stored("KV_JIDO_MANAGERS"))[-1].data
+
+        closing = asyncio.create_task(manager.close())
+
+        await eventually(lambda: lease_says(stranger, b'"draining":true'))
+        puppet.complete("s1")
+        await closing
+
+
+async def lease_says(stranger: Stranger, text: bytes) -> bool:
+    return text in (await stranger.stored("KV_JIDO_MANAGERS"))[-1].data
+
+
+@pytest.mark.parametrize(
+    ("host", "url"), [("::1", "http://[::1]:"), ("[::1]", "http://[::1]:"), ("::", "http://[::]:")]
+)
+async def test_metrics_are_served_on_ipv6(manager: SessionManager, host: str, url: str) -> None:
+    with HealthServer(manager.snapshot, host=host, port=0) as monitoring:
+        status, _ = await asyncio.to_thread(fetch, monitoring.port, "/livez", host="::1")
+
+    assert (status, monitoring.url.startswith(url)) == (200, True)
+
+
+async def test_every_address_means_those_of_ipv4_too(manager: SessionManager) -> None:
+    with HealthServer(manager.snapshot, host="::", port=0) as monitoring:
+        assert (await asyncio.to_thread(fetch, monitoring.port, "/livez"))[0] == 200
+
+
+async def test_a_host_that_does_not_exist_is_named(manager: SessionManager) -> None:
+    with pytest.raises(ConfigurationError, match=r"no\.such\.host\.invalid"):
+        HealthServer(manager.snapshot, host="no.such.host.invalid", port=0)
 
 
 async def test_systemd_is_told(server: LocalServer, tmp_path: Path) -> None:

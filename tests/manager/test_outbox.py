@@ -21,7 +21,7 @@ from tests.tools.support import Stranger, eventually
 async def outbox(server: LocalServer) -> AsyncIterator[Outbox]:
     connection = await Connection.open(ConnectOptions(servers=(server.url,)), "test")
     await topology.declare(connection, Settings())
-    outbox = Outbox(OutputLog(connection, Encoding.JSON), 1000)
+    outbox = Outbox(OutputLog(connection, "JIDO_OUTPUT", Encoding.JSON), 1000)
     yield outbox
     await outbox.close(0)
     await connection.close()
@@ -150,7 +150,7 @@ async def test_closing_gives_up_in_the_end(outbox: Outbox, server: LocalServer) 
 async def test_what_the_server_would_not_take_is_refused_before_it_is_promised(stranger: Stranger) -> None:
     async with LocalServer(config="max_payload: 4096") as small:
         connection = await Connection.open(ConnectOptions(servers=(small.url,)), "test")
-        outbox = Outbox(OutputLog(connection, Encoding.JSON), 100_000)
+        outbox = Outbox(OutputLog(connection, "JIDO_OUTPUT", Encoding.JSON), 100_000)
         queue = outbox.queue()
 
         with pytest.raises(TooLarge, match="the limit is 3072"):

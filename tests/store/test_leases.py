@@ -1,10 +1,14 @@
 """Who is alive: a lease is renewed while its holder lives, goes with it, and is made anew after an outage."""
 
 import asyncio
+import logging
+import threading
 import time
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
 from jido_nats import LocalServer
@@ -137,6 +141,64 @@ async def test_a_lease_without_a_server_is_told() -> None:
 
     with pytest.raises(ServerUnusable):
         await lease.acquire(info)
+
+
+async def test_a_lapse_is_logged_when_it_happens(
+    server: LocalServer, leases: Leases, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with lease_at(server.url, lease_s=1) as lease:
+        await server.kill()
+
+        lapse = (await eventually(lambda: lapses(caplog)))[0]
+        assert not lease.valid
+        assert (vars(lapse)["manager_id"], "no connection to NATS" in vars(lapse)["why"]) == ("m1", True)
+        await server.start()
+        await asyncio.wait_for(lease.acquired_again.wait(), DEADLINE_S)
+        assert len(lapses(caplog)) == 1
+
+
+def lapses(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if "the lease has lapsed" in record.getMessage()]
+
+
+@pytest.mark.parametrize("defect", [ZeroDivisionError("a defect"), asyncio.CancelledError()])
+async def test_a_lease_whose_thread_fails_is_renewed_again(
+    server: LocalServer, leases: Leases, caplog: pytest.LogCaptureFixture, defect: BaseException
+) -> None:
+    failing = threading.Event()
+
+    def fails() -> ManagerInfo:
+        if failing.is_set():
+            raise defect
+        return info()
+
+    lease = Lease(ConnectOptions(servers=(server.url,)), "JIDO_MANAGERS", "m1", 2)
+    await lease.acquire(fails)
+    failing.set()
+    not_ready = await eventually(lambda: lease.not_ready)
+    failing.clear()
+
+    await eventually(lambda: lease.not_ready == [])
+    assert not_ready == [f"the lease's thread fails: {traceback.format_exception_only(defect)[0].strip()}"]
+    assert "the lease's thread failed; restarting it" in caplog.messages
+    assert lease.valid and await leases.is_alive("m1")
+    await lease.release()
+    assert not await leases.is_alive("m1")
+
+
+async def test_what_has_changed_is_in_the_lease_at_once(
+    server: LocalServer, stranger: Stranger, leases: Leases
+) -> None:
+    draining = threading.Event()
+    lease = Lease(ConnectOptions(servers=(server.url,)), "JIDO_MANAGERS", "m1", 60)
+    await lease.acquire(lambda: msgspec.structs.replace(info(), draining=draining.is_set()))
+
+    draining.set()
+    lease.renew_soon()
+
+    await eventually(lambda: renewed(stranger, 2))
+    assert b'"draining":true' in (await stranger.stored("KV_JIDO_MANAGERS"))[-1].data
+    await lease.release()
 
 
 async def renewed(stranger: Stranger, times: int) -> bool:

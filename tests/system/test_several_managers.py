@@ -1,8 +1,10 @@
 """Several managers on one NATS: whose a session is, who ends it, and who answers."""
 
 import asyncio
+import glob
 import os
 import signal
+import time
 from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
@@ -21,11 +23,15 @@ from jido_nats import (
     Status,
     Unavailable,
 )
+from jido_nats.broker.connection import Connection
+from jido_nats.broker.micro import MicroService, Request
 from jido_nats.core import codec, lifecycle
+from jido_nats.manager.service import Service
 from tests.conftest import StartManager
 from tests.tools import audit
 from tests.tools.processes import freeze, manager_process
-from tests.tools.support import DEADLINE_S, Stranger, eventually, wait_for_ever
+from tests.tools.programs import serving
+from tests.tools.support import DEADLINE_S, LEASE_S, Stranger, Stubborn, eventually, wait_for_ever
 
 
 async def violations(server: LocalServer) -> list[audit.Violation]:
@@ -154,6 +160,96 @@ async def test_managers_that_are_all_full_answer_overloaded(server: LocalServer,
 async def all_sealed(manager: SessionManager) -> bool:
     records = await manager.list_sessions(include_terminated=True)
     return bool(records) and all(record.sealed for record in records)
+
+
+def clock_off_by(seconds: int) -> dict[str, str]:
+    """The environment of a process whose clock is so much ahead."""
+    found = glob.glob("/usr/lib/*/faketime/libfaketime.so.1")
+    assert found, "tests/interop/install.sh installs libfaketime"
+    return {"LD_PRELOAD": found[0], "FAKETIME": f"{seconds:+d}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+
+
+@pytest.mark.parametrize("seconds", [-60, 60])
+async def test_clocks_that_differ_do_not_keep_a_command_from_the_owner(
+    server: LocalServer, stranger: Stranger, start_manager: StartManager, seconds: int
+) -> None:
+    async with serving(server.url, "--lease-s", str(LEASE_S), env=clock_off_by(seconds)):
+        owner = (await stranger.create("s1"))["owner"]
+        other = await start_manager()
+
+        assert (await other.idle_session("s1")).owner == owner
+        assert (await other.terminate_session("s1")).status is Status.TERMINATED
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Jido-Time-Left-Ms": "3000", "Jido-Deadline": "2020-01-01T00:00:00+00:00"}, "active"),
+        ({"Jido-Time-Left-Ms": "0", "Jido-Deadline": "2999-01-01T00:00:00+00:00"}, None),
+        ({"Jido-Time-Left-Ms": "-1"}, None),
+        ({"Jido-Time-Left-Ms": "1" * 400, "Jido-Deadline": "nonsense"}, "active"),
+        ({"Jido-Deadline": "2020-01-01T00:00:00+00:00"}, None),  # from a manager of version 0.1
+        ({"Jido-Deadline": "2999-01-01T00:00:00+00:00"}, "active"),
+        ({}, "active"),
+    ],
+)
+async def test_the_time_that_is_left_decides_whether_a_forwarded_command_is_late(
+    stranger: Stranger, manager: SessionManager, headers: dict[str, str], status: str | None
+) -> None:
+    await stranger.create("s1")
+
+    reply = await stranger.request(f"jido.manager.{manager.manager_id}.get.s1", headers=headers)
+
+    answer = msgspec.json.decode(reply.data)
+    assert answer.get("status") == status
+    assert (answer.get("error") or {}).get("code") == (None if status else "unavailable")
+
+
+async def test_a_forwarded_command_says_how_much_time_is_left(stranger: Stranger, start_manager: StartManager) -> None:
+    manager = await start_manager(lease_s=60)
+    record, _ = lifecycle.create("s1", owner="ghost", at=datetime.now(UTC))
+    await stranger.js.publish("$KV.JIDO_SESSIONS.s1", codec.encode(record))
+    forwarded = await stranger.hear("jido.manager.ghost.*.*")
+
+    with pytest.raises(Unavailable):
+        await manager.idle_session("s1")
+
+    headers = forwarded.messages[0].headers or {}
+    assert 0 < int(headers["Jido-Time-Left-Ms"]) <= 4500
+    assert abs((datetime.fromisoformat(headers["Jido-Deadline"]) - datetime.now(UTC)).total_seconds()) < 60
+
+
+async def test_a_forwarded_command_is_given_up_when_its_sender_no_longer_waits(
+    stranger: Stranger, start_manager: StartManager
+) -> None:
+    stubborn = Stubborn()
+    manager = await start_manager(stubborn, stop_timeout_s=30.0)
+    await stranger.create("s1")
+
+    started = time.monotonic()
+    headers = {"Jido-Time-Left-Ms": "300"}
+    try:
+        reply = await stranger.request(f"jido.manager.{manager.manager_id}.terminate.s1", headers=headers)
+    finally:
+        stubborn.let_go.set()
+
+    assert b'"unavailable"' in reply.data
+    assert time.monotonic() - started < 4
+
+
+@pytest.mark.parametrize(("to", "status"), [("this one", None), ("another", 503)])
+async def test_a_manager_carries_out_only_what_was_forwarded_to_it(
+    connection: Connection, stranger: Stranger, manager: SessionManager, to: str, status: int | None
+) -> None:
+    await stranger.create("s1")
+    micro = MicroService(connection, name="x", service_id="x", version="0", description="", in_flight_max=1)
+    handler = manager._running().handle
+    service = Service(micro, manager._settings, manager.manager_id, handler, manager.stats)
+    manager_id = manager.manager_id if to == "this one" else "another"
+
+    reply = await service._handle_forwarded(Request(f"jido.manager.{manager_id}.get.s1", {}, b""))
+
+    assert (reply.error[0] if reply.error else None) == status
 
 
 async def answers(server: LocalServer, session_id: str) -> bool:

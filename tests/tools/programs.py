@@ -126,8 +126,8 @@ async def run(
 
 
 @contextlib.asynccontextmanager
-async def serving(url: str, *arguments: str) -> AsyncIterator[Program]:
+async def serving(url: str, *arguments: str, env: Mapping[str, str] | None = None) -> AsyncIterator[Program]:
     """`jido-nats serve` that has said that it serves."""
-    async with running("serve", "--server", url, *arguments) as program:
+    async with running("serve", "--server", url, *arguments, env=env) as program:
         await program.said(" serves on ")
         yield program

@@ -142,7 +142,7 @@ export class Overview {
       sessions: el("span", { class: "number" }),
       lease: el("span", { class: "meter", "aria-hidden": "true" }, el("span", {})),
       left: el("span", { class: "number muted" }),
-      full: el("span", { class: "tag" }, "full"),
+      state: el("span", { class: "tag" }),
     };
     const started = Date.parse(manager.started_at);
     nodes.item = el(
@@ -152,7 +152,7 @@ export class Overview {
         "div",
         { class: "manager-name" },
         el("span", { class: "mono", title: manager.manager_id }, shortId(manager.manager_id)),
-        nodes.full,
+        nodes.state,
         nodes.sessions,
       ),
       el(
@@ -168,7 +168,8 @@ export class Overview {
   #fillManager(nodes, manager, connected) {
     const left = Date.parse(manager.renewed_at) + 1000 * manager.lease_s - this.store.now();
     const sessions = manager.sessions ?? 0;
-    nodes.full.hidden = !manager.full;
+    setText(nodes.state, manager.draining ? "draining" : "full");
+    nodes.state.hidden = !manager.draining && !manager.full;
     setText(nodes.sessions, sessions === 1 ? "1 session" : `${number(sessions)} sessions`);
     const share = connected ? Math.max(0, Math.min(1, left / (1000 * manager.lease_s))) : 0;
     nodes.lease.firstChild.style.width = `${Math.round(100 * share)}%`;
