@@ -380,7 +380,7 @@ class Leases:
         log.error("an entry outlived its lease; removing it", extra={"manager_id": manager_id})
         headers = {EXPECTED_SEQUENCE: str(message.sequence), "KV-Operation": "DEL", MESSAGE_TTL: f"{MARKER_TTL_S}s"}
         with contextlib.suppress(Conflict, NotSent, OutcomeUnknown):  # its manager lives after all, or the next time
-            await store(self._connection, message.subject, b"", headers)
+            await store(self._connection, self._stream, message.subject, b"", headers)
 
 
 async def any_lease(connection: Connection, bucket: str) -> bool:
