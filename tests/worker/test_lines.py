@@ -25,7 +25,7 @@ TOO_LONG = f"a line has at most {LINE_BYTES_MAX} bytes"
     [
         (b'{"type":"output","data":"' + LONG + b'","id":1}', (1, "too_large", TOO_LONG)),
         (b'{"id":"a","type":"output","data":"' + LONG + b'"}', ("a", "too_large", TOO_LONG)),
-        (b'{"type":"outptu","id":1}', (1, "bad_request", "the types are ready, idle, activate, touch, output,")),
+        (b'{"type":"printout","id":1}', (1, "bad_request", "the types are ready, idle, activate, touch, output,")),
         (b'{"id":1}', (1, "bad_request", "missing required field `type`")),
         (b'{"type":"output","ephemeral":"yes","id":1}', (1, "bad_request", "`$.ephemeral`")),
         (b'{"type":"say","id":1}', (1, "bad_request", "missing required field `content`")),
@@ -34,7 +34,7 @@ TOO_LONG = f"a line has at most {LINE_BYTES_MAX} bytes"
         (b'{"type":"say","content":"caf\xe9","id":1}', (1, "bad_request", "not valid UTF-8")),
         (b'{"type":"idle","id":[1.50]}', ([1.5], "bad_request", "`$.id`")),
         (b'{"type":"idle","id":99999999999999999999}', (99999999999999999999, "bad_request", "`$.id`")),
-        (b'{"type":"idle","id":tru}', (None, "bad_request", "invalid character")),
+        (b'{"type":"idle","id":nope}', (None, "bad_request", "invalid character")),
         (b'{"type":"idle","id":1}{"type":"idle","id":2}', (1, "bad_request", "trailing characters")),
     ],
     ids=lambda value: value[:40] if isinstance(value, bytes) else "",
