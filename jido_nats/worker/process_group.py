@@ -118,7 +118,7 @@ class ProcessGroup:
         """End all of it: first what has left the group, as long as it can be found by its ancestor."""
         self._number = signal.SIGKILL
         self._signalled.clear()
-        if self.returncode is None:
+        if not self._exited.done():
             self._signal_group(signal.SIGSTOP)  # it starts nothing more
             await self._kill_emigrants()
         self._signal_group(signal.SIGKILL)
