@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from jido_nats.core import subjects
 from jido_nats.core.session import Status
 from jido_nats.core.settings import Settings
 from jido_nats.manager.manager import SessionManager
+from jido_nats.worker import crash
 from jido_nats.worker.program import Program
 from jido_nats.worker.session import Session
 
@@ -49,6 +51,7 @@ async def agent(session: Session) -> None:
 
 async def run(printer: Printer, binary: Path | None) -> bool:
     """Run the demo; whether the replay is identical to what was received live."""
+    logging.getLogger(crash.__name__).setLevel(logging.CRITICAL)  # one of its workers crashes, on purpose
     async with LocalServer(binary=binary) as server:
         printer.note(f"A local nats-server listens on {server.url}.", "bold")
         settings = Settings(lease_s=LEASE_S)

@@ -319,7 +319,8 @@ class SessionManager(SessionApi):
 
     async def _end_sessions(self) -> None:
         silence_max_s = self._settings.stop_timeout_s + CLOSE_GRACE_S
-        async with reported("ending", self._sessions, f"giving up if none ends for {silence_max_s:g} s"):
+        until = f"giving up if none ends for {silence_max_s:g} s"
+        async with reported("ending", self._sessions, until, level=logging.INFO):
             left = await self._sessions.close(silence_max_s)
         if left:
             log.error("sessions could not be ended; another manager will end them", extra={"sessions": left})

@@ -12,12 +12,15 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.asynccontextmanager
-async def reported(doing: str, sessions: Sized, until: str) -> AsyncIterator[None]:
-    """Log "<doing> 239 sessions, <until>", and what is left of them every `REPORT_EVERY_S`, until the block ends."""
+async def reported(doing: str, sessions: Sized, until: str, *, level: int = logging.WARNING) -> AsyncIterator[None]:
+    """Log "<doing> 239 sessions, <until>", and what is left of them every `REPORT_EVERY_S`, until the block ends.
+
+    `level`: of the first line; what takes long enough for another one is a warning.
+    """
     if not len(sessions):
         yield
         return
-    log.warning("%s %d sessions, %s", doing, len(sessions), until)
+    log.log(level, "%s %d sessions, %s", doing, len(sessions), until)
     reporting = asyncio.create_task(_report(doing, sessions), name=f"{doing}: report")
     try:
         yield

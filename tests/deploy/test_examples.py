@@ -178,7 +178,7 @@ async def test_the_chat_client_reports_a_crash(chat_agent: Path) -> None:
 
     assert (finished.code, finished.err) == (
         1,
-        "the session has ended: crashed, ConnectionError: the model is away\n",
+        "the session has ended: crashed, ConnectionError: the model is away (model.py:12 in stream_reply)\n",
     )
 
 
