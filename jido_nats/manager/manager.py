@@ -39,7 +39,8 @@ from jido_nats.manager.writer import WriterContext
 from jido_nats.store import topology
 from jido_nats.store.event_log import EventLog
 from jido_nats.store.index import ClaimIndex, SessionIndex
-from jido_nats.store.leases import Lease, Leases, ManagerInfo, describe
+from jido_nats.store.lease import Lease
+from jido_nats.store.leases import Leases, ManagerInfo, describe
 from jido_nats.store.output_log import OutputLog
 from jido_nats.store.records import SessionRecords
 from jido_nats.worker.session import Worker

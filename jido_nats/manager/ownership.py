@@ -10,7 +10,7 @@ from typing import Final
 
 from jido_nats.broker.clock import boottime
 from jido_nats.broker.connection import Connection
-from jido_nats.store.leases import Lease
+from jido_nats.store.lease import Lease
 
 POLL_S: Final = 0.5
 
