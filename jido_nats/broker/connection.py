@@ -138,15 +138,7 @@ class Connection:
         timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Message:
         """The reply. `NotSent`, `NoResponders`, `NotAllowed`: certainly not done. `OutcomeUnknown`: possibly done."""
-        pending = self._open_request(subject, timeout_s)
-        try:
-            await self.publish(subject, payload, headers=headers, reply=pending.inbox)
-            reply = await pending.future
-        finally:
-            self._requests.close(pending)
-        if _is_no_responders(reply):
-            raise NoResponders(f"no responders on {subject}")
-        return reply
+        return await self._exchange(self._open_request(subject, timeout_s), payload, headers)
 
     async def request_many(
         self, subject: str, payload: bytes, *, is_last: Callable[[Message], bool], timeout_s: float = REQUEST_TIMEOUT_S
@@ -154,14 +146,19 @@ class Connection:
         """All replies, up to the one of which `is_last` is true. Raises as `request` does."""
         pending = self._open_request(subject, timeout_s)
         replies = pending.expect_many(is_last)
+        await self._exchange(pending, payload, None)
+        return replies
+
+    async def _exchange(self, pending: Pending, payload: bytes, headers: dict[str, str] | None) -> Message:
+        """Send a request; its (last) reply."""
         try:
-            await self.publish(subject, payload, reply=pending.inbox)
-            last = await pending.future
+            await self.publish(pending.subject, payload, headers=headers, reply=pending.inbox)
+            reply = await pending.future
         finally:
             self._requests.close(pending)
-        if _is_no_responders(last):
-            raise NoResponders(f"no responders on {subject}")
-        return [*replies, last]
+        if reply.headers and not reply.data and reply.headers.get("Status") == "503":
+            raise NoResponders(f"no responders on {pending.subject}")
+        return reply
 
     async def publish(
         self, subject: str, payload: bytes = b"", *, headers: dict[str, str] | None = None, reply: str = ""
@@ -354,7 +351,3 @@ class Connection:
         if self._up.is_set() and text not in self._reported and len(self._reported) < PROBLEMS_REPORTED_MAX:
             self._reported.add(text)
             log.warning("nats-py reported an error", extra={"connection": self.name, "error": text})
-
-
-def _is_no_responders(reply: Message) -> bool:
-    return bool(reply.headers) and not reply.data and (reply.headers or {}).get("Status") == "503"

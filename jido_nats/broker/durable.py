@@ -34,7 +34,7 @@ from jido_nats.broker.consumer import (
 from jido_nats.broker.jetstream import CONSUMER_NOT_FOUND, JetStreamError, api, settled
 from jido_nats.broker.retention import RetentionGuard
 from jido_nats.broker.stream_info import StreamState, check_position, stream_state
-from jido_nats.core.position import Position, is_token, parse_position
+from jido_nats.core.position import Position, is_position_token, parse_position
 from jido_nats.errors import (
     ConfigurationError,
     ConsumerNotFound,
@@ -115,7 +115,6 @@ class DurableConsumer(Consumer):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._retention.close()
         await self._answer(b"-NAK")  # redelivered at once, to the next reader; what still arrives is NAKed below
         if self._inbox is not None:
             await self._inbox.unsubscribe()
@@ -260,9 +259,7 @@ class DurableConsumer(Consumer):
 
     async def _open(self) -> ConsumerInfo:
         """Find the consumer, or create it; then check that nothing was removed while nobody read it."""
-        state = await stream_state(self._connection, self._stream)
-        if self._start.after is not None:
-            state = await check_position(self._connection, self._stream, self._start.after)
+        state = await check_position(self._connection, self._stream, self._start.after or Position(0))
         config = {
             "name": self._durable,
             "durable_name": self._durable,
@@ -366,7 +363,7 @@ class DurableConsumer(Consumer):
 def _read_through(info: ConsumerInfo, state: StreamState) -> int:
     """Up to where an earlier reader had everything, as it stored with the consumer; 0 if that is not known."""
     text = str(info.config.get("metadata", {}).get(READ_THROUGH, ""))
-    if not is_token(text):
+    if not is_position_token(text):
         return 0
     position = parse_position(text)
     return position.sequence if position.created_ns == state.end.created_ns and position.sequence <= state.last else 0

@@ -30,7 +30,8 @@ WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
 NO_MESSAGE_FOUND: Final = 10037
 STREAM_NOT_FOUND: Final = 10059
 CONSUMER_NOT_FOUND: Final = 10014
-CONSUMERS_EXHAUSTED: Final = frozenset({10026, 10002})  # of a stream, of an account
+TOO_MANY_CONSUMERS: Final = 10026
+CONSUMERS_EXHAUSTED: Final = frozenset({TOO_MANY_CONSUMERS, 10002})  # of a stream, of an account
 
 # A lost connection fails requests in flight at once; a timeout means a server that is overloaded or stuck, and every
 # unknown outcome adds to its load (a claim, a look), so be patient.

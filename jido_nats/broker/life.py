@@ -5,7 +5,7 @@ from typing import Final
 
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumer import Start
-from jido_nats.broker.stream_info import StreamState, check_latest, check_position, stream_state
+from jido_nats.broker.stream_info import StreamState, check_latest, check_position
 from jido_nats.core.position import Position
 
 # How many of the last messages prove that a bucket is not older than it was: some may have been replaced since.
@@ -38,15 +38,12 @@ class StreamLife:
 
         Raises `PositionUnavailable` if the start is a position of another life.
         """
-        if start.after is None:
-            state = await stream_state(self._connection, self._stream)
-        else:
-            state = await check_position(self._connection, self._stream, start.after)
+        after = start.after or Position(0)
+        state = await check_position(self._connection, self._stream, after)
         if start.policy == "new":
             start = Start.at(state.last + 1)
         before, created_ns = (start.sequence or 1) - 1, state.end.created_ns
-        stored_ns = start.after.stored_ns if start.after is not None else 0
-        self._begin = state.end if before and before == state.last else Position(before, stored_ns, created_ns)
+        self._begin = state.end if before and before == state.last else Position(before, after.stored_ns, created_ns)
         return start, state
 
     def passed(self, subject: str, sequence: int, time_ns: int) -> None:

@@ -14,12 +14,9 @@ TICK_S: Final = 0.05
 
 
 class Pending:
-    """One request: its subject, its inbox, its deadline (of the loop's clock), and a future for the (last) reply.
+    """One request: its subject, its inbox, its deadline (of the loop's clock), and a future for the (last) reply."""
 
-    `earlier`: the replies before the last one, if the request gets several; None if it gets one.
-    """
-
-    __slots__ = ("deadline", "earlier", "future", "inbox", "is_last", "subject", "token")
+    __slots__ = ("deadline", "future", "inbox", "is_last", "subject", "token")
 
     def __init__(self, subject: str, inbox: str, token: str, deadline: float, future: "asyncio.Future[Msg]") -> None:
         self.subject = subject
@@ -27,13 +24,19 @@ class Pending:
         self.token = token
         self.deadline = deadline
         self.future = future
-        self.earlier: list[Msg] | None = None
+        # Of a request with several replies: takes each, and returns whether it is the last.
         self.is_last: Callable[[Msg], bool] | None = None
 
     def expect_many(self, is_last: Callable[[Msg], bool]) -> list[Msg]:
-        """Expect several replies, until `is_last` is true of one; the list to which the others will be added."""
-        self.is_last, self.earlier = is_last, []
-        return self.earlier
+        """Expect several replies, until `is_last` is true of one; the list to which they will be added."""
+        replies: list[Msg] = []
+
+        def take(reply: Msg) -> bool:
+            replies.append(reply)
+            return is_last(reply)
+
+        self.is_last = take
+        return replies
 
 
 class Requests:
@@ -71,10 +74,8 @@ class Requests:
         pending = self._pending.get(message.subject[len(self.inbox) :])
         if pending is None or pending.future.done():
             return
-        if pending.earlier is None or pending.is_last is None or pending.is_last(message):
+        if pending.is_last is None or pending.is_last(message):
             pending.future.set_result(message)
-        else:
-            pending.earlier.append(message)
 
     def fail(self, error: Callable[[], BrokerError]) -> None:
         """Fail all pending requests."""

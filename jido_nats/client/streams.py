@@ -11,7 +11,7 @@ from jido_nats.broker.consumer import Consumer, Start, StreamMessage
 from jido_nats.broker.durable import DurableConsumer
 from jido_nats.core.events import Event
 from jido_nats.core.output import Output
-from jido_nats.core.position import is_token, parse_position
+from jido_nats.core.position import is_position_token, parse_position
 from jido_nats.errors import BadRequest
 from jido_nats.store.event_log import event_in
 from jido_nats.store.output_log import output_in
@@ -134,7 +134,7 @@ def parse_since(since: str | int | datetime, now: datetime) -> Start:
     if since in ("new", "all"):
         return Start(str(since))
     text = str(since)
-    if is_token(text):
+    if is_position_token(text):
         return Start.following(parse_position(text))
     if text.isascii() and text.isdigit():
         return Start.at(int(text))

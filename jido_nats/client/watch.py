@@ -183,7 +183,7 @@ class SessionWatch:
                 self._read[session_id] = record or _known_by(session_id, self._arrived)
 
     def _needs_record(self, event: Event) -> bool:
-        """Whether the event does not tell enough: of a new session, of a change of the owner, or of an unknown type."""
+        """Whether the event alone is not enough: of a new session, of a change of the owner, or of an unknown type."""
         if isinstance(event, SessionStatus) and event.reason is Reason.OWNER_LOST:
             return True
         return isinstance(event, UnknownEvent) or event.session_id not in self._records

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from jido_nats.errors import BadRequest
 
 NS_PER_S: Final = 1_000_000_000
-_TOKEN: Final = re.compile(r"\A1\.(\d{1,19})\.(\d{1,19})\.(\d{1,19})\Z")
+_TOKEN: Final = re.compile(r"\A1\.(\d{1,19})\.(\d{1,19})\.(\d{1,19})\Z", re.ASCII)
 _SEQUENCE: Final = re.compile(r"\A\d{1,18}\Z", re.ASCII)
 _MOMENT: Final = re.compile(r"\A([^.Z+]+)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)\Z")
 
@@ -48,7 +48,7 @@ def parse_position(text: str | int) -> Position:
     return Position(int(text))
 
 
-def is_token(text: str) -> bool:
+def is_position_token(text: str) -> bool:
     """Whether the text is a `position_token`."""
     return _TOKEN.match(text) is not None
 

@@ -207,8 +207,6 @@ class LiveSession:
         forced = self.run is not None and (self.run.forced or not self.run.ended)
         if self.record.status is Status.TERMINATED:
             await self.writer.seal()
-        elif self.record.status is Status.TERMINATING:
-            await self.end(error=RECORD_DELETED, forced=forced)
         else:
             await self.end(reason=Reason.CRASHED, error=RECORD_DELETED, forced=forced)
 

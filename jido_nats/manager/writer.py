@@ -205,15 +205,14 @@ class SessionWriter:
         A record that was overwritten with something else is stored again. One that was deleted ends: see
         `Sessions.recheck`.
         """
-        entry = await self._context.records.get(changed.session_id)
+        if (entry := await self._unless_stored(changed)) is None:
+            return
         by_hand = entry.record is None and entry.revision > self.revision > 0
         if by_hand and (entry.is_damaged or changed.status is Status.TERMINATED):
             await self._write_over(entry, changed)
-        elif entry.record != changed:
-            self.in_doubt = not by_hand  # nothing was stored, and no other manager is known to have written
-            raise Fenced(f"the session {changed.session_id} was written by another manager, or deleted")
-        else:
-            self.revision = entry.revision
+            return
+        self.in_doubt = not by_hand  # nothing was stored, and no other manager is known to have written
+        raise Fenced(f"the session {changed.session_id} was written by another manager, or deleted")
 
     async def _resolve_too_large(self, changed: SessionRecord, error: TooLarge) -> None:
         """The server takes no message of that size any longer. An earlier attempt of the same write may be stored.
@@ -221,9 +220,7 @@ class SessionWriter:
         Such an attempt cannot be repeated until there is an answer, as others are. But one that was larger than the
         limit was refused; and should one from before that still be stored, the next write meets its revision.
         """
-        entry = await self._context.records.get(changed.session_id)
-        if entry.record == changed:
-            self.revision = entry.revision
+        if (entry := await self._unless_stored(changed)) is None:
             return
         self.in_doubt = entry.revision != self.revision
         raise TooLarge(
@@ -231,16 +228,22 @@ class SessionWriter:
             session_id=changed.session_id,
         ) from error
 
+    async def _unless_stored(self, changed: SessionRecord) -> Entry | None:
+        """What the bucket has instead of `changed`; None if an earlier attempt of that write was stored."""
+        entry = await self._context.records.get(changed.session_id)
+        if entry.record != changed:
+            return entry
+        self.revision = entry.revision
+        return None
+
     async def _write_over(self, entry: Entry, record: SessionRecord) -> None:
         """Store a record over what a person has written, if no other manager has claimed the session."""
         await self.claim()
         try:
             self.revision = await self._context.records.write(record, entry.revision)
         except Conflict:
-            again = await self._context.records.get(record.session_id)
-            if again.record != record:
+            if await self._unless_stored(record) is not None:
                 raise Fenced(f"the session {record.session_id} was written again") from None
-            self.revision = again.revision
         log.error(
             "stored a record again that was deleted or overwritten by another program",
             extra={"session_id": record.session_id, "revision": self.revision},

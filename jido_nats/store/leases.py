@@ -17,11 +17,10 @@ import re
 import socket
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
-from jido_nats.broker.clock import boottime
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumer import Start, StreamMessage
 from jido_nats.broker.follower import FollowingConsumer
@@ -80,6 +79,14 @@ def describe(manager_id: str, version: str) -> ManagerInfo:
     )
 
 
+class _Renewal(NamedTuple):
+    """The last renewal of a lease: its sequence in the bucket, when it was stored, and for how long it holds."""
+
+    sequence: int
+    time_ns: int
+    lease_s: int | None
+
+
 class Leases:
     """The leases of all managers, followed; what a decision depends on is read at the leader."""
 
@@ -92,8 +99,7 @@ class Leases:
         self._follower: FollowingConsumer | None = None
         self._reported: set[tuple[str, int]] = set()
         self.managers: dict[str, ManagerInfo] = {}
-        # When (of `boottime`) each of them was last seen to renew.
-        self._renewed_at: dict[str, float] = {}
+        self._renewals: dict[str, _Renewal] = {}
         # Set when a manager's lease has ended.
         self.gone = asyncio.Event()
         # Set when a manager with another lease time is seen.
@@ -102,7 +108,7 @@ class Leases:
     def follow(self) -> FollowingConsumer:
         """Every lease, then every change; pass each message to `apply`."""
         self.managers.clear()
-        self._renewed_at.clear()
+        self._renewals.clear()
         self._follower = consumer = FollowingConsumer(
             self._connection,
             self._stream,
@@ -122,10 +128,12 @@ class Leases:
         manager_id = subjects.session_of(message.subject)
         info = _info_in(message)
         if info is not None:
-            self.managers[manager_id], self._renewed_at[manager_id] = info, boottime()
-            self._compare_lease_time(manager_id, lease_time(message))
+            lease_s = lease_time(message)
+            self.managers[manager_id] = info
+            self._renewals[manager_id] = _Renewal(message.sequence, message.time_ns, lease_s)
+            self._compare_lease_time(manager_id, lease_s)
             return False
-        self._renewed_at.pop(manager_id, None)
+        self._renewals.pop(manager_id, None)
         if self.managers.pop(manager_id, None) is None:
             return False
         self.gone.set()
@@ -163,11 +171,16 @@ class Leases:
         )
 
     async def remove_overdue(self) -> None:
-        """Remove the entries of managers that have not renewed for long; the server should have done that."""
-        due_s = OVERDUE_LEASES * (self.lease_s or 0) + OVERDUE_S
-        for manager_id, renewed_at in list(self._renewed_at.items()):
-            if boottime() - renewed_at > due_s and await self.is_alive(manager_id):
-                self._renewed_at[manager_id] = boottime()  # with a lease time of its own: look again later
+        """Remove the entries that are so old, by the server's clock, that their managers cannot be renewing them.
+
+        Their TTL removes them long before that, unless they were written without one, or the server has lost it, as it
+        was seen to do after it was killed.
+        """
+        now_ns = await server_time_ns(self._connection, self._stream)
+        for manager_id, renewal in list(self._renewals.items()):
+            lease_s = max(self.lease_s or 0, renewal.lease_s or 0)
+            if lease_s and now_ns - renewal.time_ns > (OVERDUE_LEASES * lease_s + OVERDUE_S) * NS_PER_S:
+                await self._remove(manager_id, renewal.sequence)
 
     async def is_alive(self, manager_id: str) -> bool:
         """Whether that manager has a lease, read at the leader."""
@@ -175,28 +188,13 @@ class Leases:
             return False
         subject = subjects.key(self._bucket, manager_id)
         message = await settled(self._connection, lambda: last_message(self._connection, self._stream, subject))
-        if message is None or not message.data:
-            return False
-        if not await self._is_overdue(message):
-            return True
-        await self._remove(manager_id, message)
-        return False
+        return message is not None and bool(message.data)
 
-    async def _is_overdue(self, message: StoredMessage) -> bool:
-        """Whether an entry is so old, by the server's clock, that its manager cannot have been renewing it.
-
-        Its TTL removes it long before that, unless it was written without one, or the server has lost the TTL, as it
-        was seen to do with a store that was copied back.
-        """
-        lease_s = max(self.lease_s or 0, _seconds_in(message.headers.get(MESSAGE_TTL, "")) or 0)
-        now_ns = await server_time_ns(self._connection, self._stream)
-        return lease_s > 0 and now_ns - message.time_ns > (OVERDUE_LEASES * lease_s + OVERDUE_S) * NS_PER_S
-
-    async def _remove(self, manager_id: str, message: StoredMessage) -> None:
+    async def _remove(self, manager_id: str, sequence: int) -> None:
         log.error("an entry outlived its lease; removing it", extra={"manager_id": manager_id})
-        headers = {EXPECTED_SEQUENCE: str(message.sequence), "KV-Operation": "DEL", MESSAGE_TTL: f"{MARKER_TTL_S}s"}
+        headers = {EXPECTED_SEQUENCE: str(sequence), "KV-Operation": "DEL", MESSAGE_TTL: f"{MARKER_TTL_S}s"}
         with contextlib.suppress(Conflict, NotSent, OutcomeUnknown):  # its manager lives after all, or the next time
-            await store(self._connection, self._stream, message.subject, b"", headers)
+            await store(self._connection, self._stream, subjects.key(self._bucket, manager_id), b"", headers)
 
 
 async def any_lease(connection: Connection, bucket: str) -> bool:
@@ -213,11 +211,7 @@ async def any_lease(connection: Connection, bucket: str) -> bool:
 
 def lease_time(message: StreamMessage) -> int | None:
     """The lease time in a message of the bucket, in seconds; None if it has none."""
-    return _seconds_in(message.headers.get(MESSAGE_TTL, ""))
-
-
-def _seconds_in(ttl: str) -> int | None:
-    seconds = _SECONDS.match(ttl)  # another client may use another format
+    seconds = _SECONDS.match(message.headers.get(MESSAGE_TTL, ""))  # another client may use another format
     return int(seconds[1]) if seconds is not None else None
 
 

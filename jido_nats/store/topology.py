@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.jetstream import STREAM_NOT_FOUND, JetStreamError, api
+from jido_nats.broker.jetstream import STREAM_NOT_FOUND, TOO_MANY_CONSUMERS, JetStreamError, api
 from jido_nats.core import subjects
 from jido_nats.core.settings import Settings
 from jido_nats.errors import ConfigurationError, NoResponders, NotAllowed, OutcomeUnknown, ServerUnusable
@@ -28,7 +28,6 @@ BUCKET_CONSUMERS_MAX: Final = 100_000
 LEASE_TIME: Final = "lease_s"
 _NS: Final = 1_000_000_000
 _NAME_IN_USE: Final = 10058
-_TOO_MANY_CONSUMERS: Final = 10026
 _LEASE_TIME_S: Final = re.compile(r"\A[1-9][0-9]{0,8}\Z")
 
 log = logging.getLogger(__name__)
@@ -197,7 +196,7 @@ async def _create(connection: Connection, wanted: Mapping[str, Any]) -> Mapping[
     try:
         answer = await api(connection, f"STREAM.CREATE.{wanted['name']}", wanted, timeout_s=10.0)
     except JetStreamError as error:
-        if error.code != _TOO_MANY_CONSUMERS or wanted["max_consumers"] < 0:
+        if error.code != TOO_MANY_CONSUMERS or wanted["max_consumers"] < 0:
             raise
         _report_consumers(wanted, error)
         return await _create(connection, {**wanted, "max_consumers": -1})

@@ -45,8 +45,8 @@ def error_text(error: BaseException) -> str:
     if first is not error:
         text = f"{text}: {_text(first)}"
     place = place_of(first)
-    behind = "" if place is None else _valid(f" ({place})")
-    return in_record(text, ERROR_LENGTH_MAX - len(behind)) + behind
+    suffix = "" if place is None else _valid(f" ({place})")
+    return in_record(text, ERROR_LENGTH_MAX - len(suffix)) + suffix
 
 
 def in_record(text: str, length_max: int = ERROR_LENGTH_MAX) -> str:

@@ -136,8 +136,8 @@ async def test_a_server_that_hangs_up_does_not_end_the_attempt(server: LocalServ
 
 async def test_a_server_that_refuses_does_not_end_the_attempt_at_another() -> None:
     old, new = (f'authorization {{ user: "a", password: "{password}" }}' for password in ("old", "new"))
-    async with LocalServer(config=old) as behind, LocalServer(config=new) as server:
-        options = ConnectOptions(servers=(behind.url, server.url), user="a", password="new")
+    async with LocalServer(config=old) as outdated, LocalServer(config=new) as server:
+        options = ConnectOptions(servers=(outdated.url, server.url), user="a", password="new")
 
         for _ in range(12):
             client = await dial(options, "test", ignore, timeout_s=1)

@@ -49,17 +49,22 @@ async def host() -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
         await process.wait()
 
 
+async def ends_by_itself(server: int) -> None:
+    """Wait until that process is gone; it is killed if it does not end."""
+    try:
+        await eventually(lambda: is_gone(server), within_s=5)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("number", NUMBERS)
 async def test_a_server_ends_with_the_program_that_started_it(number: signal.Signals) -> None:
     async with host() as (process, server):
         process.send_signal(number)
         await process.wait()
 
-        try:
-            await eventually(lambda: is_gone(server), within_s=5)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(server, signal.SIGKILL)
+        await ends_by_itself(server)
 
 
 async def test_a_frozen_server_ends_with_it_as_well() -> None:
@@ -68,11 +73,7 @@ async def test_a_frozen_server_ends_with_it_as_well() -> None:
         process.kill()
         await process.wait()
 
-        try:
-            await eventually(lambda: is_gone(server), within_s=5)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(server, signal.SIGKILL)
+        await ends_by_itself(server)
 
 
 async def test_up_that_is_killed_leaves_no_server() -> None:
@@ -82,11 +83,7 @@ async def test_up_that_is_killed_leaves_no_server() -> None:
         program.process.kill()
         await program.process.wait()
 
-        try:
-            await eventually(lambda: is_gone(server), within_s=5)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(server, signal.SIGKILL)
+        await ends_by_itself(server)
 
 
 def servers_of(parent: int) -> list[int]:

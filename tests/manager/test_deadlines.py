@@ -55,14 +55,19 @@ async def test_each_is_called_once_in_the_order_in_which_they_are_due(calendar: 
     assert calendar.called == ["a", "b", "c"]
 
 
-async def test_one_that_moves_on_is_asked_again(calendar: Calendar) -> None:
-    calendar.put("a", 0.02)
-    calendar.due["a"] = boottime() + 0.1  # activity: nobody tells the deadlines
-    calendar.put("b", 0.05)
+async def test_one_that_moves_on_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("jido_nats.manager.deadlines.boottime", lambda: now)
+    deadlines = Deadlines()
+    deadlines.watch("a", 2.0)
+    deadlines.watch("b", 5.0)
 
-    await eventually(lambda: not calendar.due)
+    now = 3.0
+    assert await deadlines.next() == "a"
+    deadlines.watch("a", 10.0)  # activity: nobody told the deadlines before
+    now = 20.0
 
-    assert calendar.called == ["b", "a"]
+    assert [await deadlines.next(), await deadlines.next()] == ["b", "a"]
 
 
 async def test_one_that_comes_nearer_is_called_then_and_once(calendar: Calendar) -> None:

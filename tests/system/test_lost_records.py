@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ from jido_nats.store import leases
 from tests.conftest import StartManager
 from tests.tools.backup import Backup
 from tests.tools.programs import serving
-from tests.tools.support import LEASE_S, Stranger, eventually, wait_for_ever
+from tests.tools.support import LEASE_S, Stranger, eventually
 
 NOW = "2026-11-26T00:00:00Z"
 KEY = "$KV.JIDO_SESSIONS."
@@ -40,10 +41,6 @@ def workers() -> Workers:
     return Workers()
 
 
-async def status_of(stranger: Stranger, session_id: str) -> str | None:
-    return (await stranger.ask(f"jido.session.get.{session_id}")).get("status")
-
-
 async def delete(stranger: Stranger, session_id: str, operation: str) -> None:
     """As `nats kv del` and `nats kv purge`."""
     headers = {"KV-Operation": operation} | ({"Nats-Rollup": "sub"} if operation == "PURGE" else {})
@@ -66,7 +63,7 @@ async def test_a_session_whose_record_was_deleted_ends(
 
 
 async def test_a_command_about_a_deleted_record_does_not_hide_its_end(
-    stranger: Stranger, start_manager: StartManager, workers: Workers, monkeypatch: pytest.MonkeyPatch
+    stranger: Stranger, start_manager: StartManager, workers: Workers
 ) -> None:
     manager = await start_manager(workers)
     await stranger.create("s1")
@@ -148,87 +145,78 @@ async def is_sealed(stranger: Stranger, session_id: str) -> bool:
     return b'"sealed":true' in (found.data or b"")
 
 
+class Restorable(NamedTuple):
+    """A manager, and a client, on a server whose store can come back older."""
+
+    server: LocalServer
+    backup: Backup
+    manager: SessionManager
+    client: Client
+
+
 @pytest.fixture
-async def stored(tmp_path: Path) -> AsyncIterator[tuple[LocalServer, Backup]]:
-    """A server whose store can come back older."""
-    async with LocalServer(store_dir=tmp_path / "store") as server:
-        yield server, Backup(server, tmp_path / "store", tmp_path / "copy")
-
-
-async def test_the_store_wins_over_what_a_manager_remembers(
-    stored: tuple[LocalServer, Backup], workers: Workers, caplog: pytest.LogCaptureFixture
-) -> None:
-    server, backup = stored
-    settings = Settings(lease_s=2)
+async def restorable(tmp_path: Path, workers: Workers) -> AsyncIterator[Restorable]:
     async with (
-        SessionManager.connect(server.url, worker=workers, settings=settings) as manager,
+        LocalServer(store_dir=tmp_path / "store") as server,
+        SessionManager.connect(server.url, worker=workers, settings=Settings(lease_s=2)) as manager,
         Client.connect(server.url, timeout_s=20) as client,
     ):
         await manager.start_serving()
-        for name in ("kept", "changed"):
-            await client.create_session(session_id=name)
-        await backup.take()
-        await eventually(lambda: client.list_sessions())
-        await client.idle_session("changed")
-        await asyncio.gather(*(client.create_session(session_id=f"lost{n}") for n in range(5)))
-        await backup.restore()
+        yield Restorable(server, Backup(server, tmp_path / "store", tmp_path / "copy"), manager, client)
 
-        await client.create_session(session_id="new")
-        await eventually(lambda: ids_of(client, {"kept", "new"}))
-        assert workers.running == {"kept", "new"}
-        ended = await client.wait("changed", "terminated", timeout_s=20)
-        assert (ended.reason, ended.version) == ("owner_lost", 3)
-        assert (await client.terminate_session("kept")).reason == "requested"
+
+async def test_the_store_wins_over_what_a_manager_remembers(
+    restorable: Restorable, workers: Workers, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, backup, _, client = restorable
+    for name in ("kept", "changed"):
+        await client.create_session(session_id=name)
+    await backup.take()
+    await eventually(lambda: client.list_sessions())
+    await client.idle_session("changed")
+    await asyncio.gather(*(client.create_session(session_id=f"lost{n}") for n in range(5)))
+    await backup.restore()
+
+    await client.create_session(session_id="new")
+    await eventually(lambda: ids_of(client, {"kept", "new"}))
+    assert workers.running == {"kept", "new"}
+    ended = await client.wait("changed", "terminated", timeout_s=20)
+    assert (ended.reason, ended.version) == ("owner_lost", 3)
+    assert (await client.terminate_session("kept")).reason == "requested"
     lost = [vars(r)["session_id"] for r in caplog.records if "came back without this session" in r.message]
     assert sorted(lost) == ["changed", *(f"lost{n}" for n in range(5))]
     assert [r for r in caplog.records if r.levelno >= logging.ERROR and "came back" not in r.message] == []
 
 
-async def test_a_session_that_had_ended_since_the_store_was_copied_ends_again(
-    stored: tuple[LocalServer, Backup],
-) -> None:
-    server, backup = stored
-    settings = Settings(lease_s=2)
-    async with (
-        SessionManager.connect(server.url, worker=wait_for_ever, settings=settings) as manager,
-        Client.connect(server.url, timeout_s=20) as client,
-    ):
-        await manager.start_serving()
-        await client.create_session(session_id="s1")
-        await backup.take()
-        await client.terminate_session("s1")
-        await backup.restore()
+async def test_a_session_that_had_ended_since_the_store_was_copied_ends_again(restorable: Restorable) -> None:
+    _, backup, _, client = restorable
+    await client.create_session(session_id="s1")
+    await backup.take()
+    await client.terminate_session("s1")
+    await backup.restore()
 
-        ended = await client.wait("s1", "terminated", timeout_s=20)
-        assert (ended.reason, ended.version) == ("owner_lost", 3)
+    ended = await client.wait("s1", "terminated", timeout_s=20)
+    assert (ended.reason, ended.version) == ("owner_lost", 3)
 
 
 async def ids_of(client: Client, wanted: set[str]) -> bool:
     return {record.session_id for record in await client.list_sessions()} == wanted
 
 
-async def test_a_manager_killed_after_the_store_came_back_older_is_taken_over(
-    stored: tuple[LocalServer, Backup],
-) -> None:
-    server, backup = stored
-    settings = Settings(lease_s=2)
-    async with (
-        SessionManager.connect(server.url, worker=wait_for_ever, settings=settings) as survivor,
-        Client.connect(server.url, timeout_s=20) as client,
-    ):
-        await survivor.start_serving()
-        await client.create_session(session_id="first")
-        await backup.take()
-        await asyncio.gather(*(client.create_session(session_id=f"lost{n}") for n in range(20)))
-        await backup.restore()
-        async with serving(server.url, "--lease-s", "2") as program:
-            made = await asyncio.gather(*(client.create_session(session_id=f"new{n}") for n in range(30)))
-            program.process.kill()
-            await program.process.wait()
-        orphans = [record.session_id for record in made if record.owner != survivor.manager_id]
-        assert orphans
-        for session_id in orphans:
-            assert (await client.wait(session_id, "terminated", timeout_s=20)).reason == "owner_lost"
+async def test_a_manager_killed_after_the_store_came_back_older_is_taken_over(restorable: Restorable) -> None:
+    server, backup, survivor, client = restorable
+    await client.create_session(session_id="first")
+    await backup.take()
+    await asyncio.gather(*(client.create_session(session_id=f"lost{n}") for n in range(20)))
+    await backup.restore()
+    async with serving(server.url, "--lease-s", "2") as program:
+        made = await asyncio.gather(*(client.create_session(session_id=f"new{n}") for n in range(30)))
+        program.process.kill()
+        await program.process.wait()
+    orphans = [record.session_id for record in made if record.owner != survivor.manager_id]
+    assert orphans
+    for session_id in orphans:
+        assert (await client.wait(session_id, "terminated", timeout_s=20)).reason == "owner_lost"
 
 
 async def test_a_manager_does_its_work_although_readers_have_every_consumer_of_the_bucket(

@@ -1,4 +1,4 @@
-"""Writes as lines what its messages contain, and tells of every line that it gets."""
+"""Writes as lines what its messages contain, and reports every line that it receives."""
 
 import json
 import sys

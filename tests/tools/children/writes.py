@@ -1,4 +1,4 @@
-"""Writes the bytes of a file after its first line, and tells of every line that it gets from then on."""
+"""Writes the bytes of a file after its first line, and reports every line that it receives from then on."""
 
 import json
 import sys
