@@ -11,7 +11,7 @@ from jido_nats.core.subjects import is_token
 from jido_nats.errors import ConfigurationError
 
 # Fields that this client does not support: refuse them rather than connect as another user or to another place.
-_UNSUPPORTED: Final = ("nsc", "user_jwt", "user_seed", "socks_proxy", "tls_first", "jetstream_domain")
+_UNSUPPORTED: Final = ("nsc", "user_jwt", "user_seed", "socks_proxy", "tls_first")
 
 
 class _Context(msgspec.Struct):
@@ -25,6 +25,8 @@ class _Context(msgspec.Struct):
     key: str = ""
     ca: str = ""
     inbox_prefix: str = ""
+    jetstream_domain: str = ""
+    jetstream_api_prefix: str = ""
 
 
 def read_context(name: str) -> ConnectOptions:
@@ -59,7 +61,12 @@ def _options(context: _Context) -> ConnectOptions:
         tls_cert=_path(context.cert),
         tls_key=_path(context.key),
         inbox_prefix=context.inbox_prefix or None,
+        js_api_prefix=context.jetstream_api_prefix or _domain_prefix(context.jetstream_domain),
     )
+
+
+def _domain_prefix(domain: str) -> str | None:
+    return f"$JS.{domain}.API" if domain else None
 
 
 def _path(text: str) -> str | None:

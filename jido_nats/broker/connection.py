@@ -36,6 +36,7 @@ ECHO_TIMEOUT_S: Final = 2.0
 # Message id, content type, traceparent, an error's text, and the headers that NATS adds.
 HEADER_BYTES_MAX: Final = 1024
 PROBLEMS_REPORTED_MAX: Final = 100
+JS_API_PREFIX: Final = "$JS.API"
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ class Connection:
         self._discards: set[asyncio.Task[None]] = set()
         self._echo: asyncio.Task[None] | None = None
         self._reported: set[str] = set()
+        # Where the JetStream API is; `jetstream.api` corrects it.
+        self.js_api_prefix = options.js_api_prefix or JS_API_PREFIX
         self._closing = False
 
     @classmethod
@@ -210,7 +213,7 @@ class Connection:
 
     def new_inbox(self) -> str:
         """A unique subject under this connection's own inbox."""
-        return f"{self._requests.inbox[:-1]}_{self._requests.next_token()}"
+        return f"{self._requests.inbox[:-1]}_{self._requests.new_token()}"
 
     async def close(self) -> None:
         """Flush, and close."""
@@ -346,7 +349,7 @@ class Connection:
     def _report(self, error: Exception) -> None:
         """Log each distinct error once: nats-py reports some of them for every message."""
         text = f"{type(error).__name__}: {error}"
-        if "$js.api.consumer.delete." in text:
+        if ".consumer.delete." in text:
             return  # a reader that may not delete its consumer leaves that to the server, which soon removes it
         if self._up.is_set() and text not in self._reported and len(self._reported) < PROBLEMS_REPORTED_MAX:
             self._reported.add(text)

@@ -164,9 +164,8 @@ def parse_ack_subject(reply: str) -> tuple[int, int, int, int]:
 async def pull(connection: Connection, stream: str, consumer: str, inbox: str, batch: int) -> None:
     """Request the next `batch` messages, to be sent to `inbox`."""
     request = {"batch": batch, "expires": PULL_EXPIRES_S * NS_PER_S, "idle_heartbeat": HEARTBEAT_S * NS_PER_S}
-    await connection.publish(
-        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", msgspec.json.encode(request), reply=inbox
-    )
+    subject = f"{connection.js_api_prefix}.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+    await connection.publish(subject, msgspec.json.encode(request), reply=inbox)
 
 
 def filter_config(filters: list[str]) -> dict[str, Any]:

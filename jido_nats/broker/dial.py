@@ -10,7 +10,7 @@ from typing import Any, Final
 import nats.errors
 
 from jido_nats.broker.nats_client import NatsClient
-from jido_nats.broker.options import ConnectOptions, check_files, tls_context
+from jido_nats.broker.options import ConnectOptions, check_options, tls_context
 from jido_nats.errors import ServerUnusable
 
 CONNECT_TIMEOUT_S: Final = 2.5
@@ -39,7 +39,7 @@ async def dial(
     next. `cluster`: more servers, `host:port`, that an earlier client discovered. `on_error` gets every error that
     nats-py reports, while connecting and later. Raises `ServerUnusable`, `ConfigurationError`.
     """
-    check_files(options)
+    check_options(options)
     race = _Race(options, name, on_error, cluster, timeout_s)
     winner = None
     try:

@@ -28,7 +28,10 @@ async def get_batch(connection: Connection, stream: str, request: Mapping[str, A
     """
     async with connection.gate:
         *replies, last = await connection.request_many(
-            f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(request), is_last=_ends_batch, timeout_s=TIMEOUT_S
+            f"{connection.js_api_prefix}.DIRECT.GET.{stream}",
+            msgspec.json.encode(request),
+            is_last=_ends_batch,
+            timeout_s=TIMEOUT_S,
         )
     status = (last.headers or {}).get("Status")
     if status not in (END_OF_BATCH, NOTHING_FOUND):

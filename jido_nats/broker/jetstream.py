@@ -9,18 +9,20 @@ the pace of that.
 
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar, overload
 
 import msgspec
 from nats.aio.client import Client
 
 from jido_nats.broker.backoff import Backoff
-from jido_nats.broker.connection import Connection, Message
+from jido_nats.broker.connection import JS_API_PREFIX, Connection, Message
 from jido_nats.core.position import nanoseconds
 from jido_nats.errors import BrokerError, Conflict, NoResponders, NotAllowed, NotSent, OutcomeUnknown
 
 EXPECTED_SEQUENCE: Final = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
+EXPECTED_STREAM: Final = "Nats-Expected-Stream"
 MESSAGE_ID: Final = "Nats-Msg-Id"
 MESSAGE_TTL: Final = "Nats-TTL"
 MARKER_REASON: Final = "Nats-Marker-Reason"
@@ -31,6 +33,7 @@ NO_MESSAGE_FOUND: Final = 10037
 STREAM_NOT_FOUND: Final = 10059
 CONSUMER_NOT_FOUND: Final = 10014
 TOO_MANY_CONSUMERS: Final = 10026
+NOT_ENABLED_FOR_ACCOUNT: Final = 10039
 CONSUMERS_EXHAUSTED: Final = frozenset({TOO_MANY_CONSUMERS, 10002})  # of a stream, of an account
 
 # A lost connection fails requests in flight at once; a timeout means a server that is overloaded or stuck, and every
@@ -38,6 +41,9 @@ CONSUMERS_EXHAUSTED: Final = frozenset({TOO_MANY_CONSUMERS, 10002})  # of a stre
 STORE_TIMEOUT_S: Final = 5.0
 RETRY_WAIT_S: Final = 0.05
 RETRY_WAIT_MAX_S: Final = 1.0
+
+# Under which an account without streams of its own imports the API of the account that has them (`nats.conf`).
+IMPORTED_API: Final = "jido.js"
 
 T = TypeVar("T")
 
@@ -73,9 +79,11 @@ async def store(
 ) -> int:
     """Store one message; its sequence in the stream (that of the first copy if this one is a duplicate).
 
+    It names its stream, so that no other stream takes it, not even as a copy that a push consumer delivers.
     Raises `Conflict` (not stored), `NotSent` (not stored), `OutcomeUnknown`.
     """
     what = f"cannot store in {stream}"
+    headers = headers | {EXPECTED_STREAM: stream}
     try:
         reply = await _request(connection, what, subject, payload, headers, timeout_s)
     except NotAllowed as error:
@@ -87,6 +95,10 @@ async def store(
     except (msgspec.MsgspecError, ValueError) as error:
         raise OutcomeUnknown(f"the answer on {subject} is not an acknowledgement") from error
     if ack.error is None:
+        if ack.stream != stream or ack.seq < 1:
+            raise OutcomeUnknown(
+                f"the answer on {subject} is not an acknowledgement of {stream}, but of {ack.stream!r}"
+            )
         connection.troubles.done(what)
         return ack.seq
     if ack.error.err_code in WRONG_LAST_SEQUENCE:
@@ -153,18 +165,42 @@ async def api(
     kind: Any = dict,
     timeout_s: float = STORE_TIMEOUT_S,
 ) -> Any:
-    """The answer of `$JS.API.<subject>`, as a `kind`.
+    """The answer of the JetStream API on a subject such as `STREAM.INFO.<stream>`, as a `kind`.
 
     Raises `JetStreamError` if the answer is an error, and `OutcomeUnknown` if it is not one of the JetStream API.
     """
     payload = msgspec.json.encode(request) if request is not None else b""
-    what = f"cannot use $JS.API.{_up_to_stream(subject)}"
-    reply = await _request(connection, what, f"$JS.API.{subject}", payload, None, timeout_s)
+    ask = partial(_ask_api, connection, subject, payload, kind, timeout_s)
+    try:
+        return await ask(connection.js_api_prefix)
+    except (NoResponders, NotAllowed, JetStreamError) as error:
+        other = JS_API_PREFIX if connection.js_api_prefix == IMPORTED_API else IMPORTED_API
+        if connection.options.js_api_prefix is not None or not _is_elsewhere(error):
+            raise
+        try:
+            answer = await ask(other)
+        except (NoResponders, NotAllowed):
+            raise error from None
+    connection.js_api_prefix = other
+    return answer
+
+
+def _is_elsewhere(error: BrokerError) -> bool:
+    """Whether the API may be under another prefix: this account has no JetStream, or nothing answers here."""
+    return not isinstance(error, JetStreamError) or error.code == NOT_ENABLED_FOR_ACCOUNT
+
+
+async def _ask_api(
+    connection: Connection, subject: str, payload: bytes, kind: Any, timeout_s: float, prefix: str
+) -> Any:
+    """As `api`, under a prefix."""
+    what = f"cannot use {prefix}.{_up_to_stream(subject)}"
+    reply = await _request(connection, what, f"{prefix}.{subject}", payload, None, timeout_s)
     try:
         error = _API_ERROR.decode(reply.data).error
         answer = None if error is not None else msgspec.json.decode(reply.data, type=kind)
     except (msgspec.MsgspecError, ValueError) as failure:  # not UTF-8 is a ValueError
-        raise OutcomeUnknown(f"the answer on $JS.API.{subject} is not one of JetStream: {failure}") from failure
+        raise OutcomeUnknown(f"the answer on {prefix}.{subject} is not one of JetStream: {failure}") from failure
     if error is None:
         connection.troubles.done(what)
         return answer
@@ -214,6 +250,7 @@ class _ApiError(msgspec.Struct):
 
 
 class _Ack(_ApiError):
+    stream: str = ""
     seq: int = 0
 
 

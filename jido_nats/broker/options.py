@@ -21,6 +21,8 @@ class ConnectOptions:
     `user` and `password`, or `token`, or `nkey_seed_file` (a file with the seed of an nkey), or `credentials_file`
     (a `.creds` file); `tls_ca` is a CA to trust, `tls_cert` and `tls_key` are the client's certificate. Files are
     given as paths. `inbox_prefix`: where replies arrive; None means `_INBOX.<user>` if there is a user, else `_INBOX`.
+    `js_api_prefix`: the subject under which JetStream's API is reached; None means `$JS.API`, or `jido.js`, the prefix
+    of `nats.conf`'s imports, if that is where it answers.
     """
 
     servers: tuple[str, ...] = ("nats://127.0.0.1:4222",)
@@ -34,6 +36,7 @@ class ConnectOptions:
     tls_key: str | None = None
     tls_hostname: str | None = None
     inbox_prefix: str | None = None
+    js_api_prefix: str | None = None
 
     def safe_servers(self) -> str:
         """The servers without the secrets that their URLs may contain."""
@@ -50,8 +53,11 @@ class ConnectOptions:
         return f"<ConnectOptions {self.safe_servers()} as {self.user or _user_in(self.servers[0]) or 'nobody named'}>"
 
 
-def check_files(options: ConnectOptions) -> None:
-    """Raise `ConfigurationError` if a file that the options name cannot be read, or holds no certificate."""
+def check_options(options: ConnectOptions) -> None:
+    """Raise `ConfigurationError` for a prefix that is no subject, and for a file that is unreadable or not its kind."""
+    for prefix in (options.inbox_prefix, options.js_api_prefix):
+        if prefix is not None and not _IN_SUBJECT.match(prefix):
+            raise ConfigurationError(f"{prefix!r} is no prefix of subjects: tokens separated by dots, no wildcards")
     paths = (options.nkey_seed_file, options.credentials_file, options.tls_ca, options.tls_cert, options.tls_key)
     for path in filter(None, paths):
         try:

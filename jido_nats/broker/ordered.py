@@ -254,9 +254,8 @@ class OrderedConsumer(Consumer):
         if not name:
             return
         with contextlib.suppress(NotSent):  # then the server removes it after INACTIVE_S
-            await self._connection.publish(
-                f"$JS.API.CONSUMER.DELETE.{self._stream}.{name}", reply=self._connection.new_inbox()
-            )
+            subject = f"{self._connection.js_api_prefix}.CONSUMER.DELETE.{self._stream}.{name}"
+            await self._connection.publish(subject, reply=self._connection.new_inbox())
 
     def _on_message(self, message: Message) -> None:
         self._received_at = self._alive_at = boottime()

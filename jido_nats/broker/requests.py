@@ -1,7 +1,7 @@
 """The pending requests of one connection: a future for each, and one timer for all."""
 
 import asyncio
-import itertools
+import secrets
 from collections.abc import Callable
 from typing import Final
 
@@ -11,6 +11,7 @@ from jido_nats.errors import BrokerError, NotAllowed, OutcomeUnknown
 
 # How late a timeout may be noticed.
 TICK_S: Final = 0.05
+TOKEN_BYTES: Final = 8
 
 
 class Pending:
@@ -46,17 +47,16 @@ class Requests:
         self._on_expired = on_expired
         self._loop = asyncio.get_running_loop()
         self._pending: dict[str, Pending] = {}
-        self._tokens = itertools.count(1)
         self._timer: asyncio.TimerHandle | None = None
         self.inbox = ""
 
-    def next_token(self) -> str:
-        """A token that no other request of this connection uses."""
-        return str(next(self._tokens))
+    def new_token(self) -> str:
+        """A token that nobody can guess: an answer is recognized by it, and inboxes are visible as reply subjects."""
+        return secrets.token_hex(TOKEN_BYTES)
 
     def open(self, subject: str | None, timeout_s: float) -> Pending:
         """A request to `subject` (None: to its own inbox); after `timeout_s` it fails with `OutcomeUnknown`."""
-        token = self.next_token()
+        token = self.new_token()
         inbox = self.inbox + token
         deadline = self._loop.time() + timeout_s
         pending = Pending(subject or inbox, inbox, token, deadline, self._loop.create_future())

@@ -74,6 +74,7 @@ _CONNECTION: Final[dict[str, dict[str, Any]]] = {
     "tls_cert": {"envvar": "NATS_CERT", "type": _FILE, "help": "Client certificate."},
     "tls_key": {"envvar": "NATS_KEY", "type": _FILE, "help": "Private key of the client certificate."},
     "inbox_prefix": {"help": "Prefix of inbox subjects for replies.  [default: _INBOX.<user>]"},
+    "js_api_prefix": {"help": "Prefix of the JetStream API.  [default: $JS.API or jido.js, whichever answers]"},
 }
 
 

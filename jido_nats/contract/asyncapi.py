@@ -134,6 +134,7 @@ def _event_message(kind: type[Any], suffix: str) -> Document:
         ),
     }
     required = list(headers)
+    headers[jetstream.EXPECTED_STREAM] = _text("the stream of events; absent from events of older managers")
     headers[trace.HEADER] = _TRACEPARENT
     return {
         "name": kind.__struct_config__.tag,
@@ -146,6 +147,7 @@ def _output_message(kind: type[Any]) -> Document:
     headers = {
         jetstream.MESSAGE_ID: _text("session id and number", pattern=r"^[A-Za-z0-9_-]{1,64}\.[0-9]+\.output$"),
         jetstream.CONTENT_TYPE: _CONTENT_TYPE,
+        jetstream.EXPECTED_STREAM: _text("the stream of output, or `none` for what is not stored"),
         trace.HEADER: _TRACEPARENT,
     }
     return {

@@ -4,13 +4,13 @@ from typing import Final
 
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumer import StreamMessage, decoded
-from jido_nats.broker.jetstream import CONTENT_TYPE, MESSAGE_ID, store
+from jido_nats.broker.jetstream import CONTENT_TYPE, EXPECTED_STREAM, MESSAGE_ID, store
 from jido_nats.core import codec
 from jido_nats.core.codec import Encoding
 from jido_nats.core.output import Output, OutputPublication
 
 # No stream is called `none`: a message that expects it reaches plain subscribers, and no stream stores it (measured).
-_NOT_STORED: Final = {"Nats-Expected-Stream": "none"}
+_NOT_STORED: Final = {EXPECTED_STREAM: "none"}
 
 
 class OutputLog:

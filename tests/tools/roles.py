@@ -1,12 +1,13 @@
 """The roles of `nats.conf`, as tests play them: a server that has them, and stock NATS clients that are one."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import nats
 import nats.errors
 from nats.aio.client import Client as NatsClient
-from nats.aio.msg import Msg
 
 from jido_nats import ConnectOptions, LocalServer
 from tests.tools.support import Listener, Stranger
@@ -22,6 +23,13 @@ VARIABLES = {
 }
 PASSWORDS = {user: f"secret-of-{user}" for user in VARIABLES}
 SECRETS = {variable: PASSWORDS[user] for user, variable in VARIABLES.items()}
+# Who is in the account of the streams; everyone else reaches JetStream through imports.
+INSIDE = frozenset({"manager", "manager-api", "operator"})
+
+
+def js_prefix(user: str) -> str:
+    """The prefix of the JetStream API in the user's account."""
+    return "$JS.API" if user in INSIDE else "jido.js"
 
 
 def as_user(server: LocalServer, user: str) -> ConnectOptions:
@@ -34,6 +42,7 @@ class Member(Stranger):
 
     def __init__(self, nc: NatsClient, user: str, refusals: list[str]) -> None:
         super().__init__(nc)
+        self.js = nc.jetstream(prefix=js_prefix(user))
         self.user = user
         self.refusals = refusals
 
@@ -52,11 +61,17 @@ class Member(Stranger):
         await self.nc.subscribe(subject, queue=queue, cb=Listener().on_message)
         return await self._refused(f'subscription to "{subject}"')
 
-    async def api(self, subject: str, payload: bytes = b"") -> Msg | None:
-        """What the JetStream API answers, or None where the server refuses the request."""
-        if await self.publish_refused(f"$JS.API.{subject}", payload):
+    async def api(self, subject: str, request: Any = None) -> dict[str, Any] | None:
+        """What the JetStream API answers, or None if this user cannot reach that part of it."""
+        payload = b"" if request is None else json.dumps(request).encode()
+        full = f"{js_prefix(self.user)}.{subject}"
+        if await self.publish_refused(full, payload):
             return None
-        return await self.nc.request(f"$JS.API.{subject}", payload, timeout=5)
+        try:
+            answer: dict[str, Any] = json.loads((await self.nc.request(full, payload, timeout=5)).data)
+        except nats.errors.NoRespondersError:
+            return None
+        return answer
 
     async def _refused(self, what: str) -> bool:
         await self.flush()
