@@ -53,7 +53,7 @@ class JetStreamError(BrokerError):
 
     def __init__(self, status: int, code: int, description: str) -> None:
         super().__init__(f"{description} ({code})")
-        self.transient = status >= 500
+        self.transient = status >= 500 and code != NOT_ENABLED_FOR_ACCOUNT
         self.code = code
         self.description = description
 
@@ -167,7 +167,8 @@ async def api(
 ) -> Any:
     """The answer of the JetStream API on a subject such as `STREAM.INFO.<stream>`, as a `kind`.
 
-    Raises `JetStreamError` if the answer is an error, and `OutcomeUnknown` if it is not one of the JetStream API.
+    Raises `JetStreamError` if the answer is an error, `OutcomeUnknown` if it is not one of the JetStream API, and
+    `NotAllowed` if the account of this user neither has JetStream nor imports that part of it.
     """
     payload = msgspec.json.encode(request) if request is not None else b""
     ask = partial(_ask_api, connection, subject, payload, kind, timeout_s)
@@ -179,8 +180,12 @@ async def api(
             raise
         try:
             answer = await ask(other)
-        except (NoResponders, NotAllowed):
-            raise error from None
+        except (NoResponders, NotAllowed, JetStreamError) as second:
+            if not _is_elsewhere(second):
+                raise
+            if isinstance(error, NoResponders | NotAllowed) and isinstance(second, NoResponders | NotAllowed):
+                raise error from None
+            raise NotAllowed(f"use {IMPORTED_API}.{subject}", f"{IMPORTED_API}.{subject}") from None
     connection.js_api_prefix = other
     return answer
 

@@ -2,20 +2,19 @@
 
 import asyncio
 import json
-import urllib.request
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumer import Start
-from jido_nats.broker.jetstream import MESSAGE_ID, STREAM_NOT_FOUND, JetStreamError, api, timestamp
+from jido_nats.broker.jetstream import IMPORTED_API, MESSAGE_ID, STREAM_NOT_FOUND, JetStreamError, api, timestamp
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.broker.stream_info import last_position
+from jido_nats.cli import monitoring
 from jido_nats.core import subjects
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.settings import Settings
@@ -30,8 +29,10 @@ CONSUMERS_SHARE: Final = 0.9
 CLOCK_DIFFERENCE_MAX_S: Final = 1.0
 SETTLED_AFTER_S: Final = 5.0
 STORAGE_SHARE_MAX: Final = 0.8
-MONITORING_TIMEOUT_S: Final = 1.0
 NAMED_MAX: Final = 3
+OPERATOR: Final = "operator"
+# The names of the connections of managers.
+_OURS: Final = re.compile(r"jido-nats (\w+ )?manager_")
 
 
 class Level(StrEnum):
@@ -63,6 +64,7 @@ class CheckContext(NamedTuple):
     leases: Leases
     seen: set[str]
     replicas: dict[str, int]
+    user: dict[str, Any]
 
 
 async def examine(options: ConnectOptions, settings: Settings, monitoring_url: str | None) -> Findings:
@@ -74,7 +76,7 @@ async def examine(options: ConnectOptions, settings: Settings, monitoring_url: s
         return
     try:
         leases = Leases(connection, settings.managers_bucket)
-        context = CheckContext(connection, settings, monitoring_url, {}, leases, set(), {})
+        context = CheckContext(connection, settings, monitoring_url, {}, leases, set(), {}, {})
         for name, check in CHECKS.items():
             if "no jetstream" in context.seen and name not in WITHOUT_JETSTREAM:
                 continue
@@ -132,6 +134,7 @@ async def _user(context: CheckContext) -> Findings:
     try:
         reply = await context.connection.request("$SYS.REQ.USER.INFO", timeout_s=2.0)
         user = json.loads(reply.data)["data"]
+        context.user.update(user)
     except (BrokerError, ValueError, KeyError):
         yield Finding(Level.WARNING, "user", "the server does not report this user; its permissions are unknown")
         return
@@ -139,6 +142,30 @@ async def _user(context: CheckContext) -> Findings:
     rights = "may publish to any subject" if allowed is None else f"may publish to {len(allowed)} subjects"
     level = Level.WARNING if allowed is None and context.connection.options.user is not None else Level.OK
     yield Finding(level, "user", f"{user.get('user') or 'no user'} in account {user.get('account')}, {rights}")
+
+
+async def _account(context: CheckContext) -> Findings:
+    """Whether others share the account of the streams: any JetStream permission in it is enough to write into them."""
+    account = context.user.get("account")
+    if account is None:
+        return
+    if context.connection.js_api_prefix == IMPORTED_API:
+        yield Finding(Level.OK, "account", f"{account} imports JetStream: its users cannot write into the streams")
+        return
+    if context.connection.options.user is None:
+        text = "every client without credentials shares the account of the streams and may do everything; loopback only"
+        yield Finding(Level.OK, "account", text)
+        return
+    connected = monitoring.users_of(context.monitoring_url, account, other_than=_OURS)
+    if connected is None:
+        text = f"{account} has the streams; whether only managers use it was not checked (--monitoring URL)"
+        yield Finding(Level.OK, "account", text)
+    elif others := connected - {context.connection.options.user, OPERATOR}:
+        text = f"{', '.join(sorted(others))} use {account}, the account of the streams: with any JetStream permission "
+        text += "there a user can end sessions and hide records; give them an account of their own, as nats.conf does"
+        yield Finding(Level.WARNING, "account", text)
+    else:
+        yield Finding(Level.OK, "account", f"{account} has the streams, and only managers and operators use it")
 
 
 async def _clock(context: CheckContext) -> Findings:
@@ -293,7 +320,7 @@ async def _durability(context: CheckContext) -> Findings:
     if replicas > 1:
         yield Finding(Level.OK, "durability", f"{replicas} replicas: the data survives the loss of one machine")
         return
-    always = _sync_always(context.monitoring_url)
+    always = monitoring.syncs_always(context.monitoring_url)
     if always:
         yield Finding(
             Level.OK, "durability", "one replica, sync_interval always: acknowledged changes survive a power cut"
@@ -314,6 +341,7 @@ CHECKS: Final[dict[str, Check]] = {
     "server": _server,
     "jetstream": _jetstream,
     "user": _user,
+    "account": _account,
     "storage": _topology,
     "clock": _clock,
     "managers": _managers,
@@ -339,18 +367,6 @@ async def _last_ids(context: CheckContext) -> dict[str, str]:
             message = await consumer.next()
             found[subjects.session_of(message.subject)] = message.headers.get(MESSAGE_ID, "")
     return found
-
-
-def _sync_always(url: str | None) -> bool | None:
-    """Whether the server's monitoring reports `sync_interval: always`; None if it cannot be reached."""
-    if url is None:
-        return None
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/varz", timeout=MONITORING_TIMEOUT_S) as reply:
-            config: dict[str, Any] = msgspec.json.decode(reply.read())["jetstream"]["config"]
-    except (OSError, ValueError, KeyError, msgspec.MsgspecError):
-        return None
-    return bool(config.get("sync_always"))
 
 
 def _age_s(record: SessionRecord, now: datetime) -> float:

@@ -13,7 +13,7 @@ from jido_nats.core.settings import Settings
 from tests.conftest import StartManager
 from tests.tools.agents import waiting
 from tests.tools.processes import manager_process
-from tests.tools.roles import SECRETS, as_user
+from tests.tools.roles import ONE_ACCOUNT, SECRETS, as_user, member_at
 from tests.tools.support import LEASE_S, Puppet, Stranger, eventually
 
 
@@ -159,6 +159,41 @@ async def test_who_may_not_look_is_told_so_and_blames_nobody() -> None:
             found = [finding async for finding in examine(client, Settings(), server.monitoring_url)]
     assert {finding.level for finding in found} == {Level.OK, Level.WARNING}
     assert "whether their owners are alive was not checked" in next(f.message for f in found if f.check == "sessions")
+
+
+async def test_a_user_outside_the_account_of_the_streams_is_no_risk() -> None:
+    assert await account_of_streams("client") == (
+        Level.OK,
+        "CLIENTS imports JetStream: its users cannot write into the streams",
+    )
+
+
+async def test_managers_and_operators_alone_in_the_account_of_the_streams_are_right() -> None:
+    level, message = await account_of_streams("manager", beside="operator")
+
+    assert (level, message) == (Level.OK, "JIDO has the streams, and only managers and operators use it")
+
+
+async def test_another_user_in_the_account_of_the_streams_is_a_warning() -> None:
+    level, message = await account_of_streams("manager", beside="observer", config=ONE_ACCOUNT)
+
+    assert level is Level.WARNING
+    assert message.startswith("observer use JIDO, the account of the streams: with any JetStream permission there")
+
+
+async def test_without_users_everybody_may_do_everything(server: LocalServer) -> None:
+    found = {finding.check: finding for finding in await findings(server)}
+
+    assert "may do everything; loopback only" in found["account"].message
+
+
+async def account_of_streams(user: str, *, beside: str = "operator", config: str = "") -> tuple[Level, str]:
+    """What the doctor of one user finds about accounts, with a manager and another user connected."""
+    async with LocalServer(secrets=SECRETS, config=config) as server:
+        manager, api = as_user(server, "manager"), as_user(server, "manager-api")
+        async with SessionManager.connect(manager, worker=waiting, api=api), member_at(server, beside):
+            found = [finding async for finding in examine(as_user(server, user), Settings(), server.monitoring_url)]
+    return next((finding.level, finding.message) for finding in found if finding.check == "account")
 
 
 async def test_without_jetstream_nothing_that_needs_it_is_waited_for() -> None:

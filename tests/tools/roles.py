@@ -26,6 +26,10 @@ SECRETS = {variable: PASSWORDS[user] for user, variable in VARIABLES.items()}
 # Who is in the account of the streams; everyone else reaches JetStream through imports.
 INSIDE = frozenset({"manager", "manager-api", "operator"})
 
+# For `LocalServer(config=…)`: a deployment that keeps everybody in the account of the streams, each without limits.
+_USERS = ", ".join(f"{{ user: {user}, password: {secret} }}" for user, secret in PASSWORDS.items() if user != "system")
+ONE_ACCOUNT = f"accounts {{ SYS {{}}, JIDO {{ jetstream: enabled, users: [{_USERS}] }} }}"
+
 
 def js_prefix(user: str) -> str:
     """The prefix of the JetStream API in the user's account."""
