@@ -2,15 +2,17 @@
 
 import asyncio
 import json
+import re
 from dataclasses import replace
 
 import nats
 import pytest
 
-from jido_nats import Client, LocalServer, NotAllowed, ServerUnusable, SessionManager, Settings
+from jido_nats import Client, ConnectOptions, LocalServer, NotAllowed, ServerUnusable, SessionManager, Settings
 from jido_nats.broker.connection import Connection
+from jido_nats.broker.local_server import project_config
 from jido_nats.errors import OutcomeUnknown
-from tests.tools.roles import PASSWORDS, Member, as_user, js_prefix, member_at
+from tests.tools.roles import PASSWORDS, SECRETS, Member, as_user, js_prefix, member_at
 from tests.tools.support import brief, eventually, wait_for_ever
 
 EXAMPLE_SUBJECT = "jido.client.session.example"
@@ -264,6 +266,41 @@ async def test_a_stock_durable_carries_on(
             await message.ack_sync()
 
     assert read == sorted(set(read))
+
+
+async def test_a_team_needs_no_more_than_nats_conf_says() -> None:
+    async with LocalServer(secrets=SECRETS, config=with_team("billing-secret")) as server:
+        manager, api = as_user(server, "manager"), as_user(server, "manager-api")
+        async with SessionManager.connect(manager, worker=wait_for_ever, api=api) as running:
+            await running.create_session(session_id="s1")
+            options = ConnectOptions(servers=(server.url,), user="billing", password="billing-secret")
+            async with Client.connect(options) as team:
+                async with team.events(since="all", durable="billing") as events:
+                    assert (await anext(events)).event.version == 1
+                    await events.acknowledge()
+                with pytest.raises(NotAllowed):
+                    async with team.events(since="all", durable="another"):
+                        pass
+                with pytest.raises(NotAllowed):
+                    await team.list_sessions()
+            nc = await nats.connect(
+                server.url, user="billing", password="billing-secret", inbox_prefix="_INBOX.billing"
+            )
+            pull = await nc.jetstream(prefix="jido.js").pull_subscribe_bind("billing", "JIDO_CLIENT")
+            (message,) = await pull.fetch(1, timeout=5)
+            await nc.close()
+
+    assert json.loads(message.data)["version"] == 2
+
+
+def with_team(password: str) -> str:
+    """The accounts of `nats.conf` with the team of its comment."""
+    config = project_config()
+    accounts = config[config.index("accounts {") :]
+    before, _, rest = accounts.partition("  # BILLING {")
+    block, _, after = rest.partition("  # }\n")
+    team = re.sub(r"(?m)^  # ", "", f"  # BILLING {{{block}  # }}")
+    return before + team.replace("$JIDO_BILLING_PASSWORD", password) + "\n" + after
 
 
 @pytest.mark.parametrize("attempt", ["create_session", "terminate_session", "idle_session", "activate_session"])

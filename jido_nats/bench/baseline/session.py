@@ -44,6 +44,7 @@ class BaselineWriter:
         self._note = note
         self._stream = names.stream
         self._key = f"$KV.{names.bucket}."
+        self._records = f"KV_{names.bucket}"
         self._events = names.events
         self._session = f"{names.prefix}.client.session."
         self._fence = f"{names.prefix}.fence."
@@ -76,7 +77,8 @@ class BaselineWriter:
         """Advance the fence, as a takeover does."""
         body = f'{{"manager":"{OWNER}"}}'.encode()
         headers = {EXPECTED: str(session.fence)}
-        session.fence = (await self._js.publish(self._fence + session.session_id, body, headers=headers)).seq
+        subject = self._fence + session.session_id
+        session.fence = (await self._js.publish(subject, body, stream=self._stream, headers=headers)).seq
 
     async def _publish_events(self, session: BaselineSession, why: str) -> None:
         version = session.version
@@ -103,7 +105,8 @@ class BaselineWriter:
 
     async def _write(self, session: BaselineSession, record: bytes, more: dict[str, str]) -> None:
         headers = {EXPECTED: str(session.revision), **more}
-        session.revision = (await self._js.publish(self._key + session.session_id, record, headers=headers)).seq
+        subject = self._key + session.session_id
+        session.revision = (await self._js.publish(subject, record, stream=self._records, headers=headers)).seq
 
     def _record(self, session: BaselineSession, why: str, kind: str) -> bytes:
         after = f',"after":{session.after}' if session.after else ""
@@ -120,5 +123,5 @@ class BaselineWriter:
             "Nats-Msg-Id": f"{session.session_id}.{name}",
             "Content-Type": "application/json",
         }
-        ack = await self._js.publish(subject, event.encode(), headers=headers)
+        ack = await self._js.publish(subject, event.encode(), stream=self._stream, headers=headers)
         self._acknowledged = max(self._acknowledged, ack.seq)
