@@ -20,6 +20,7 @@ from jido_nats.broker.jetstream import (
     CONSUMERS_EXHAUSTED,
     CONTENT_TYPE,
     JetStreamError,
+    StoredMessage,
     api,
     settled,
 )
@@ -128,7 +129,7 @@ class Consumer(ABC):
         return max(positions, default=0)
 
 
-def decoded(message: StreamMessage, decode: Callable[[bytes, Encoding], T], complaint: str) -> T | None:
+def decoded(message: StreamMessage | StoredMessage, decode: Callable[[bytes, Encoding], T], complaint: str) -> T | None:
     """The decoded message; None if its type is unknown or, after logging the complaint, if it is malformed."""
     try:
         return decode(message.data, codec.encoding_of(message.headers.get(CONTENT_TYPE)))

@@ -25,12 +25,16 @@ POLL_S: Final = 0.25
 class PolledConsumer(Consumer):
     """Every message of a stream on some subjects, in order, from a sequence; async context manager and iterator.
 
-    Start policies: those with a sequence; any other begins with the first message that the stream has.
+    Start policies: those with a sequence; any other begins with the first message that the stream has. `batch`: how
+    many messages are read at a time.
     `next` raises `PositionUnavailable` as `OrderedConsumer.next` does.
     """
 
-    def __init__(self, connection: Connection, stream: str, filters: Sequence[str], start: Start) -> None:
+    def __init__(
+        self, connection: Connection, stream: str, filters: Sequence[str], start: Start, *, batch: int = BATCH
+    ) -> None:
         super().__init__(connection, stream, filters, start)
+        self._batch = batch
         self._messages: deque[StreamMessage] = deque()
         # The sequence from which to ask for more.
         self._wanted = start.sequence or 1
@@ -95,7 +99,7 @@ class PolledConsumer(Consumer):
     async def _fetch(self) -> None:
         """Ask for the next batch."""
         single = self._filters[0] if len(self._filters) == 1 else ">"
-        request = {"seq": self._wanted, "batch": BATCH, "next_by_subj": single}
+        request = {"seq": self._wanted, "batch": self._batch, "next_by_subj": single}
         messages = await settled(self._connection, lambda: get_batch(self._connection, self._stream, request))
         self._exhausted = not messages or messages[-1].pending == 0
         for message in messages:

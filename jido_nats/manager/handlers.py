@@ -191,11 +191,13 @@ class CommandHandlers:
         record = (await self._context.records.get(session_id)).record
         if record is not None:
             _check_known(record)
-        steps = await self._context.event_log.steps(session_id)
+        steps, is_last = await self._context.event_log.page(session_id, after=request.after, limit=request.limit + 1)
+        created: SessionCreated | None = None
         if record is not None:
-            created: SessionCreated | None = lifecycle.created_event(record)
-            steps += lifecycle.step_of(record) if all(step.version < record.version for step in steps) else []
-        else:
+            created = lifecycle.created_event(record)
+            if is_last and all(step.version < record.version for step in steps):
+                steps += lifecycle.step_of(record)
+        elif request.after < 1 or not steps:
             created = await self._context.event_log.find_created(session_id)
         if created is None and not steps:
             raise NotFound("there is no session of that id, and the stream has no events of one", session_id=session_id)

@@ -7,6 +7,7 @@ only if the fence is still what its publisher expects, so after a claim nothing 
 import itertools
 import logging
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 import msgspec
@@ -20,11 +21,13 @@ from jido_nats.broker.jetstream import (
     EXPECTED_SEQUENCE,
     EXPECTED_SUBJECT,
     MESSAGE_ID,
+    StoredMessage,
     get_message,
     last_message,
     settled,
     store,
 )
+from jido_nats.broker.polled import BATCH, PolledConsumer
 from jido_nats.broker.stream_info import last_position, stream_memory, stream_state
 from jido_nats.core import codec, subjects
 from jido_nats.core.codec import Encoding
@@ -50,6 +53,13 @@ class Fence(NamedTuple):
 
 
 UNCLAIMED: Final = Fence(0, None)
+
+
+class Page(NamedTuple):
+    """Some of a session's `session_status` events, in order; whether they go up to the last that is stored."""
+
+    steps: list[SessionStatus]
+    is_last: bool
 
 
 class EventLog:
@@ -130,9 +140,40 @@ class EventLog:
         found = await self.message_ids_between(filters, record.after, claim)
         return owed & found
 
-    async def steps(self, session_id: str) -> list[SessionStatus]:
-        """Every stored `session_status` of a session, in order."""
-        return [event for _, event in await self._copies(session_id)]
+    async def page(self, session_id: str, *, after: int, limit: int) -> Page:
+        """The stored `session_status` of the versions after `after`: `limit` of them, or all that there are.
+
+        Costs what it returns, not what the session has lived.
+        """
+        subject = subjects.session(session_id)
+        until = await last_position(self._connection, self.stream, subject)
+        start = await self._first_after(subject, after, until)
+        found: list[SessionStatus] = []
+        if start > until:
+            return Page(found, is_last=True)
+        batch = min(limit + 1, BATCH)
+        async with PolledConsumer(self._connection, self.stream, [subject], Start.at(start), batch=batch) as consumer:
+            while consumer.position < until and len(found) < limit:
+                event = event_in(await consumer.next())
+                if isinstance(event, SessionStatus):
+                    found.append(event)
+            return Page(found, is_last=consumer.position >= until)
+
+    async def _first_after(self, subject: str, after: int, until: int) -> int:
+        """Where the versions after `after` begin on a session's own subject; found by bisection, as they are in order.
+
+        A sequence beyond `until`, the last on the subject, if there are none.
+        """
+        low, high = 1, until + 1
+        while after > 0 and low < high:
+            middle = (low + high) // 2
+            request = {"seq": middle, "next_by_subj": subject}
+            message = await settled(self._connection, partial(get_message, self._connection, self.stream, request))
+            if message is not None and message.sequence < high and not _is_after(message, after):
+                low = message.sequence + 1
+            else:
+                high = middle
+        return low
 
     async def events_of(self, session_id: str, claim: int) -> list[KnownEvent]:
         """Everything that the stream has about a session, in order, up to a claim on it; for a record that was lost.
@@ -252,9 +293,14 @@ class EventLog:
         return None if message is None else message.headers.get(MESSAGE_ID, "")
 
 
-def event_in(message: StreamMessage) -> Event | None:
+def event_in(message: StreamMessage | StoredMessage) -> Event | None:
     """The event in a stored message; None if its type is unknown, or if it is not an event (logged)."""
     return decoded(message, codec.decode_event, "a message on an event subject is not an event, skipping it")
+
+
+def _is_after(message: StoredMessage, version: int) -> bool:
+    event = event_in(message)
+    return event is not None and event.version > version
 
 
 def claimant(data: bytes) -> str:
