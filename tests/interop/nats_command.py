@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import copy
 import os
 import pty
 import shlex
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Self
 
 import msgspec
 
@@ -19,11 +21,18 @@ class NatsCommand:
     """The command, with a home of its own, and the server in its environment."""
 
     def __init__(self, binary: Path, url: str, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        (folder / "nats").symlink_to(binary)
+        on_path = folder / "bin"
+        on_path.mkdir(parents=True)
+        (on_path / "nats").symlink_to(binary)
         clean = {name: value for name, value in os.environ.items() if not name.startswith("NATS_")}
-        path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+        path = f"{on_path}{os.pathsep}{os.environ['PATH']}"
         self._env = clean | {"PATH": path, "HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "NATS_URL": url}
+
+    def having(self, **environment: str) -> Self:
+        """The same command, with more in its environment."""
+        other = copy.copy(self)
+        other._env = self._env | environment
+        return other
 
     async def __call__(self, *arguments: str) -> str:
         """What it printed; it has to succeed."""

@@ -14,7 +14,8 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+import urllib.parse
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -99,12 +100,21 @@ def built(name: str) -> Path:
     return folder
 
 
-async def run(name: str, folder: Path, url: str) -> str:
-    """What the program printed; fails with its complaints where it failed."""
+async def run(name: str, folder: Path, url: str, role: Mapping[str, str]) -> str:
+    """What the program printed; fails with what it complained about if it failed.
+
+    `role`: the environment that makes it one of the roles of `nats.conf` (`tests.tools.roles.environment`), or nothing.
+    """
     if name == "browser":
-        return await _run_in_browser(folder, url)
+        return await _run_in_browser(folder, url, role)
+    clean = {variable: value for variable, value in os.environ.items() if not variable.startswith("NATS_")}
     process = await asyncio.create_subprocess_exec(
-        *LANGUAGES[name].run.split(), url, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *LANGUAGES[name].run.split(),
+        url,
+        cwd=folder,
+        env={**clean, **role},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     try:
         async with asyncio.timeout(RUN_TIMEOUT_S):
@@ -117,14 +127,15 @@ async def run(name: str, folder: Path, url: str) -> str:
     return output.decode()
 
 
-async def _run_in_browser(folder: Path, url: str) -> str:
+async def _run_in_browser(folder: Path, url: str, role: Mapping[str, str]) -> str:
     """What the page heard: it is served to a headless Chromium, and posts it when it is done."""
     said: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    query = {"server": url} | {name.removeprefix("NATS_").lower(): value for name, value in role.items()}
     with _serving(folder, said) as page, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = await asyncio.create_subprocess_exec(
             *CHROMIUM,
             f"--user-data-dir={profile}",
-            f"{page}/browser.html?server={url}",
+            f"{page}/browser.html?{urllib.parse.urlencode(query)}",
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
             start_new_session=True,  # a browser is many processes, and they end together

@@ -1,5 +1,6 @@
 """Subscribers in other languages, with no line of our code, hear what a nats-py subscriber hears, byte for byte.
 
+They are clients with an account of their own, as `nats.conf` has it; once also on a server without roles.
 README.md beside this file says what the programs do and print. A language whose toolchain is missing is skipped
 by its name, unless `JIDO_REQUIRE_INTEROP=1`.
 """
@@ -7,6 +8,7 @@ by its name, unless `JIDO_REQUIRE_INTEROP=1`.
 import asyncio
 import contextlib
 import json
+import re
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,6 +20,8 @@ from nats.aio.msg import Msg
 from jido_nats import LocalServer, SessionManager
 from tests.conftest import StartManager
 from tests.interop import programs
+from tests.tools.pages import page, section
+from tests.tools.roles import SECRETS, Member, environment, member_at
 from tests.tools.support import Listener, Stranger, eventually
 
 EVENTS: Final = "jido.client.events"
@@ -27,6 +31,8 @@ METADATA: Final = {"text": AWKWARD, "number": 2**53 + 1, "ö": None, "list": [1.
 CALM_WAIT_S: Final = 0.05
 BUSY_WAIT_S: Final = 0.001
 KINDS: Final = ("snapshot", "followed")
+IN_TABLE: Final = {"go": "Go", "node": "JavaScript", "rust": "Rust", "java": "Java", "c": "C"}
+SOURCES: Final = (".go", ".js", ".rs", ".java", ".c")
 
 Line = dict[str, Any]
 
@@ -47,11 +53,30 @@ def websocket_port() -> int:
 
 
 @pytest.fixture
-async def server(websocket_port: int) -> AsyncIterator[LocalServer]:
-    """A nats-server that browsers can reach too."""
-    listener = f'websocket {{ listen: "127.0.0.1:{websocket_port}", no_tls: true }}'
+def listener(websocket_port: int) -> str:
+    """The configuration of a nats-server that browsers can reach too."""
+    return f'websocket {{ listen: "127.0.0.1:{websocket_port}", no_tls: true }}'
+
+
+@pytest.fixture
+async def server(listener: str) -> AsyncIterator[LocalServer]:
+    """One for trials, without roles."""
     async with LocalServer(config=listener) as server:
         yield server
+
+
+@pytest.fixture
+async def roles_server(listener: str) -> AsyncIterator[LocalServer]:
+    """One with the roles."""
+    async with LocalServer(config=listener, secrets=SECRETS) as server:
+        yield server
+
+
+@pytest.fixture
+async def operator(roles_server: LocalServer) -> AsyncIterator[Member]:
+    """Who sees what the managers write, in their account."""
+    async with member_at(roles_server, "operator") as operator:
+        yield operator
 
 
 @pytest.mark.timeout(600)
@@ -59,28 +84,28 @@ async def server(websocket_port: int) -> AsyncIterator[LocalServer]:
 async def test_a_program_with_no_code_of_ours_hears_what_python_hears(
     name: str,
     folder: Path,
-    server: LocalServer,
+    roles_server: LocalServer,
+    roles_manager: SessionManager,
     websocket_port: int,
-    stranger: Stranger,
-    start_manager: StartManager,
+    operator: Member,
 ) -> None:
-    manager = await start_manager()
-    python = await stranger.hear("jido.client.>", f"{RECORDS}>")
-    await prepare(manager)
-    async with churning(manager, stranger):
-        said = await programs.run(name, folder, address(name, server, websocket_port))
-    await everything_heard(stranger, python)
+    python = await operator.hear("jido.client.>", f"{RECORDS}>")
+    await prepare(roles_manager)
+    async with churning(roles_manager, operator):
+        url = address(name, roles_server, websocket_port)
+        said = await programs.run(name, folder, url, environment("client"))
+    await everything_heard(operator, python)
 
     lines = [json.loads(line) for line in said.removesuffix("\n").split("\n")]  # U+2028 is no end of a line here
     session_id = check_commands(lines, python)
     check_live(lines, python, session_id)
     check_records(lines, python, session_id)
-    await check_replay(lines, stranger, session_id)
+    await check_replay(lines, operator, session_id)
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", programs.LANGUAGES)
-async def test_a_record_that_expired_is_told_as_such(
+async def test_without_roles_a_record_that_expired_is_reported_as_such(
     name: str,
     folder: Path,
     server: LocalServer,
@@ -97,10 +122,27 @@ async def test_a_record_that_expired_is_told_as_such(
         return "Nats-Marker-Reason" in (last.headers or {})
 
     await eventually(expired)
-    said = await programs.run(name, folder, address(name, server, websocket_port))
+    said = await programs.run(name, folder, address(name, server, websocket_port), {})
 
     gone = [line for line in map(json.loads, said.splitlines()) if "gone" in line.values()]
     assert [(line.get("expired"), line["data"]) for line in gone] == [("gone", "")]
+
+
+@pytest.mark.parametrize("name", ["go", "node", "rust", "java", "c"])
+def test_the_page_says_of_a_role_what_the_program_does(name: str) -> None:
+    """The names in the table of `deploy/docs/clients.md` are those in the program."""
+    rows = [line.split(" | ") for line in section(page("clients"), "## In a role").splitlines()]
+    (code,) = ["".join(cells) for first, *cells in rows if first == f"| {IN_TABLE[name]}"]
+    source = programs.HERE / programs.LANGUAGES[name].folder
+    text = "".join(file.read_text() for file in source.rglob("*") if is_source(file))
+
+    named = [word for quoted in re.findall("`(.*?)`", code) for word in re.findall(r"\w+", re.sub('".*?"', "", quoted))]
+    assert len(named) >= 4
+    assert [word for word in named if word not in text] == []
+
+
+def is_source(file: Path) -> bool:
+    return file.suffix in SOURCES and not programs.LEFT_BEHIND & set(file.parts)
 
 
 def address(name: str, server: LocalServer, websocket_port: int) -> str:

@@ -4,7 +4,6 @@ It is `JIDO_NATS_CLI`, the one on PATH, or built with Go; skipped without, unles
 """
 
 import base64
-import contextlib
 import re
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +14,6 @@ import pytest
 from jido_nats import LocalServer, SessionManager
 from tests.interop.nats_command import NatsCommand
 from tests.interop.tools import nats_cli
-from tests.tools.pages import documented, page
 from tests.tools.support import Stranger, brief, eventually
 
 EVENTS: Final = "jido.client.events"
@@ -237,29 +235,3 @@ async def test_server_check_finds_the_stream_healthy(nats: NatsCommand, stranger
 async def test_server_check_misses_events(nats: NatsCommand) -> None:
     with pytest.raises(AssertionError, match="CRITICAL"):
         await nats("server", "check", "stream", "--stream", "JIDO_CLIENT", "--msgs-critical", "1")
-
-
-def test_the_page_shows_commands_with_their_output() -> None:
-    commands = documented(page("nats-cli"))
-
-    assert len(commands) >= 20
-    assert all(command.line.startswith("nats ") for command in commands)
-    assert all(command.shown for command in commands)
-
-
-async def test_every_command_of_the_page_does_what_it_says(nats: NatsCommand, stranger: Stranger) -> None:
-    commands = documented(page("nats-cli"))
-    async with contextlib.AsyncExitStack() as stack:
-        endless = [(c, await stack.enter_async_context(nats.running(c.line))) for c in commands if c.endless]
-
-        async def all_hear() -> bool:
-            await stranger.nc.publish("jido.client.probe", b"probe")
-            return all("probe" in program.out for command, program in endless if "jido.client.>" in command.line)
-
-        await eventually(all_hear)
-        for command in commands:
-            if not command.endless:
-                run = nats.on_terminal if command.line.startswith(ON_TERMINAL) else nats.shell
-                output = await run(command.line)
-                assert command.unseen(output) == [], f"$ {command.line}\n{output}"
-        await eventually(lambda: not [line for c, program in endless for line in c.unseen(program.out + program.err)])

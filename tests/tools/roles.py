@@ -36,6 +36,16 @@ def js_prefix(user: str) -> str:
     return "$JS.API" if user in INSIDE else "jido.js"
 
 
+def environment(user: str) -> dict[str, str]:
+    """What programs in other languages get in their environment, to be that user (tests/interop/README.md)."""
+    return {
+        "NATS_USER": user,
+        "NATS_PASSWORD": PASSWORDS[user],
+        "NATS_INBOX_PREFIX": f"_INBOX.{user}",
+        "NATS_JS_API_PREFIX": js_prefix(user),
+    }
+
+
 def as_user(server: LocalServer, user: str) -> ConnectOptions:
     """How our own clients connect in a role."""
     return ConnectOptions(servers=(server.url,), user=user, password=PASSWORDS[user])

@@ -1,6 +1,8 @@
 // A subscriber of jido_nats in C, with nats.c (and jansson for JSON) and no library of ours.
 //
 //     make && ./subscriber nats://127.0.0.1:4222
+//
+// With the roles of nats.conf it also needs NATS_USER, NATS_PASSWORD, NATS_INBOX_PREFIX and NATS_JS_API_PREFIX.
 
 #include <jansson.h>
 #include <nats/nats.h>
@@ -20,6 +22,34 @@ static void check(natsStatus status)
     fprintf(stderr, "%s\n", natsStatus_GetText(status));
     nats_PrintLastErrorStack(stderr);
     exit(1);
+}
+
+// Connects, in a role if the environment names one.
+static natsConnection *connect_to(const char *url)
+{
+    natsOptions *options;
+    natsConnection *nc;
+    check(natsOptions_Create(&options));
+    check(natsOptions_SetURL(options, url));
+    if (getenv("NATS_USER") != NULL)
+        check(natsOptions_SetUserInfo(options, getenv("NATS_USER"), getenv("NATS_PASSWORD")));
+    if (getenv("NATS_INBOX_PREFIX") != NULL)
+        check(natsOptions_SetCustomInboxPrefix(options, getenv("NATS_INBOX_PREFIX"))); // a role may hear no other
+    check(natsConnection_Connect(&nc, options));
+    natsOptions_Destroy(options);
+    return nc;
+}
+
+// The JetStream API, which has another name in the accounts of clients and observers.
+static jsCtx *jetstream(natsConnection *nc)
+{
+    jsOptions options;
+    jsCtx *js;
+    check(jsOptions_Init(&options));
+    if (getenv("NATS_JS_API_PREFIX") != NULL)
+        options.Prefix = getenv("NATS_JS_API_PREFIX");
+    check(natsConnection_JetStream(&js, nc, &options));
+    return js;
 }
 
 // Prints one JSON line; takes the reference.
@@ -95,10 +125,8 @@ static int say_next(kvWatcher *records, const char *kind, const char *id)
 // keeps the position, so the next run carries on behind the last acknowledged message.
 static void replay(const char *url, const char *durable, int divisor)
 {
-    natsConnection *nc;
-    jsCtx *js;
-    check(natsConnection_ConnectTo(&nc, url));
-    check(natsConnection_JetStream(&js, nc, NULL));
+    natsConnection *nc = connect_to(url);
+    jsCtx *js = jetstream(nc);
     jsConsumerConfig config;
     check(jsConsumerConfig_Init(&config));
     config.Durable = durable;
@@ -140,8 +168,7 @@ int main(int argc, char **argv)
     const char *url = argc > 1 ? argv[1] : getenv("NATS_URL");
     if (url == NULL)
         url = "nats://127.0.0.1:4222";
-    natsConnection *nc;
-    check(natsConnection_ConnectTo(&nc, url));
+    natsConnection *nc = connect_to(url);
 
     // We choose the id: a create whose reply was lost can be sent again and never makes two sessions.
     natsInbox *inbox;
@@ -156,10 +183,9 @@ int main(int argc, char **argv)
     check(natsConnection_SubscribeSync(&events, nc, EVENTS));
     check(natsConnection_SubscribeSync(&own, nc, own_subject));
     check(natsConnection_Flush(nc)); // the server knows them before anything that we ask for happens
-    jsCtx *js;
+    jsCtx *js = jetstream(nc);
     kvStore *bucket;
     kvWatcher *records;
-    check(natsConnection_JetStream(&js, nc, NULL));
     check(js_KeyValue(&bucket, js, "JIDO_SESSIONS"));
     check(kvStore_WatchAll(&records, bucket, NULL));
     while (say_next(records, "snapshot", id))

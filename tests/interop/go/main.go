@@ -1,6 +1,8 @@
 // A subscriber of jido_nats in Go, with nats.go and no library of ours.
 //
 //	go run . nats://127.0.0.1:4222
+//
+// With the roles of nats.conf it also needs NATS_USER, NATS_PASSWORD, NATS_INBOX_PREFIX and NATS_JS_API_PREFIX.
 package main
 
 import (
@@ -23,7 +25,7 @@ func main() {
 	url := cmp.Or(append(os.Args, "")[1], os.Getenv("NATS_URL"), nats.DefaultURL)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	nc := must(nats.Connect(url))
+	nc := connect(url)
 	defer nc.Close()
 
 	// We choose the id: a create whose reply was lost can be sent again and never makes two sessions.
@@ -40,6 +42,19 @@ func main() {
 
 	replay(ctx, url, id, 2) // half of what is there,
 	replay(ctx, url, id, 1) // and the rest
+}
+
+// connect opens a connection, in a role if the environment names one.
+func connect(url string) *nats.Conn {
+	return must(nats.Connect(url,
+		nats.UserInfo(os.Getenv("NATS_USER"), os.Getenv("NATS_PASSWORD")),
+		nats.CustomInboxPrefix(cmp.Or(os.Getenv("NATS_INBOX_PREFIX"), "_INBOX")), // a role may hear its own inboxes only
+	))
+}
+
+// jetStream gives the JetStream API, which has another name in the accounts of clients and observers.
+func jetStream(nc *nats.Conn) jetstream.JetStream {
+	return must(jetstream.NewWithAPIPrefix(nc, cmp.Or(os.Getenv("NATS_JS_API_PREFIX"), jetstream.DefaultAPIPrefix)))
 }
 
 // listen hears both subjects live, as a plain subscriber: in order, at most once, from now on.
@@ -69,7 +84,7 @@ func command(nc *nats.Conn, step, subject string, request fields) {
 // snapshot says the record of every session; what changes afterwards comes from the same watcher,
 // which is one consumer of the bucket's stream, so nothing falls between the two.
 func snapshot(ctx context.Context, nc *nats.Conn) <-chan jetstream.KeyValueEntry {
-	bucket := must(must(jetstream.New(nc)).KeyValue(ctx, "JIDO_SESSIONS"))
+	bucket := must(jetStream(nc).KeyValue(ctx, "JIDO_SESSIONS"))
 	records := must(bucket.WatchAll(ctx)).Updates()
 	for entry := range records {
 		if entry == nil { // the end of the snapshot
@@ -118,9 +133,9 @@ func sayEntry(kind string, entry jetstream.KeyValueEntry) {
 // replay reads what is stored with a durable consumer, as a program does that is stopped and started again:
 // the server keeps the position, so the next run carries on behind the last acknowledged message.
 func replay(ctx context.Context, url, durable string, divisor uint64) {
-	nc := must(nats.Connect(url))
+	nc := connect(url)
 	defer nc.Close()
-	consumer := must(must(jetstream.New(nc)).CreateOrUpdateConsumer(ctx, "JIDO_CLIENT", jetstream.ConsumerConfig{
+	consumer := must(jetStream(nc).CreateOrUpdateConsumer(ctx, "JIDO_CLIENT", jetstream.ConsumerConfig{
 		Durable:           durable,
 		FilterSubject:     "jido.client.events",
 		AckPolicy:         jetstream.AckExplicitPolicy,

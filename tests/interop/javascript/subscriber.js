@@ -9,8 +9,11 @@ const EVENTS = "jido.client.events";
 const ONE_HOUR_MS = 3_600_000;
 const TIMEOUT_MS = 5_000;
 
-/** The whole story. `connect()` opens a connection, `say(line)` is given an object for each thing heard. */
-export async function run(connect, say) {
+/**
+ * The whole story. `connect()` opens a connection, `say(line)` is given an object for each thing heard. The JetStream
+ * API has another name, `apiPrefix`, in the accounts of clients and observers.
+ */
+export async function run(connect, say, apiPrefix = "$JS.API") {
   const nc = await connect();
   // We choose the id: a create whose reply was lost can be sent again and never makes two sessions.
   const id = `js-${nuid.next()}`;
@@ -18,7 +21,7 @@ export async function run(connect, say) {
   const heard = listen(nc, say, EVENTS, (event) => event.session_id === id && event.type === "session_terminated");
   const own = listen(nc, say, `jido.client.session.${id}`, (event) => event.status === "terminated");
   await nc.flush(); // the server knows the subscriptions before anything that we ask for happens
-  const followed = await snapshot(nc, say, id);
+  const followed = await snapshot(jetstream(nc, { apiPrefix }), say, id);
 
   const request = { session_id: id, metadata: { from: "JavaScript, größer <🎈>" } };
   await command(nc, say, "create", "jido.session.create", request);
@@ -29,8 +32,8 @@ export async function run(connect, say) {
   await Promise.all([heard, own, followed.sealed]);
   await nc.close();
 
-  await replay(connect, say, id, 2); // half of what is there,
-  await replay(connect, say, id, 1); // and the rest
+  await replay(connect, say, apiPrefix, id, 2); // half of what is there,
+  await replay(connect, say, apiPrefix, id, 1); // and the rest
 }
 
 /** Hear a subject live, as a plain subscriber: in order, at most once, from now on. */
@@ -57,8 +60,8 @@ async function command(nc, say, step, subject, request) {
  * Say the record of every session, and then, in the background, how records change: one watch gives both,
  * so nothing falls between them. `sealed` is kept when all that will ever be of session `id` was said.
  */
-async function snapshot(nc, say, id) {
-  const bucket = await new Kvm(nc).open("JIDO_SESSIONS");
+async function snapshot(js, say, id) {
+  const bucket = await new Kvm(js).open("JIDO_SESSIONS");
   const { values } = await bucket.status();
   const entries = await bucket.watch();
   let taken;
@@ -88,16 +91,16 @@ async function snapshot(nc, say, id) {
  * Read what is stored with a durable consumer, as a program does that is stopped and started again: the server
  * keeps the position, so the next run carries on behind the last acknowledged message.
  */
-async function replay(connect, say, durable, divisor) {
+async function replay(connect, say, apiPrefix, durable, divisor) {
   const nc = await connect();
-  const { consumers } = await jetstreamManager(nc);
+  const { consumers } = await jetstreamManager(nc, { apiPrefix });
   await consumers.add("JIDO_CLIENT", {
     durable_name: durable,
     filter_subject: EVENTS,
     ack_policy: AckPolicy.Explicit,
     inactive_threshold: nanos(ONE_HOUR_MS), // an example cleans up after itself; an auditor leaves this out
   });
-  const consumer = await jetstream(nc).consumers.get("JIDO_CLIENT", durable);
+  const consumer = await jetstream(nc, { apiPrefix }).consumers.get("JIDO_CLIENT", durable);
   const { num_pending } = await consumer.info();
   for (let left = Math.floor(num_pending / divisor); left > 0; left--) {
     const message = await consumer.next(); // one at a time: nothing unread is in our hands when we stop

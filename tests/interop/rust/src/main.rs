@@ -1,12 +1,14 @@
 //! A subscriber of jido_nats in Rust, with async-nats and no library of ours.
 //!
 //!     cargo run -- nats://127.0.0.1:4222
+//!
+//! With the roles of nats.conf it also needs NATS_USER, NATS_PASSWORD, NATS_INBOX_PREFIX and NATS_JS_API_PREFIX.
 
 use std::{env, error::Error, time::Duration};
 
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::{self, kv};
-use async_nats::{Client, Subscriber};
+use async_nats::{Client, ConnectOptions, Subscriber};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 
@@ -17,7 +19,7 @@ const EVENTS: &str = "jido.client.events";
 #[tokio::main]
 async fn main() -> Result<()> {
     let url = env::args().nth(1).or(env::var("NATS_URL").ok()).unwrap_or("nats://127.0.0.1:4222".into());
-    let nc = async_nats::connect(&url).await?;
+    let nc = connect(&url).await?;
 
     // We choose the id: a create whose reply was lost can be sent again and never makes two sessions.
     let id = format!("rust-{}", nuid::next());
@@ -44,6 +46,23 @@ async fn main() -> Result<()> {
 
     replay(&url, &id, 2).await?; // half of what is there,
     replay(&url, &id, 1).await // and the rest
+}
+
+/// Connects, in a role if the environment names one.
+async fn connect(url: &str) -> Result<Client> {
+    let mut options = ConnectOptions::new();
+    if let (Ok(user), Ok(password)) = (env::var("NATS_USER"), env::var("NATS_PASSWORD")) {
+        options = options.user_and_password(user, password);
+    }
+    if let Ok(prefix) = env::var("NATS_INBOX_PREFIX") {
+        options = options.custom_inbox_prefix(prefix); // a role may hear its own inboxes only
+    }
+    Ok(options.connect(url).await?)
+}
+
+/// The JetStream API, which has another name in the accounts of clients and observers.
+fn jetstream_of(nc: Client) -> jetstream::Context {
+    jetstream::with_prefix(nc, &env::var("NATS_JS_API_PREFIX").unwrap_or("$JS.API".into()))
 }
 
 /// Says what came on a subscription, up to the last message that is of interest.
@@ -73,7 +92,7 @@ async fn command(nc: &Client, step: &str, subject: &str, request: String) -> Res
 /// Says the record of every session; what changes afterwards comes from the same watch, which is one consumer
 /// of the bucket's stream, so nothing falls between the two.
 async fn snapshot(nc: &Client) -> Result<kv::Watch> {
-    let bucket = jetstream::new(nc.clone()).get_key_value("JIDO_SESSIONS").await?;
+    let bucket = jetstream_of(nc.clone()).get_key_value("JIDO_SESSIONS").await?;
     let empty = bucket.status().await?.values() == 0;
     let mut records = bucket.watch_with_history(">").await?; // the last record of each, then every new one
     while !empty {
@@ -109,7 +128,7 @@ fn say_entry(kind: &str, entry: &kv::Entry) -> Result<()> {
 /// Reads what is stored with a durable consumer, as a program does that is stopped and started again: the server
 /// keeps the position, so the next run carries on behind the last acknowledged message.
 async fn replay(url: &str, durable: &str, divisor: u64) -> Result<()> {
-    let stream = jetstream::new(async_nats::connect(url).await?).get_stream("JIDO_CLIENT").await?;
+    let stream = jetstream_of(connect(url).await?).get_stream("JIDO_CLIENT").await?;
     let config = pull::Config {
         durable_name: Some(durable.to_owned()),
         filter_subject: EVENTS.to_owned(),

@@ -1,6 +1,8 @@
 // A subscriber of jido_nats in Java, with jnats and no library of ours.
 //
 //     mvn -q process-classes && java -cp 'target/classes:target/dependency/*' Subscriber nats://127.0.0.1:4222
+//
+// With the roles of nats.conf it also needs NATS_USER, NATS_PASSWORD, NATS_INBOX_PREFIX and NATS_JS_API_PREFIX.
 
 import static java.nio.charset.StandardCharsets.UTF_8;
 
@@ -8,9 +10,12 @@ import com.google.gson.Gson;
 import com.google.gson.JsonObject;
 import io.nats.client.Connection;
 import io.nats.client.ConsumerContext;
+import io.nats.client.JetStreamOptions;
+import io.nats.client.KeyValueOptions;
 import io.nats.client.Message;
 import io.nats.client.NUID;
 import io.nats.client.Nats;
+import io.nats.client.Options;
 import io.nats.client.Subscription;
 import io.nats.client.api.AckPolicy;
 import io.nats.client.api.ConsumerConfiguration;
@@ -29,20 +34,21 @@ public class Subscriber {
     static final String EVENTS = "jido.client.events";
     static final Duration TIMEOUT = Duration.ofSeconds(10);
     static final Gson JSON = new Gson();
+    static final Map<String, String> ENV = System.getenv();
     static final PrintStream OUT = new PrintStream(System.out, true, UTF_8);
 
     public static void main(String[] args) throws Exception {
-        String fromEnv = System.getenv().getOrDefault("NATS_URL", "nats://127.0.0.1:4222");
-        String url = args.length > 0 ? args[0] : fromEnv;
+        String url = args.length > 0 ? args[0] : ENV.getOrDefault("NATS_URL", "nats://127.0.0.1:4222");
         // We choose the id: a create whose reply was lost can be sent again and never makes two sessions.
         String id = "java-" + NUID.nextGlobal();
-        try (Connection nc = Nats.connect(url)) {
+        try (Connection nc = connect(url)) {
             // Both subjects live, as a plain subscriber hears them: in order, at most once, from now on.
             Subscription events = nc.subscribe(EVENTS);
             Subscription own = nc.subscribe("jido.client.session." + id);
             nc.flush(TIMEOUT); // the server knows the subscriptions before anything that we ask for happens
             Records records = new Records(id);
-            nc.keyValue("JIDO_SESSIONS").watchAll(records);
+            KeyValueOptions through = KeyValueOptions.builder().jetStreamOptions(jetStream()).build();
+            nc.keyValue("JIDO_SESSIONS", through).watchAll(records);
             records.await(records.snapshot);
 
             Map<String, Object> request = Map.of("session_id", id, "metadata", Map.of("from", "Java, größer <🎈>"));
@@ -58,6 +64,19 @@ public class Subscriber {
         }
         replay(url, id, 2); // half of what is there,
         replay(url, id, 1); // and the rest
+    }
+
+    /** Connects, in a role if the environment names one. */
+    static Connection connect(String url) throws Exception {
+        Options.Builder options = Options.builder().server(url);
+        if (ENV.containsKey("NATS_USER")) options.userInfo(ENV.get("NATS_USER"), ENV.get("NATS_PASSWORD"));
+        options.inboxPrefix(ENV.getOrDefault("NATS_INBOX_PREFIX", "_INBOX")); // a role may hear its own inboxes only
+        return Nats.connect(options.build());
+    }
+
+    /** The JetStream API has another name in the accounts of clients and observers. */
+    static JetStreamOptions jetStream() {
+        return JetStreamOptions.builder().prefix(ENV.getOrDefault("NATS_JS_API_PREFIX", "$JS.API")).build();
     }
 
     /** Says what came on a subscription, up to the last message that is of interest. */
@@ -123,8 +142,8 @@ public class Subscriber {
      * keeps the position, so the next run carries on behind the last acknowledged message.
      */
     static void replay(String url, String durable, int divisor) throws Exception {
-        try (Connection nc = Nats.connect(url)) {
-            ConsumerContext consumer = nc.getStreamContext("JIDO_CLIENT").createOrUpdateConsumer(
+        try (Connection nc = connect(url)) {
+            ConsumerContext consumer = nc.getStreamContext("JIDO_CLIENT", jetStream()).createOrUpdateConsumer(
                 ConsumerConfiguration.builder()
                     .durable(durable)
                     .filterSubject(EVENTS)
