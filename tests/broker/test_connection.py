@@ -335,11 +335,18 @@ async def test_the_cluster_s_servers_want_the_same_user() -> None:
         url = cluster.url(0).replace("//", "//u:p@")
         await eventually(lambda: knows_both(url))
         connection = await Connection.open(ConnectOptions(servers=(url,)), "test")
+        await eventually(lambda: other_servers(connection))  # the server names them once the user is known
 
         await cluster.kill(0)
 
         await eventually(lambda: connection.reconnects == 1 and connection.connected)
         await connection.close()
+
+
+def other_servers(connection: Connection) -> tuple[str, ...]:
+    """The servers of the cluster that it knows."""
+    assert connection._client is not None
+    return connection._client.cluster
 
 
 def reasons(caplog: pytest.LogCaptureFixture) -> list[str]:
