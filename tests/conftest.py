@@ -1,5 +1,6 @@
 """Fixtures: one real nats-server a test, a stock NATS client on it, and managers."""
 
+import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any, TypeAlias
@@ -14,6 +15,10 @@ from tests.tools.support import LEASE_S, Puppet, Stranger, stranger_at, wait_for
 # A busy machine is no defect: hypothesis has time limits of its own for an example and for generating some.
 settings.register_profile("slow machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("slow machine")
+
+# A shell starts what is in its background with SIGINT ignored, and the programs that tests start would inherit that:
+# none could be interrupted. Nor could a worker of pytest-xdist, which ends so, and cleans up, when pytest was killed.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 StartManager: TypeAlias = Callable[..., Coroutine[Any, Any, SessionManager]]
 

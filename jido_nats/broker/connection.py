@@ -20,6 +20,7 @@ from jido_nats.broker.clock import boottime
 from jido_nats.broker.dial import CONNECT_TIMEOUT_S, cancel_and_wait, dial
 from jido_nats.broker.nats_client import CLOSE_TIMEOUT_S, NatsClient
 from jido_nats.broker.options import ConnectOptions
+from jido_nats.broker.outage import Outage
 from jido_nats.broker.requests import Pending, Requests
 from jido_nats.broker.subscriptions import Handler, Message, Subscription, Subscriptions
 from jido_nats.broker.troubles import Troubles
@@ -47,7 +48,7 @@ _REFUSED: Final = re.compile(r'permissions violation for (publish|subscription) 
 class Connection:
     """A connection to NATS; make one with `Connection.open`."""
 
-    def __init__(self, options: ConnectOptions, name: str) -> None:
+    def __init__(self, options: ConnectOptions, name: str, outage: Outage) -> None:
         self.options = options
         self.name = name
         self.reconnects = 0
@@ -60,8 +61,7 @@ class Connection:
         self._on_up: list[Callable[[], None]] = []
         # What the server does not do although it is connected; see `jetstream`.
         self.troubles = Troubles(name)
-        # Why there is no connection, as last logged.
-        self._why_down = ""
+        self._outage = outage
         # Bounds the JetStream requests in flight: the others wait here, where their timeouts have not started.
         self.gate = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._reconnect_task: asyncio.Task[None] | None = None
@@ -73,9 +73,19 @@ class Connection:
         self._closing = False
 
     @classmethod
-    async def open(cls, options: ConnectOptions, name: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> "Connection":
-        """Connect within `timeout_s`, then reconnect until `close`. Raises `ServerUnusable`, `ConfigurationError`."""
-        self = cls(options, name)
+    async def open(
+        cls,
+        options: ConnectOptions,
+        name: str,
+        *,
+        outage: Outage | None = None,
+        timeout_s: float = CONNECT_TIMEOUT_S,
+    ) -> "Connection":
+        """Connect within `timeout_s`, then reconnect until `close`. Raises `ServerUnusable`, `ConfigurationError`.
+
+        `outage`: shared by connections that are to log a reason for which they are down once.
+        """
+        self = cls(options, name, outage or Outage())
         client = await dial(options, name, self._on_error, timeout_s=timeout_s)
         self._requests.inbox = client.new_inbox() + "."
         self._replies = self._subscriptions.add(self._requests.inbox + "*", self._requests.answer)
@@ -92,7 +102,8 @@ class Connection:
     def not_ready(self) -> list[str]:
         """A sentence for each reason why this connection cannot do all of its work; may be read in another thread."""
         if not self.connected:
-            return [f"no connection to NATS: {self.name}" + (f": {self._why_down}" if self._why_down else "")]
+            why = self._outage.why(self.name)
+            return [f"no connection to NATS: {self.name}" + (f": {why}" if why else "")]
         refused = [f"{self.name} may not subscribe to {subject}" for subject in self._subscriptions.refused()]
         return refused + [f"{self.name} {trouble}" for trouble in self.troubles]
 
@@ -221,6 +232,7 @@ class Connection:
         for task in (self._reconnect_task, self._echo):
             if task is not None:
                 await cancel_and_wait(task, every_s=CLOSE_TIMEOUT_S)  # a dial in progress closes its own client
+        self._outage.over(self.name)
         self._up.clear()
         if self._client is not None:
             if self._client.is_connected:
@@ -273,19 +285,15 @@ class Connection:
         if self._closing:
             return
         self.reconnects += 1
-        log.log(logging.WARNING if self._why_down else logging.INFO, "reconnected", extra={"connection": self.name})
-        self._why_down = ""
+        level = logging.WARNING if self._outage.over(self.name) else logging.INFO
+        log.log(level, "reconnected", extra={"connection": self.name})
         for callback in list(self._on_up):
             callback()
 
     def _report_down(self, error: Exception) -> None:
-        """Log why a reconnect failed: the first time, and when the reason is another one."""
         expected = isinstance(error, JidoError | nats.errors.Error | OSError)
-        why = str(error) if expected else repr(error)
-        if why != self._why_down:
-            self._why_down = why
-            level = logging.WARNING if expected else logging.ERROR
-            log.log(level, "cannot reconnect, still trying", extra={"connection": self.name, "error": why})
+        level = logging.WARNING if expected else logging.ERROR
+        self._outage.failed(self.name, str(error) if expected else repr(error), level=level)
 
     async def _connect_again(self) -> None:
         assert self._client is not None

@@ -38,6 +38,10 @@ class ConnectOptions:
     inbox_prefix: str | None = None
     js_api_prefix: str | None = None
 
+    def __post_init__(self) -> None:
+        # A scheme is the same in capitals; nats-py, and we where we ask whether it is TLS, know the small letters only.
+        object.__setattr__(self, "servers", tuple(_with_lower_scheme(server) for server in self.servers))
+
     def safe_servers(self) -> str:
         """The servers without the secrets that their URLs may contain."""
         return ", ".join(_without_userinfo(server) for server in self.servers)
@@ -83,6 +87,11 @@ def tls_context(options: ConnectOptions) -> ssl.SSLContext | None:
     if options.tls_cert:
         context.load_cert_chain(options.tls_cert, options.tls_key)
     return context
+
+
+def _with_lower_scheme(server: str) -> str:
+    scheme, separator, rest = server.partition("://")
+    return f"{scheme.lower()}{separator}{rest}" if separator else server
 
 
 def _without_userinfo(server: str) -> str:

@@ -18,6 +18,7 @@ from jido_nats.api import SessionApi
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.micro import MicroService
 from jido_nats.broker.options import ConnectOptions
+from jido_nats.broker.outage import Outage
 from jido_nats.core import codec
 from jido_nats.core.settings import Settings
 from jido_nats.errors import ConfigurationError, JidoError, NotAllowed, ServerUnusable
@@ -81,6 +82,7 @@ class SessionManager(SessionApi):
         self._phase = ""
         self._start_serving_once = asyncio.Lock()
         self._connections: list[Connection] = []
+        self._outage = Outage()
         self._handlers: CommandHandlers | None = None
 
     @classmethod
@@ -245,7 +247,9 @@ class SessionManager(SessionApi):
         event_log = EventLog(connection, settings.events_stream, settings.encoding)
         event_log.acknowledged = await event_log.last_sequence()
         self._leases = Leases(connection, settings.managers_bucket, lease_s=deployed.lease_s)
-        self._lease = Lease(self._options, settings.managers_bucket, self.manager_id, deployed.lease_s)
+        self._lease = Lease(
+            self._options, settings.managers_bucket, self.manager_id, deployed.lease_s, outage=self._outage
+        )
         self._ownership = Ownership(self._lease, connection)
         return WriterContext(
             self.manager_id, records, event_log, self._leases, self._ownership, self.stats, self.failpoints
@@ -299,7 +303,7 @@ class SessionManager(SessionApi):
             self._background.start(name, work)
 
     async def _connect(self, options: ConnectOptions, use: str) -> Connection:
-        connection = await Connection.open(options, f"jido-nats {use}{self.manager_id}")
+        connection = await Connection.open(options, f"jido-nats {use}{self.manager_id}", outage=self._outage)
         self._exit.push_async_callback(connection.close)
         self._connections.append(connection)
         return connection

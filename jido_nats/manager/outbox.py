@@ -3,6 +3,10 @@
 A message whose outcome is unknown is sent again with the same id. After a change of the stream's leader a few may be
 stored out of order or, if the server was unavailable for longer than its duplicate window, twice: readers detect
 both by `number`.
+
+While a session lives, its output is tried forever, and its worker waits when there is too much of it. A session that
+has ended without it has said so (`output_incomplete`): what is still queued then is tried for `AFTER_END_S`, and
+dropped, since otherwise it would only add up while the stream is gone.
 """
 
 import asyncio
@@ -25,6 +29,10 @@ IN_FLIGHT_MAX: Final = 16
 RETRY_WAIT_S: Final = 0.1
 RETRY_WAIT_MAX_S: Final = 2.0
 REFUSED_MAX: Final = 100
+# How long the output of a session that has ended is still tried.
+AFTER_END_S: Final = 120.0
+# What many ends have dropped is logged in one line.
+DROPS_LOGGED_EVERY_S: Final = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +51,10 @@ class OutputQueue:
     __slots__ = (
         "_finished",
         "_flushed",
+        "_gives_up_at",
         "_outbox",
         "_refused",
+        "_sending",
         "_stored",
         "_task",
         "_waiting",
@@ -64,6 +74,9 @@ class OutputQueue:
         self._waiting: deque[Item] = deque()
         self._task: asyncio.Task[None] | None = None
         self._finished = False
+        # Until when (of the loop's clock) it is sent; None until `finish`.
+        self._gives_up_at: float | None = None
+        self._sending: asyncio.Timeout | None = None
         # Whether some output will never be stored.
         self.lost = False
         self.moved = asyncio.Event()
@@ -107,13 +120,17 @@ class OutputQueue:
     async def finish(self, timeout_s: float) -> bool:
         """The session ends: whether all of its kept output is stored, at the latest after `timeout_s`.
 
-        What is not is still sent, but no caller waits for it any longer.
+        What is not is still tried, for `AFTER_END_S`, but no caller waits for it any longer.
         """
         if self._stored < self.kept:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     await self._wait_sent(self.kept)
         self._finished = True
+        if self._gives_up_at is None:
+            self._gives_up_at = asyncio.get_running_loop().time() + AFTER_END_S
+            if self._sending is not None:
+                self._sending.reschedule(self._gives_up_at)
         self.moved.set()
         return self._stored == self.kept and not self.lost
 
@@ -134,16 +151,29 @@ class OutputQueue:
 
     async def _send(self) -> None:
         try:
-            while self._waiting:
-                batch = list(itertools.islice(self._waiting, IN_FLIGHT_MAX))
-                await self._outbox.store(batch, self)
-                for item in batch:
-                    self._waiting.popleft()
-                    self._outbox.bytes_waiting -= len(item.payload)
-                self._stored = batch[-1].publication.output.number
-                self.moved.set()
+            async with asyncio.timeout_at(self._gives_up_at) as self._sending:
+                await self._send_all()
+        except TimeoutError:
+            self._drop()
         finally:
-            self._task = None
+            self._task = self._sending = None
+
+    async def _send_all(self) -> None:
+        while self._waiting:
+            batch = list(itertools.islice(self._waiting, IN_FLIGHT_MAX))
+            await self._outbox.store(batch, self)
+            for item in batch:
+                self._waiting.popleft()
+                self._outbox.bytes_waiting -= len(item.payload)
+            self._stored = batch[-1].publication.output.number
+            self.moved.set()
+
+    def _drop(self) -> None:
+        """Give up what is still waiting."""
+        self.lost = True
+        self._outbox.bytes_waiting -= sum(len(item.payload) for item in self._waiting)
+        self._outbox.on_dropped(len(self._waiting))
+        self._waiting.clear()
 
 
 class Outbox:
@@ -154,6 +184,8 @@ class Outbox:
         self._message_bytes_max = message_bytes_max
         self._tasks: set[asyncio.Task[None]] = set()
         self.bytes_waiting = 0
+        # How many messages each ended session has given up, since that was last logged.
+        self._dropped: list[int] = []
 
     def queue(self) -> OutputQueue:
         """The queue of a new session."""
@@ -190,6 +222,12 @@ class Outbox:
         while batch := await self._try(batch, queue):
             await backoff.wait()
 
+    def on_dropped(self, messages: int) -> None:
+        """A session that has ended gives up so many messages."""
+        if not self._dropped:
+            asyncio.get_running_loop().call_later(DROPS_LOGGED_EVERY_S, self._log_dropped)
+        self._dropped.append(messages)
+
     async def close(self, timeout_s: float) -> int:
         """Wait for all queues to be sent, at most `timeout_s`; how many were not."""
         if self._tasks:
@@ -198,7 +236,16 @@ class Outbox:
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+        self._log_dropped()
         return len(left)
+
+    def _log_dropped(self) -> None:
+        dropped, self._dropped = self._dropped, []
+        if dropped:
+            log.error(
+                "output of ended sessions could not be stored and was dropped",
+                extra={"messages": sum(dropped), "sessions": len(dropped), "tried_s": AFTER_END_S},
+            )
 
     def _on_end(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)

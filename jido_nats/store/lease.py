@@ -24,6 +24,7 @@ from jido_nats.broker.clock import boottime
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.jetstream import EXPECTED_SEQUENCE, MESSAGE_TTL, last_message, store
 from jido_nats.broker.options import ConnectOptions
+from jido_nats.broker.outage import Outage
 from jido_nats.core import codec, subjects
 from jido_nats.errors import Conflict, JidoError, NotSent, OutcomeUnknown
 from jido_nats.store.leases import MARKER_TTL_S, ManagerInfo
@@ -43,8 +44,11 @@ class Lease:
     A change of `lease_s` holds from the next renewal on.
     """
 
-    def __init__(self, options: ConnectOptions, bucket: str, manager_id: str, lease_s: int) -> None:
+    def __init__(
+        self, options: ConnectOptions, bucket: str, manager_id: str, lease_s: int, *, outage: Outage | None = None
+    ) -> None:
         self._options = options
+        self._outage = outage
         self._bucket = bucket
         self._stream = subjects.bucket_stream(bucket)
         self.lease_s = lease_s
@@ -138,7 +142,8 @@ class Lease:
 
     async def _keep_renewed(self) -> None:
         self._loop, self._wake = asyncio.get_running_loop(), asyncio.Event()
-        self._connection = connection = await Connection.open(self._options, f"jido-nats lease {self._manager_id}")
+        name = f"jido-nats lease {self._manager_id}"
+        self._connection = connection = await Connection.open(self._options, name, outage=self._outage)
         try:
             while not self._released.is_set():
                 wait_s = self.lease_s / RENEWALS_PER_LEASE if await self._renew(connection) else RETRY_WAIT_S

@@ -58,6 +58,8 @@ class ReaperHandle:
             )
             return
         self._own.add(self._reaper.pid)
+        for group, run_id in self._groups.items():  # first: until then, this process must not be killed
+            self._write(f"+{group} {run_id}\n")
         watching = threading.Thread(
             target=self._watch,
             args=(self._reaper, asyncio.get_running_loop()),
@@ -68,8 +70,6 @@ class ReaperHandle:
             watching.start()
         except RuntimeError as error:  # no more threads: the reaper works, but is not restarted at once
             log.error("the end of the reaper would not be noticed", extra={"error": str(error)})
-        for group, run_id in self._groups.items():
-            self._write(f"+{group} {run_id}\n")
 
     def _watch(self, reaper: "subprocess.Popen[bytes]", loop: asyncio.AbstractEventLoop) -> None:
         """In a thread: wait for the end of the reaper, for whatever reason."""

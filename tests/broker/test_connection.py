@@ -15,6 +15,7 @@ from jido_nats import LocalServer
 from jido_nats.broker.connection import Connection, Message
 from jido_nats.broker.nats_client import NatsClient
 from jido_nats.broker.options import ConnectOptions
+from jido_nats.broker.outage import Outage
 from jido_nats.errors import JidoError, NoResponders, NotSent, OutcomeUnknown, ServerUnusable, TooLarge
 from tests.tools.cluster import Cluster
 from tests.tools.processes import freeze
@@ -334,11 +335,18 @@ async def test_the_cluster_s_servers_want_the_same_user() -> None:
         url = cluster.url(0).replace("//", "//u:p@")
         await eventually(lambda: knows_both(url))
         connection = await Connection.open(ConnectOptions(servers=(url,)), "test")
+        await eventually(lambda: other_servers(connection))  # the server names them once the user is known
 
         await cluster.kill(0)
 
         await eventually(lambda: connection.reconnects == 1 and connection.connected)
         await connection.close()
+
+
+def other_servers(connection: Connection) -> tuple[str, ...]:
+    """The servers of the cluster that it knows."""
+    assert connection._client is not None
+    return connection._client.cluster
 
 
 def reasons(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -383,6 +391,35 @@ async def test_another_reason_is_logged_again(caplog: pytest.LogCaptureFixture) 
         assert reasons(caplog) == [silent, REFUSED.format(server.url), silent]
         assert connection.not_ready == []
         await connection.close()
+
+
+async def test_connections_that_share_an_outage_log_its_reason_once(
+    server: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    options, outage = ConnectOptions(servers=(server.url,)), Outage()
+    connections = [await Connection.open(options, f"test {number}", outage=outage) for number in range(3)]
+
+    await go_away(server, connections)
+    await eventually(lambda: levels(caplog, "reconnected").count("WARNING") == 1)
+    await go_away(server, connections)
+    await eventually(lambda: levels(caplog, "reconnected").count("WARNING") == 2)
+
+    silent = f"no NATS server answers at {server.url}; start one ('jido-nats up' does) or name it with --server"
+    assert reasons(caplog) == [silent, silent], "once for each time that the server was away"
+    await asyncio.gather(*(connection.close() for connection in connections))
+
+
+async def go_away(server: LocalServer, connections: list[Connection]) -> None:
+    """Stop the server until every connection knows why it cannot reconnect."""
+    await server.stop()
+    await eventually(lambda: all("no NATS server answers" in str(connection.not_ready) for connection in connections))
+    await server.start()
+    await asyncio.gather(*(connection.wait_up() for connection in connections))
+
+
+def levels(caplog: pytest.LogCaptureFixture, message: str) -> list[str]:
+    """The levels at which a sentence was logged."""
+    return [record.levelname for record in caplog.records if record.getMessage() == message]
 
 
 async def test_a_subscription_that_a_reload_took_away_is_a_reason_not_to_be_ready() -> None:

@@ -109,6 +109,19 @@ async def dialled(options: ConnectOptions, address: str) -> object:
     return None
 
 
+async def test_the_scheme_of_a_url_may_be_in_capitals(server: LocalServer) -> None:
+    client = await dial(ConnectOptions(servers=(server.url.replace("nats", "NATS"),)), "test", ignore)
+
+    await client.discard()
+
+
+async def test_a_scheme_in_capitals_asks_for_tls_too(server: LocalServer) -> None:
+    options = ConnectOptions(servers=(server.url.replace("nats", "TLS"),))
+
+    with pytest.raises(ServerUnusable, match="does not offer TLS"):
+        await dial(options, "test", ignore)
+
+
 async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """A server that closes every connection without a word."""
     writer.close()

@@ -139,6 +139,24 @@ async def restore_older_store(deployment: Deployment) -> None:
         deployment.violations += await disagreements(deployment.url, deployment.settling_s)
 
 
+async def freeze_one_of_three(deployment: Deployment) -> None:
+    """SIGSTOP one server, for up to one and a half lease times, while a manager and a client start with its URL too."""
+    number = deployment.dice.randrange(3)
+    frozen_s = deployment.lease_s * 1.5 * deployment.dice.random()
+    manager = deployment.dice.choice([manager for manager in deployment.managers if manager.url == deployment.url])
+    deployment.cluster.pause(number)
+    manager.send(signal.SIGKILL)
+    asking = asyncio.create_task(_connect_and_ask(deployment.url))
+    await asyncio.sleep(frozen_s)
+    deployment.cluster.resume(number)
+    await asking
+
+
+async def _connect_and_ask(url: str) -> None:
+    async with Client.connect(url, timeout_s=30) as client:
+        await client.list_sessions()
+
+
 def _replace(store: Path, copy: Path) -> None:
     """Put the copy back; the folder itself may be a mount point."""
     for entry in store.iterdir():
@@ -176,6 +194,7 @@ FAULTS: Final = (
     Fault(restart_other_version, 4, Has.OLD_VERSION),
     Fault(watchers_1000, 1, Has.READERS),
     Fault(restore_older_store, 2, Has.COPIES),
+    Fault(freeze_one_of_three, 2, Has.CLUSTER),
 )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta, tzinfo
 
 import pytest
 
@@ -264,3 +265,20 @@ async def test_a_manager_that_drains_is_named(server: LocalServer, stranger: Str
 
 async def draining(server: LocalServer) -> Finding | None:
     return next((f for f in await findings(server) if f.check == "managers" and "draining" in f.message), None)
+
+
+class AnHourFast(datetime):
+    """The clock of a machine that is an hour ahead of the server's."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> "AnHourFast":
+        return super().now(tz) + timedelta(hours=1)
+
+
+@pytest.mark.usefixtures("manager")
+async def test_a_clock_that_differs_from_the_server_s_is_a_warning(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jido_nats.cli.doctor.datetime", AnHourFast)
+
+    assert "clock and the server's differ by 3" in (await troubles(server))["clock"]

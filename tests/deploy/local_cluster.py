@@ -13,6 +13,7 @@ import msgspec
 import nats
 
 from jido_nats import ConnectOptions
+from tests.tools.bound import bound
 from tests.tools.programs import ROOT, Finished, Program
 from tests.tools.proxy import HOST
 
@@ -87,7 +88,7 @@ async def local_cluster(folder: Path, *arguments: str) -> AsyncIterator[LocalClu
     """The script, started; ended in the end, as a closed terminal does, where it still runs."""
     port = free_ports()
     process = await asyncio.create_subprocess_exec(
-        *(str(SCRIPT), "--port", str(port), "--dir", str(folder), *arguments),
+        *bound(str(SCRIPT), "--port", str(port), "--dir", str(folder), *arguments, number=signal.SIGHUP),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -87,7 +87,6 @@ def environment(**extra: str) -> dict[str, str]:
 
 async def python(folder: Path, *arguments: str, **env: str) -> asyncio.subprocess.Process:
     """Python, started in the folder."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & ignores it, children too
     pipe = asyncio.subprocess.PIPE
     return await asyncio.create_subprocess_exec(
         sys.executable, *arguments, cwd=folder, env=environment(**env), stdout=pipe, stderr=pipe

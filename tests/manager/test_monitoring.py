@@ -125,6 +125,16 @@ async def test_a_manager_without_its_server_lives_and_is_not_ready(
     assert (await ask(monitoring, "/livez"))[0] == 200
 
 
+async def test_the_four_connections_of_a_manager_log_once_why_they_cannot_reconnect(
+    server: LocalServer, manager: SessionManager, caplog: pytest.LogCaptureFixture
+) -> None:
+    await server.stop()
+
+    # Each of them has tried: this one, the output's, the lease's (in its thread) and the commands'.
+    await eventually(lambda: sum("no NATS server answers" in reason for reason in manager.snapshot().not_ready) == 4)
+    assert [record.getMessage() for record in caplog.records].count("cannot reconnect, still trying") == 1
+
+
 async def test_a_manager_whose_loop_is_blocked_does_not_live(manager: SessionManager, monitoring: HealthServer) -> None:
     answers: list[tuple[int, str]] = []
     asking = threading.Thread(target=lambda: answers.append(fetch(monitoring.port, "/livez")))

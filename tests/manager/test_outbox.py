@@ -147,6 +147,62 @@ async def test_closing_gives_up_in_the_end(outbox: Outbox, server: LocalServer) 
     assert await outbox.close(0.1) == 1
 
 
+async def test_what_an_ended_session_could_not_store_is_dropped_after_a_while(
+    outbox: Outbox, stranger: Stranger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("jido_nats.manager.outbox.AFTER_END_S", 0.2)
+    await stranger.js.delete_stream("JIDO_OUTPUT")
+    queues = [outbox.queue() for _ in range(3)]
+    for queue in queues:
+        queue.push(output(queue))
+        queue.push(output(queue))
+
+    assert [await queue.finish(0) for queue in queues] == [False] * 3
+
+    await eventually(lambda: dropped(caplog))
+    assert dropped(caplog) == [(6, 3)]
+    assert outbox.bytes_waiting == 0
+    assert await outbox.close(0) == 0, "nothing is tried any more"
+
+
+def dropped(caplog: pytest.LogCaptureFixture) -> list[tuple[int, int]]:
+    """Each line about what was dropped: how many messages, of how many sessions."""
+    lines = [vars(record) for record in caplog.records if "was dropped" in record.getMessage()]
+    return [(line["messages"], line["sessions"]) for line in lines]
+
+
+async def test_what_an_ended_session_still_has_is_stored_when_the_server_is_back_soon(
+    outbox: Outbox, server: LocalServer, stranger: Stranger, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = outbox.queue()
+    await server.kill()
+    queue.push(output(queue))
+    assert not await queue.finish(0)
+
+    await server.start()
+
+    await eventually(lambda: outbox.bytes_waiting == 0)
+    assert await stored(stranger) == ["s1.1.output"]
+    assert dropped(caplog) == []
+
+
+async def test_the_output_of_a_session_that_lives_is_never_dropped(
+    outbox: Outbox, stranger: Stranger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jido_nats.manager.outbox.AFTER_END_S", 0.0)
+    stream = await stranger.js.stream_info("JIDO_OUTPUT")
+    await stranger.js.delete_stream("JIDO_OUTPUT")
+    ended, lives = outbox.queue(), outbox.queue()
+    ended.push(output(ended, None, "ended"))
+    lives.push(output(lives, None, "lives"))
+    await ended.finish(0)
+    await eventually(lambda: outbox.bytes_waiting < 2 * len(outbox.item(output(lives)).payload))
+
+    await stranger.js.add_stream(stream.config)
+
+    await lives.stored(1)
+
+
 async def test_what_the_server_would_not_take_is_refused_before_it_is_promised(stranger: Stranger) -> None:
     async with LocalServer(config="max_payload: 4096") as small:
         connection = await Connection.open(ConnectOptions(servers=(small.url,)), "test")

@@ -23,7 +23,7 @@ from jido_nats.broker.cli_context import read_context
 from jido_nats.broker.local_server import project_config
 from tests.tools.programs import run, running
 from tests.tools.roles import PASSWORDS, SECRETS, as_user
-from tests.tools.support import wait_for_ever
+from tests.tools.support import eventually, wait_for_ever
 
 SECRET = "do-not-show-this"
 
@@ -166,6 +166,24 @@ async def test_credentials_come_along_at_every_reconnect(tmp_path: Path) -> None
             await server.kill()
             await server.start()
             assert len(await client.list_sessions()) == 1
+
+
+async def test_a_manager_whose_password_was_changed_says_so_once_and_is_not_ready(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    old, new = (f'authorization {{ user: "u", password: "{password}" }}' for password in ("old", "new"))
+    async with LocalServer(config=old) as server:
+        options = ConnectOptions(servers=(server.url,), user="u", password="old")
+        async with SessionManager.connect(options, worker=wait_for_ever) as manager:
+            await manager.start_serving()
+            await server.stop()
+            async with LocalServer(port=server.port, config=new):
+                await eventually(lambda: str(manager.snapshot().not_ready).count("refused the credentials") == 4)
+
+                lines = [record for record in caplog.records if "refused" in vars(record).get("error", "")]
+                assert [line.getMessage() for line in lines] == ["cannot reconnect, still trying"]
+            await server.start()
+            await eventually(lambda: manager.snapshot().not_ready == [])
 
 
 async def test_several_urls() -> None:

@@ -449,3 +449,23 @@ async def test_what_a_manager_claimed_and_could_not_end_is_ended_though_its_owne
         await owner.idle_session("s1")  # which finds that it was claimed, and lets go of it
 
     assert (await stranger.ends("s1"))["reason"] == "owner_lost"
+
+
+async def test_a_manager_that_was_frozen_logs_what_it_has_lost_and_serves_on(
+    server: LocalServer, stranger: Stranger
+) -> None:
+    options = ("--worker", "tests.tools.agents:waiting", "--lease-s", "1")
+    async with serving(server.url, *options) as frozen:
+        for number in range(3):
+            await stranger.create(f"s{number}")
+        async with serving(server.url, *options) as survivor:
+            frozen.send(signal.SIGSTOP)
+            ends = [await stranger.ends(f"s{number}") for number in range(3)]
+            frozen.send(signal.SIGCONT)
+
+            for number in range(3):
+                await frozen.said(f"relinquishing a session session_id=s{number}")
+            await frozen.said("the lease had lapsed and is held again")
+            await survivor.said("taking over sessions")
+        assert [end["reason"] for end in ends] == ["owner_lost"] * 3
+        assert (await stranger.create("s4"))["status"] == "active"

@@ -17,6 +17,7 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from jido_nats.broker.local_server import find_binary
+from tests.tools.bound import bound
 from tests.tools.proxy import HOST, reserve_port
 
 START_TIMEOUT_S: Final = 5.0
@@ -87,7 +88,7 @@ class Cluster:
         file.write_text(self._configuration(index))
         with (self._folder / f"n{index}.log").open("ab") as log:  # a file: an unread pipe would stall the server
             process = await asyncio.create_subprocess_exec(
-                str(find_binary()), "-c", str(file), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+                *bound(str(find_binary()), "-c", str(file)), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
             )
         self._processes[index] = process
 

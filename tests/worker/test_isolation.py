@@ -118,7 +118,7 @@ async def test_8000_emits_at_once_do_not_stop_up_the_pipes(stranger: Stranger, s
 
     await send(stranger, "s1", "many")
 
-    await eventually(lambda: len(ear.messages) == 8003)
+    await eventually(lambda: len(ear.messages) == 8003, within_s=100)  # 3 ms each on a machine that is busy
     outputs = ear.on(OUTPUT)
     assert [output["number"] for output in outputs if output.get("ephemeral")] == list(range(1, 8001))
     assert outputs[-1]["data"] == [1, 8000]

@@ -122,7 +122,7 @@ async def test_what_dies_while_the_session_lives_is_reaped(server: LocalServer, 
 
         await used(stranger, session_id, times=20)
 
-        await nothing(lambda: zombies(manager.process.pid), within_s=5)
+        await nothing(lambda: zombies(manager.process.pid))
         assert (await stranger.ask(f"jido.session.get.{session_id}"))["status"] == "active"
 
 
@@ -135,11 +135,11 @@ async def test_a_manager_that_is_process_1_collects_no_zombies(
         await stranger.create(session_id)
         await used(stranger, session_id, times=20)
 
-        await nothing(lambda: zombies(pid), within_s=5)
+        await nothing(lambda: zombies(pid))
         record = await stranger.ask(f"jido.session.terminate.{session_id}")
 
         assert record["status"] == "terminated"
-        assert not zombies(pid)
+        await nothing(lambda: zombies(pid))  # the manager's reaper ends with the last program, and is one for a moment
 
 
 @contextlib.asynccontextmanager
@@ -190,7 +190,7 @@ async def test_what_belongs_to_no_known_session_is_logged_and_left(
             assert that_run("sleep", mark) == [stray]
         finally:
             kill([stray])
-        await nothing(lambda: zombies(manager.process.pid), within_s=5)
+        await nothing(lambda: zombies(manager.process.pid))
 
 
 async def test_what_a_program_has_left_ends_after_its_manager_was_killed(
@@ -205,7 +205,7 @@ async def test_what_a_program_has_left_ends_after_its_manager_was_killed(
         manager.process.kill()
 
         try:
-            await nothing(lambda: that_run("sleep", mark), within_s=5)
+            await nothing(lambda: that_run("sleep", mark))
         finally:
             kill(that_run("sleep", mark))
 
@@ -260,7 +260,7 @@ async def test_an_isolated_worker_gets_the_exit_codes_of_its_own_children(
     codes = await eventually(lambda: exit_codes(stranger, session_id, 10))
 
     assert codes == list(range(10))
-    await nothing(lambda: [zombie for pid in kin_of(session_id) for zombie in zombies(pid)], within_s=5)
+    await nothing(lambda: [zombie for pid in kin_of(session_id) for zombie in zombies(pid)])
 
 
 async def exit_codes(stranger: Stranger, session_id: str, count: int) -> list[Any]:
