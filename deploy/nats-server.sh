@@ -3,7 +3,7 @@
 # nats-server takes environment variables for configuration, so each is quoted here. Arguments go to nats-server.
 set -eu
 config="$(dirname "$0")/../nats.conf"
-for name in $(sed 's/#.*//' "$config" | grep -o '\$JIDO_[A-Z_]*' | tr -d '$' | sort -u); do
+for name in $(sed 's/#.*//' "$config" | grep -o '[$]JIDO_[A-Z_]*' | tr -d '$' | sort -u); do
     eval "value=\${$name:-}"
     if [ -z "$value" ]; then
         echo "$name is unset or empty: every user of nats.conf needs a password" >&2

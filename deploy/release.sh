@@ -28,7 +28,7 @@ python3 -m venv "$work/build"
 
 python3 -m venv "$work/empty"
 wheel=$(echo "$work"/dist/*.whl)
-"$work/empty/bin/pip" install -q "$wheel[server]"
+"$work/empty/bin/pip" install -q "${wheel}[server]"
 cd "$work" # nothing of the tree is on the way
 "$work/empty/bin/jido-nats" --version
 "$work/empty/bin/jido-nats" demo --json >"$work/demo"

@@ -8,6 +8,7 @@
 # it everything goes when it ends. What dies is started again after some seconds, as systemd or Kubernetes do.
 # Ctrl-C ends all of it, within half a minute.
 set -euo pipefail
+umask 077 # passwords, keys, what is stored and logged
 
 here=$(cd "$(dirname "$0")" && pwd)
 port=4222 dir="" keep=""
@@ -91,8 +92,9 @@ serves() { grep -q ' serves on ' "$dir/$1.log" 2>/dev/null; }
 await() {
     local index=$1 deadline=$((SECONDS + START_TIMEOUT_S))
     until "${@:2}"; do
-        runs "${pids[index]}" && [ "$SECONDS" -lt "$deadline" ] ||
+        if ! runs "${pids[index]}" || [ "$SECONDS" -ge "$deadline" ]; then
             fail "${names[index]} did not start: $(tail -n 3 "$dir/${names[index]}.log")"
+        fi
         sleep 0.1
     done
 }
@@ -122,7 +124,7 @@ trap stop EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-[ -f "$dir/passwords" ] || (umask 077 && "$here/../passwords.sh" >"$dir/passwords")
+[ -f "$dir/passwords" ] || "$here/../passwords.sh" "$dir/passwords"
 set -a
 # shellcheck disable=SC1091
 . "$dir/passwords"
@@ -130,8 +132,9 @@ unset NATS_USER NATS_PASSWORD NATS_TOKEN NATS_NKEY NATS_CREDS NATS_CERT NATS_KEY
 NATS_URL="tls://127.0.0.1:$port,tls://127.0.0.1:$((port + 1)),tls://127.0.0.1:$((port + 2))"
 NATS_CA="$dir/certificates/ca.pem"
 set +a
-[ -f "$NATS_CA" ] || "$here/certificates.sh" "$dir/certificates" n1 n2 n3
-(umask 077 && cat >"$dir/env") <<EOF
+# A DIR of version 0.1.0 has no certificates for routes yet.
+[ -f "$dir/certificates/n3/route.pem" ] || "$here/certificates.sh" "$dir/certificates" n1 n2 n3
+cat >"$dir/env" <<EOF
 export NATS_URL="$NATS_URL" NATS_CA="$NATS_CA" NATS_USER=client NATS_PASSWORD="$JIDO_CLIENT_PASSWORD"
 EOF
 

@@ -13,7 +13,7 @@ EVENTS: Final = "jido.client.events"
 ALL_SESSIONS: Final = "jido.client.session.*"
 ALL_OUTPUT: Final = "jido.client.session.*.output"
 ALL_FENCES: Final = "jido.fence.*"
-# What the stream of events has instead of `EVENTS`: a push consumer delivers only where somebody subscribes to the very
+# What the stream of events has instead of `EVENTS`: a push consumer delivers only where a client subscribes to the very
 # subject, so what it delivers is stored in no stream that has wildcards only.
 STORED_EVENTS: Final = "jido.client.*"
 # Where the server publishes what it has stored, for subscribers in other accounts: nothing on these subjects is stored.

@@ -20,7 +20,7 @@ _LIMITS: Final = frozenset({"max_age", "max_bytes", "max_msgs", "max_msgs_per_su
 _CONSUMERS_BY_DEFAULT: Final = 1000
 _GROWING: Final = _LIMITS | {"num_replicas", "max_consumers", "duplicate_window", "subject_delete_marker_ttl"}
 _ENABLING: Final = frozenset({"allow_direct", "allow_msg_ttl", "allow_rollup_hdrs", "deny_delete"})
-# Added where it is not set; what an operator has set is not replaced.
+# Added if it is not set; what an operator has set is not replaced.
 _ADDED: Final = frozenset({"republish"})
 # With a longer history, a record that was sealed and has expired would uncover the one before it.
 _EXACT_IN_BUCKETS: Final = frozenset({"subjects", "max_msgs_per_subject"})

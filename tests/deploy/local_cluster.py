@@ -13,6 +13,7 @@ import msgspec
 import nats
 
 from jido_nats import ConnectOptions
+from tests.deploy.secrets import UMASK
 from tests.tools.bound import bound
 from tests.tools.programs import ROOT, Finished, Program
 from tests.tools.proxy import HOST
@@ -93,6 +94,7 @@ async def local_cluster(folder: Path, *arguments: str) -> AsyncIterator[LocalClu
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=ROOT,
+        umask=UMASK,
     )
     program = Program(process)
     try:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 from jido_nats import Client, JidoError
 from tests.deploy.local_cluster import LocalCluster, local_cluster
+from tests.deploy.secrets import certificates, readable_by_others, turn_into_version_0_1
 from tests.tools.programs import ROOT
 from tests.tools.support import eventually
 
@@ -82,34 +82,21 @@ async def test_ctrl_c_during_the_start_ends_what_runs(tmp_path: Path) -> None:
         assert not [pid for pid in cluster.pids if Path(f"/proc/{pid}").exists()]
 
 
-def test_a_certificate_is_good_for_every_name_it_was_made_for(tmp_path: Path) -> None:
-    script = ROOT / "deploy/cluster/certificates.sh"
-    subprocess.run([script, tmp_path, "nats,*.nats-headless,10.1.2.3", "other"], check=True, cwd=ROOT)
+async def test_only_its_owner_can_read_what_it_keeps(tmp_path: Path) -> None:
+    async with local_cluster(tmp_path / "kept") as cluster:
+        await cluster.starting()
+        files = {path.name for path in (tmp_path / "kept").rglob("*")}
+        readable = readable_by_others(tmp_path / "kept")
 
-    text = subprocess.run(
-        ["openssl", "x509", "-in", tmp_path / "nats/server.pem", "-noout", "-ext", "subjectAltName"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-
-    assert "DNS:localhost, IP Address:127.0.0.1, DNS:nats, DNS:*.nats-headless, IP Address:10.1.2.3" in text
+    assert {"passwords", "env", "ca.key", "routes-ca.key", "route.key", "n1.log"} <= files
+    assert readable == []
 
 
-@pytest.mark.parametrize("server", ["nats", "other"])
-def test_a_certificate_is_the_ca_s(tmp_path: Path, server: str) -> None:
-    script = ROOT / "deploy/cluster/certificates.sh"
-    subprocess.run([script, tmp_path, "nats"], check=True)
-    subprocess.run([script, tmp_path, "other"], check=True)  # signed by the CA that is there
+async def test_a_folder_of_version_0_1_is_used_again(tmp_path: Path) -> None:
+    certificates(tmp_path / "certificates", "n1", "n2", "n3")
+    turn_into_version_0_1(tmp_path / "certificates")
 
-    subprocess.run(
-        ["openssl", "verify", "-CAfile", tmp_path / "ca.pem", tmp_path / server / "server.pem"],
-        check=True,
-        capture_output=True,
-    )
+    async with local_cluster(tmp_path) as cluster:
+        await cluster.ready()
 
-
-def test_keys_are_their_owner_s_alone(tmp_path: Path) -> None:
-    subprocess.run([ROOT / "deploy/cluster/certificates.sh", tmp_path, "nats"], check=True)
-
-    assert {file.stat().st_mode & 0o777 for file in tmp_path.rglob("*.key")} == {0o600}
+    assert (tmp_path / "certificates/n1/route.pem").exists()

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,24 +13,37 @@ import pytest
 
 from jido_nats.broker.local_server import find_binary, project_config, variables
 from tests.deploy.image import DOCKERFILE, Image, stages
+from tests.deploy.secrets import readable_by_others, typed
 from tests.tools.programs import ROOT
 
 FOLDER: Final = ROOT / "deploy/docker"
 COMPOSE: Final = FOLDER / "compose.yaml"
 BESIDE: Final = Path(sys.executable).parent
-MADE_BY_SCRIPTS: Final = ("./tls/",)
+HEAD: Final = re.findall(r"(?m)^#   (.*)$", COMPOSE.read_text())
+# What is interpolated from the environment file; a colon in it is no separator of a mount.
+INTERPOLATED: Final = re.compile(r"\$\{(\w+):\?[^}]*\}")
 SERVERS: Final = ("nats-1", "nats-2", "nats-3")
 
 
-def compose() -> dict[str, Any]:
-    """The Compose file, its anchors resolved."""
-    return msgspec.yaml.decode(COMPOSE.read_bytes(), type=dict[str, Any])
+def compose(values: Mapping[str, str] = {}) -> dict[str, Any]:
+    """The Compose file, its anchors resolved, with the values of an environment file, or else their names."""
+    text = INTERPOLATED.sub(lambda found: values.get(found[1], found[1]), COMPOSE.read_text())
+    return msgspec.yaml.decode(text, type=dict[str, Any])
 
 
-def services() -> dict[str, dict[str, Any]]:
+def services(values: Mapping[str, str] = {}) -> dict[str, dict[str, Any]]:
     """What it runs."""
-    found: dict[str, dict[str, Any]] = compose()["services"]
+    found: dict[str, dict[str, Any]] = compose(values)["services"]
     return found
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment file that the commands at the head of the Compose file make."""
+    home = tmp_path_factory.mktemp("home")
+    typed("\n".join(HEAD), home)
+    lines = (home / ".config/jido-nats/docker/compose.env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines)
 
 
 @pytest.mark.timeout(400)
@@ -92,7 +106,7 @@ def test_the_compose_file_is_one() -> None:
 
 def test_every_file_that_is_mounted_is_there() -> None:
     mounts = [mount.split(":")[0] for service in services().values() for mount in service.get("volumes", [])]
-    files = {mount for mount in mounts if mount.startswith(".") and not mount.startswith(MADE_BY_SCRIPTS)}
+    files = {mount for mount in mounts if mount.startswith(".")}
 
     assert files
     assert not [file for file in files if not (FOLDER / file).exists()]
@@ -101,14 +115,25 @@ def test_every_file_that_is_mounted_is_there() -> None:
 def test_every_volume_is_declared() -> None:
     mounts = [mount.split(":")[0] for service in services().values() for mount in service.get("volumes", [])]
 
-    assert {mount for mount in mounts if not mount.startswith(".")} == set(compose()["volumes"])
+    assert {mount for mount in mounts if not mount.startswith((".", "JIDO_TLS_DIR/"))} == set(compose()["volumes"])
 
 
-def test_every_secret_comes_from_the_environment_file() -> None:
-    wanted = set(re.findall(r"\$\{(\w+):\?", COMPOSE.read_text()))
+def test_every_certificate_that_is_mounted_is_made(values: dict[str, str]) -> None:
+    mounts = [mount.split(":")[0] for service in services(values).values() for mount in service.get("volumes", [])]
+    made = {mount for mount in mounts if mount.startswith("/")}
 
-    assert wanted - variables(project_config()) == {"JIDO_DASHBOARD_TOKEN"}
-    assert {services()[server]["env_file"] for server in SERVERS} == {".env"}
+    assert len(made) == len(SERVERS) + 1
+    assert not [path for path in made if not Path(path).exists()]
+
+
+def test_the_environment_file_has_every_value_that_is_wanted(values: dict[str, str]) -> None:
+    wanted = set(INTERPOLATED.findall(COMPOSE.read_text()))
+
+    assert wanted == set(values) == variables(project_config()) | {"JIDO_DASHBOARD_TOKEN", "JIDO_TLS_DIR"}
+
+
+def test_only_their_owner_can_read_the_secrets(values: dict[str, str]) -> None:
+    assert readable_by_others(Path(values["JIDO_TLS_DIR"]).parent) == []
 
 
 @pytest.mark.parametrize("name", sorted(services()))
@@ -123,25 +148,24 @@ def test_every_service_is_confined(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_each_server_takes_its_configuration(name: str, tmp_path: Path) -> None:
-    subprocess.run([ROOT / "deploy/cluster/certificates.sh", tmp_path, name], check=True)
-    (tmp_path / name / "tls").symlink_to(tmp_path / name)
-    lines = subprocess.run([ROOT / "deploy/passwords.sh"], capture_output=True, text=True, check=True).stdout
-    secrets = dict(line.split("=") for line in lines.splitlines())
+def test_each_server_takes_its_configuration(name: str, values: dict[str, str], tmp_path: Path) -> None:
+    server = services(values)[name]
+    (certificates,) = [mount.split(":")[0] for mount in server["volumes"] if mount.endswith(":/var/lib/nats/tls:ro")]
+    (tmp_path / "tls").symlink_to(certificates)
     path = f"{find_binary().parent}{os.pathsep}{os.environ['PATH']}"
 
     done = subprocess.run(
         [ROOT / "deploy/nats-server.sh", "-c", ROOT / "deploy/cluster/server.conf", "-t"],
-        cwd=tmp_path / name,
-        env=os.environ | secrets | services()[name]["environment"] | {"PATH": path},
+        cwd=tmp_path,
+        env=os.environ | server["environment"] | {"PATH": path},
         capture_output=True,
         text=True,
         check=False,
     )
 
     assert done.returncode == 0, done.stderr
-    assert services()[name]["environment"]["JIDO_SERVER_NAME"] == name
-    assert f'"tls://{name}:6222"' in services()[name]["environment"]["JIDO_ROUTES"]
+    assert server["environment"]["JIDO_SERVER_NAME"] == name == Path(certificates).name
+    assert f'"tls://{name}:6222"' in server["environment"]["JIDO_ROUTES"]
 
 
 def test_a_manager_has_time_to_drain() -> None:

@@ -175,6 +175,21 @@ def test_the_chart_s_values_are_the_cluster_s_configuration() -> None:
     assert config["nats"]["tls"]["enabled"] is True
 
 
+def test_routes_have_certificates_of_a_ca_of_their_own() -> None:
+    values = helm()
+    routes, clients = values["config"]["cluster"]["tls"], values["config"]["nats"]["tls"]
+
+    assert routes["secretName"] != clients["secretName"] == values["tlsCA"]["secretName"]
+    assert routes["merge"]["ca_file"] == "/etc/nats-certs/cluster/ca.crt"  # where the chart mounts that secret
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_manager_trusts_the_clients_ca(overlay: str) -> None:
+    (ca,) = [volume["secret"] for volume in pod(overlay)["volumes"] if volume["name"] == "ca"]
+
+    assert ca == {"secretName": helm()["tlsCA"]["secretName"], "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+
+
 def test_a_server_listens_where_the_chart_says_behind_nats_conf(tmp_path: Path) -> None:
     merge = helm()["config"]["merge"]
     own = {name: value for name, value in merge.items() if not name.endswith("$include")}

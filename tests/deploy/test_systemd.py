@@ -87,6 +87,13 @@ def test_a_manager_has_time_to_drain() -> None:
     assert int(setting(MANAGER, "TimeoutStopSec")) >= drain + CLEAN_UP_S
 
 
+def test_one_of_three_is_given_every_file_that_its_configuration_names() -> None:
+    named = set(re.findall(r'"\./tls/([^"]+)"', (ROOT / "deploy/cluster/server.conf").read_text()))
+    given = dict(re.findall(r"(?m)^LoadCredential=([^:]+):/etc/jido-nats/tls/(.+)$", CLUSTER.read_text()))
+
+    assert given == {name: name for name in named}
+
+
 def test_one_of_three_is_given_all_that_its_configuration_takes_from_outside() -> None:
     given = set(re.findall(r"Environment='?(\w+)=", CLUSTER.read_text()))
 
