@@ -13,12 +13,6 @@ EVENTS: Final = "jido.client.events"
 ALL_SESSIONS: Final = "jido.client.session.*"
 ALL_OUTPUT: Final = "jido.client.session.*.output"
 ALL_FENCES: Final = "jido.fence.*"
-# What the stream of events has instead of `EVENTS`: a push consumer delivers only where a client subscribes to the very
-# subject, so what it delivers is stored in no stream that has wildcards only.
-STORED_EVENTS: Final = "jido.client.*"
-# Where the server publishes what it has stored, for subscribers in other accounts: nothing on these subjects is stored.
-PUBLISHED: Final = "jido.client.>"
-LIVE: Final = "jido.live.>"
 
 CREATE: Final = "jido.session.create"
 LIST: Final = "jido.session.list"
@@ -72,11 +66,6 @@ def session(session_id: str) -> str:
 def output(session_id: str) -> str:
     """The subject of one session's output and conversation; all: `ALL_OUTPUT`."""
     return f"jido.client.session.{check_session_id(session_id)}.output"
-
-
-def live(subject: str) -> str:
-    """The subject of a message on `PUBLISHED` for subscribers in other accounts; all: `LIVE`."""
-    return LIVE[:-1] + subject.removeprefix(PUBLISHED[:-1])
 
 
 def fence(session_id: str) -> str:

@@ -20,8 +20,6 @@ _LIMITS: Final = frozenset({"max_age", "max_bytes", "max_msgs", "max_msgs_per_su
 _CONSUMERS_BY_DEFAULT: Final = 1000
 _GROWING: Final = _LIMITS | {"num_replicas", "max_consumers", "duplicate_window", "subject_delete_marker_ttl"}
 _ENABLING: Final = frozenset({"allow_direct", "allow_msg_ttl", "allow_rollup_hdrs", "deny_delete"})
-# Added if it is not set; what an operator has set is not replaced.
-_ADDED: Final = frozenset({"republish"})
 # With a longer history, a record that was sealed and has expired would uncover the one before it.
 _EXACT_IN_BUCKETS: Final = frozenset({"subjects", "max_msgs_per_subject"})
 # The operator's to choose, or agreed on elsewhere (see `topology`).
@@ -94,7 +92,7 @@ def _compare_field(result: Comparison, name: str, want: Any, have: Any) -> None:
     size, setting = (_size(name, have), _size(name, want)) if name in _GROWING else (0, 0)
     if size > setting:
         result.kept.append(Kept(name, have, want))
-    elif size < setting or (name in _ENABLING and want is True) or (name in _ADDED and have in _UNSET):
+    elif size < setting or (name in _ENABLING and want is True):
         result.update[name] = want
         result.changes.append(_difference(name, have, want))
     elif name not in _GROWING:

@@ -5,7 +5,7 @@ from typing import Final
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumer import StreamMessage, decoded
 from jido_nats.broker.jetstream import CONTENT_TYPE, EXPECTED_STREAM, MESSAGE_ID, store
-from jido_nats.core import codec, subjects
+from jido_nats.core import codec
 from jido_nats.core.codec import Encoding
 from jido_nats.core.output import Output, OutputPublication
 
@@ -41,9 +41,8 @@ class OutputLog:
 
     async def publish(self, publication: OutputPublication, payload: bytes, headers: dict[str, str]) -> None:
         """Publish it to current subscribers only; nothing is stored. Raises `NotSent`, `TooLarge`."""
-        named = headers | {CONTENT_TYPE: self._encoding.content_type} | _NOT_STORED
-        for subject in (publication.subject, subjects.live(publication.subject)):  # the server does so if it is stored
-            await self._connection.publish(subject, payload, headers=named)
+        named = {CONTENT_TYPE: self._encoding.content_type}
+        await self._connection.publish(publication.subject, payload, headers=headers | named | _NOT_STORED)
 
 
 def output_in(message: StreamMessage) -> Output | None:

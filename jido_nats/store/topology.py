@@ -28,7 +28,6 @@ BUCKET_CONSUMERS_MAX: Final = 100_000
 LEASE_TIME: Final = "lease_s"
 _NS: Final = 1_000_000_000
 _NAME_IN_USE: Final = 10058
-_REPUBLISH: Final = {"src": subjects.PUBLISHED, "dest": subjects.LIVE}
 _LEASE_TIME_S: Final = re.compile(r"\A[1-9][0-9]{0,8}\Z")
 
 log = logging.getLogger(__name__)
@@ -113,8 +112,7 @@ def stream_configs(settings: Settings) -> list[dict[str, Any]]:
     events = {
         "name": settings.events_stream,
         "description": "every event of every session, and the claims on sessions",
-        "subjects": [subjects.STORED_EVENTS, subjects.ALL_SESSIONS, subjects.ALL_FENCES],
-        "republish": _REPUBLISH,
+        "subjects": [subjects.EVENTS, subjects.ALL_SESSIONS, subjects.ALL_FENCES],
         "max_age": settings.retention_s * _NS,
         "max_bytes": settings.events_bytes_max,
         "duplicate_window": min(settings.duplicate_window_s, settings.retention_s) * _NS,
@@ -126,7 +124,6 @@ def stream_configs(settings: Settings) -> list[dict[str, Any]]:
         "name": settings.output_stream,
         "description": "what the workers of sessions say",
         "subjects": [subjects.ALL_OUTPUT],
-        "republish": _REPUBLISH,
         "max_age": settings.output_retention_s * _NS,
         "max_bytes": settings.output_bytes_max,
         "max_consumers": settings.consumers_max,

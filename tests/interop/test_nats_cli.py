@@ -131,7 +131,7 @@ async def test_stream_info_counts_the_events(nats: NatsCommand, stranger: Strang
     info: Any = await nats.json("stream", "info", "JIDO_CLIENT", "--json")
 
     assert info["state"]["messages"] == 3
-    assert info["config"]["subjects"] == ["jido.client.*", "jido.client.session.*", "jido.fence.*"]
+    assert info["config"]["subjects"] == [EVENTS, "jido.client.session.*", "jido.fence.*"]
 
 
 async def test_stream_get_reads_an_event(nats: NatsCommand, stranger: Stranger) -> None:

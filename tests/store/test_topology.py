@@ -16,7 +16,7 @@ from tests.tools.cluster import Cluster
 from tests.tools.support import Stranger, stranger_at
 
 SETTINGS = Settings()
-EVENTS = ["jido.client.*", "jido.client.session.*", "jido.fence.*"]
+EVENTS = ["jido.client.events", "jido.client.session.*", "jido.fence.*"]
 DAY_NS = 86_400 * 10**9
 NAMES = ["JIDO_CLIENT", "JIDO_OUTPUT", "KV_JIDO_MANAGERS", "KV_JIDO_SESSIONS"]
 
@@ -43,7 +43,7 @@ async def test_what_is_missing_is_made(stranger: Stranger, connection: Connectio
 async def test_the_event_stream_is_the_design_s(stranger: Stranger, declared: Connection) -> None:
     config = await config_of(stranger, "JIDO_CLIENT")
 
-    assert set(config["subjects"]) == {"jido.client.*", "jido.client.session.*", "jido.fence.*"}
+    assert set(config["subjects"]) == {"jido.client.events", "jido.client.session.*", "jido.fence.*"}
     assert (config["storage"], config["retention"], config["num_replicas"]) == ("file", "limits", 1)
     assert (config["max_age"], config["duplicate_window"]) == (7 * DAY_NS, 120 * 10**9)
     assert (config["max_consumers"], config["deny_delete"], config["deny_purge"]) == (10_000, False, False)
@@ -296,33 +296,12 @@ async def test_subjects_that_are_missing_are_added(
 async def test_a_stream_that_stores_commands_is_refused(
     stranger: Stranger, connection: Connection, subject: str
 ) -> None:
-    before = await make(stranger, "JIDO_CLIENT", subjects=[subject], no_ack=True, republish=None)
+    before = await make(stranger, "JIDO_CLIENT", subjects=[subject], no_ack=True)
 
     with pytest.raises(ConfigurationError, match=f"has {re.escape(subject)}, which stores commands"):
         await topology.declare(connection, Settings())
 
     assert await config_of(stranger, "JIDO_CLIENT") == before
-
-
-async def test_a_stream_of_an_older_version_gets_what_readers_of_other_accounts_need(
-    stranger: Stranger, connection: Connection
-) -> None:
-    older = ["jido.client.events", "jido.client.session.*", "jido.fence.*"]
-    await make(stranger, "JIDO_CLIENT", subjects=older, republish=None)
-    await make(stranger, "JIDO_OUTPUT", republish=None)
-
-    await topology.declare(connection, Settings())
-
-    events, output = await config_of(stranger, "JIDO_CLIENT"), await config_of(stranger, "JIDO_OUTPUT")
-    assert sorted(events["subjects"]) == sorted(EVENTS)
-    assert events["republish"] == output["republish"] == {"src": "jido.client.>", "dest": "jido.live.>"}
-
-
-async def test_an_operator_s_own_republishing_is_refused_by_name(stranger: Stranger, connection: Connection) -> None:
-    await make(stranger, "JIDO_CLIENT", republish={"src": "jido.client.>", "dest": "elsewhere.>"})
-
-    with pytest.raises(ConfigurationError, match=r"republish is .*elsewhere"):
-        await topology.declare(connection, Settings())
 
 
 async def test_a_subject_that_is_not_ours_is_refused_by_name(stranger: Stranger, connection: Connection) -> None:

@@ -21,9 +21,7 @@ READ = ("JIDO_CLIENT", "JIDO_OUTPUT", "KV_JIDO_SESSIONS")
 FOLLOWED = ("JIDO_CLIENT", "KV_JIDO_SESSIONS", "KV_JIDO_MANAGERS")
 
 # What can be tried, by what it would do; in the words of the account of the streams. An `x` stands for any name.
-EVENTS = {f"jido.client.{rest}" for rest in ("events", "session.example", "session.example.output")}
-LIVE_EVENTS = {"jido.live.events", "jido.live.session.example"}
-LIVE_OUTPUT = {"jido.live.session.example.output"}
+EVENTS = {"jido.client.events", "jido.client.session.example", "jido.client.session.example.output"}
 STATE = {"jido.fence.example", "$KV.JIDO_SESSIONS.example", "$KV.JIDO_MANAGERS.x"}
 BETWEEN_MANAGERS = {"jido.manager.x.terminate.example"}
 OPERATE = {"jido.admin.erase.example", "jido.admin.drain.x"}
@@ -86,14 +84,14 @@ FOLLOW |= {
 
 READER = DISCOVER | READ_STREAMS | MICRO | LOOK | LOOK_EXAMPLE
 MAY_REACH = {
-    "manager": set.union(EVENTS, LIVE_OUTPUT, STATE, BETWEEN_MANAGERS, DECLARE, FOLLOW, {"$JS.API.INFO"}),
+    "manager": set.union(EVENTS, STATE, BETWEEN_MANAGERS, DECLARE, FOLLOW, {"$JS.API.INFO"}),
     "manager-api": INBOXES,
     "client": READER | CHANGE | CHANGE_EXAMPLE | CONSUMERS | AUDIT_S,
     "observer": READER | OBSERVER_S,
     "session-example": CHANGE_EXAMPLE | LOOK_EXAMPLE,
 }
 ALL = sorted(MAY_REACH)
-ATTEMPTS = set.union(DESTROY, ELSEWHERE, OPERATE, NOBODY, LIVE_EVENTS, *MAY_REACH.values())
+ATTEMPTS = set.union(DESTROY, ELSEWHERE, OPERATE, NOBODY, *MAY_REACH.values())
 
 COMMANDS = {"jido.session.create", "jido.session.list", "jido.session.*.*", "jido.manager.*.*.*", "$SRV.PING"}
 HEAR_ALL = {"jido.client.events", "jido.client.session.*", "jido.client.>", "jido.client.session.other"}
@@ -110,7 +108,7 @@ SUBSCRIBE = set.union(
     HEAR_ALL,
     HEAR_EXAMPLE,
     {">", "_INBOX.>", "_INBOX.*", "_INBOX.someone-else.>", "_R_.>", "$KV.>", "$JS.>", "jido.>", "jido.fence.*"},
-    {"jido.js.>", "jido.admin.>", "jido.live.>", "jido.live.events"},
+    {"jido.js.>", "jido.admin.>"},
 )
 NOT_MANAGERS = ["client", "observer", "session-example"]
 

@@ -45,7 +45,7 @@ class Names:
     @property
     def subjects(self) -> list[str]:
         """The stream's subjects."""
-        return [f"{self.prefix}.client.*", f"{self.prefix}.client.session.*", f"{self.prefix}.fence.*"]
+        return [self.events, f"{self.prefix}.client.session.*", f"{self.prefix}.fence.*"]
 
 
 @contextlib.asynccontextmanager
@@ -62,8 +62,6 @@ async def storage(client: Client, names: Names, *, events_like: str, records_lik
             config = (await _api(client, f"STREAM.INFO.{like}"))["config"]
             config |= {"name": name, "subjects": subjects, "description": "of 'jido-nats bench'; may be removed"}
             config.pop("metadata", None)
-            if "republish" in config:
-                config["republish"] = {"src": f"{names.prefix}.client.>", "dest": f"{names.prefix}.live.>"}
             begun.append(name)
             await _api(client, f"STREAM.CREATE.{name}", config)
         timeout_s = REMOVE_TIMEOUT_S
