@@ -44,6 +44,8 @@ RETRY_WAIT_MAX_S: Final = 1.0
 
 # Under which an account without streams of its own imports the API of the account that has them (`nats.conf`).
 IMPORTED_API: Final = "jido.js"
+# There, managers answer this: without responders it is to be asked again.
+CREATE_CONSUMER: Final = "CONSUMER.CREATE."
 
 T = TypeVar("T")
 
@@ -183,7 +185,10 @@ async def api(
         except (NoResponders, NotAllowed, JetStreamError) as second:
             if not _is_elsewhere(second):
                 raise
-            if isinstance(error, NoResponders | NotAllowed) and isinstance(second, NoResponders | NotAllowed):
+            answered_by_manager = subject.startswith(CREATE_CONSUMER) and isinstance(error, NoResponders)
+            if answered_by_manager or (
+                not isinstance(error, JetStreamError) and not isinstance(second, JetStreamError)
+            ):
                 raise error from None
             raise NotAllowed(f"use {IMPORTED_API}.{subject}", f"{IMPORTED_API}.{subject}") from None
     connection.js_api_prefix = other

@@ -14,13 +14,17 @@ ALL_SESSIONS: Final = "jido.client.session.*"
 ALL_OUTPUT: Final = "jido.client.session.*.output"
 ALL_FENCES: Final = "jido.fence.*"
 
+# Requests for consumers, as other accounts import them: `jido.consumer.<role>.` and what follows `CONSUMER.` in the
+# subject of the JetStream API.
+CONSUMER_REQUESTS: Final = "jido.consumer.>"
+
 CREATE: Final = "jido.session.create"
 LIST: Final = "jido.session.list"
 
 # Every subject of a stream of ours begins with this.
 ROOT: Final = "jido."
 # Commands: no stream may store them, since JetStream would answer each with an acknowledgement of its own.
-COMMANDS: Final = ("jido.session.>", "jido.manager.>", "jido.admin.>")
+COMMANDS: Final = ("jido.session.>", "jido.manager.>", "jido.admin.>", CONSUMER_REQUESTS)
 
 EVENTS_STREAM: Final = "JIDO_CLIENT"
 OUTPUT_STREAM: Final = "JIDO_OUTPUT"

@@ -24,6 +24,7 @@ from jido_nats.core.settings import Settings
 from jido_nats.errors import ConfigurationError, JidoError, NotAllowed, ServerUnusable
 from jido_nats.ids import new_manager_id
 from jido_nats.manager.background import BackgroundTasks, Followers
+from jido_nats.manager.consumers import ConsumerRequests
 from jido_nats.manager.conversation import Conversations
 from jido_nats.manager.failpoints import Failpoints
 from jido_nats.manager.forwarding import Forwarder
@@ -143,7 +144,7 @@ class SessionManager(SessionApi):
             description="creates, runs, tracks and ends sessions; every change is an event on jido.client.events",
             in_flight_max=self._settings.commands_max,
         )
-        service = Service(endpoints, self._settings, self.manager_id, handler, self.stats)
+        service = Service(endpoints, self._settings, self.manager_id, handler, self._consumers, self.stats)
         try:
             await service.start()
             await connection.flush()  # from now on requests reach this manager
@@ -224,6 +225,7 @@ class SessionManager(SessionApi):
         await topology.check_server(connection)
         deployed = await topology.declare(connection, settings)
         self._context = context = await self._writer_context(connection, deployed)
+        self._consumers = ConsumerRequests(connection, topology.readable(settings))
         self._index = index = SessionIndex()
         claims = ClaimIndex()
         self._sessions = Sessions(context, self._worker, settings, await self._open_conversations(), now=_now)

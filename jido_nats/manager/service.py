@@ -21,6 +21,7 @@ from jido_nats.core.codec import DecodeError, Encoding
 from jido_nats.core.commands import COMMANDS, About, Admission
 from jido_nats.core.settings import Settings
 from jido_nats.errors import BadRequest, CommandError, InternalError, TooLarge, Unavailable
+from jido_nats.manager.consumers import ConsumerRequests
 from jido_nats.manager.forwarding import time_left_s
 from jido_nats.manager.metrics import Stats
 
@@ -56,8 +57,10 @@ class Service:
         settings: Settings,
         manager_id: str,
         handler: Handler,
+        consumers: ConsumerRequests,
         stats: Stats,
     ) -> None:
+        self._consumers = consumers
         self._endpoints = endpoints
         self._settings = settings
         self._manager_id = manager_id
@@ -72,7 +75,8 @@ class Service:
         forwarded = Endpoint(
             "forwarded", subjects.all_forwarded(self._manager_id), self._handle_forwarded, queue="", listed=False
         )
-        await self._endpoints.start([*public, forwarded])
+        consumers = Endpoint("consumers", subjects.CONSUMER_REQUESTS, self._consumers.handle, listed=False)
+        await self._endpoints.start([*public, forwarded, consumers])
 
     async def take_creates(self, wanted: bool) -> None:
         """Join or leave the queue group of commands that create sessions."""

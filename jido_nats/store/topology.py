@@ -136,6 +136,11 @@ def stream_configs(settings: Settings) -> list[dict[str, Any]]:
     return [common | config for config in (events, output, *buckets)]
 
 
+def readable(settings: Settings) -> frozenset[str]:
+    """The streams that programs in other accounts may read."""
+    return frozenset({settings.events_stream, settings.output_stream, subjects.bucket_stream(settings.sessions_bucket)})
+
+
 def _bucket(name: str, description: str, marker_ttl_s: int) -> dict[str, Any]:
     # History 1, so that an entry's TTL may be shorter than its marker's. Every KV bucket has `deny_delete` (ADR-8);
     # the streams leave it to permissions who may delete and purge.

@@ -206,24 +206,55 @@ async def test_nobody_answers_a_manager_s_own_requests(members: dict[str, Member
 
 @pytest.mark.parametrize("user", READERS)
 @pytest.mark.parametrize("stream", READ)
-async def test_a_push_consumer_changes_nothing(
+async def test_a_push_consumer_delivers_to_its_own_user_alone(
     members: dict[str, Member], roles_manager: SessionManager, user: str, stream: str
 ) -> None:
-    """It has the server send stored messages to any subject; none of them is stored, and no manager obeys one.
-
-    Plain subscribers may hear them (deploy/docs/security.md).
-    """
+    """The server would deliver anywhere in the account of the streams, and sends empty heartbeats too."""
     attacker = members[user]
-    await members["client"].ask("jido.session.send.example", {"role": "user", "content": "hello"})
-    assert await eventually(lambda: members["operator"].stored("JIDO_OUTPUT"))
-    targets = [*TARGETS, f"jido.manager.{roles_manager.manager_id}.terminate.example"]
+    others = ("_INBOX.someone.x", f"_INBOX.{user}", f"_INBOX.{user}.*", f"_INBOX.{user}.>", f"_INBOX.{user}x.y")
+    targets = [*TARGETS, *others, f"jido.manager.{roles_manager.manager_id}.terminate.example"]
+    own = f"_INBOX.{user}.pushed"
+    push = {"ack_policy": "none", "idle_heartbeat": 100_000_000, "flow_control": True}
 
-    async with unharmed(members, "example", "other", heard=True):
-        for number, target in enumerate(targets):
-            config = {"ack_policy": "none", "deliver_policy": "all", "deliver_subject": target}
-            await attacker.nc.request(
-                f"jido.js.CONSUMER.CREATE.{stream}.p{number}", created(f"p{number}", stream, **config), timeout=5
-            )
+    async with unharmed(members, "example", "other"):
+        made = await attacker.api(f"CONSUMER.CREATE.{stream}.mine", body(stream, deliver_subject=own, **push))
+        assert made is not None and made["config"]["deliver_subject"] == own
+        for target in targets:
+            for subject in (f"CONSUMER.CREATE.{stream}.mine", f"CONSUMER.CREATE.{stream}"):
+                refused = await attacker.api(subject, body(stream, deliver_subject=target, **push))
+                assert refused is not None
+                assert refused["error"]["description"].startswith("deliver_subject must be an inbox of this user")
+        found = await attacker.api(f"CONSUMER.INFO.{stream}.mine")
+        assert found is not None and found["config"]["deliver_subject"] == own
+
+
+@pytest.mark.parametrize(
+    "target", ["$KV.JIDO_SESSIONS.example", "jido.fence.example", "$JS.API.STREAM.PURGE.JIDO_CLIENT"]
+)
+async def test_a_consumer_that_has_lost_its_subscriber_is_not_moved(members: dict[str, Member], target: str) -> None:
+    """nats-server 2.15.1 forgets changes of interest beyond 8 while a consumer sleeps; it would deliver without any."""
+    attacker = members["observer"]
+    slow = {"deliver_policy": "all", "replay_policy": "original", "idle_heartbeat": 100_000_000, "ack_policy": "none"}
+    await asyncio.sleep(1)  # the consumer sleeps for as long as lies between two messages
+    await members["client"].ask("jido.session.idle.other")
+
+    async with unharmed(members, "example"):
+        own = "_INBOX.observer.slow"
+        pushed = await attacker.nc.subscribe(own)
+        await attacker.flush()
+        await attacker.api("CONSUMER.CREATE.JIDO_CLIENT.mine", body("JIDO_CLIENT", deliver_subject=own, **slow))
+        for _ in range(4):
+            await pushed.unsubscribe()
+            await attacker.flush()
+            pushed = await attacker.nc.subscribe(own)
+            await attacker.flush()
+        await pushed.unsubscribe()
+        moved = await attacker.api(
+            "CONSUMER.CREATE.JIDO_CLIENT.mine", body("JIDO_CLIENT", deliver_subject=target, **slow)
+        )
+        await asyncio.sleep(0.5)  # some heartbeats
+
+    assert moved is not None and "error" in moved
 
 
 @pytest.mark.parametrize(
@@ -234,22 +265,21 @@ async def test_a_listed_durable_is_its_role_s_alone(
 ) -> None:
     attacker, subject = members[user], f"JIDO_CLIENT.{durable}"
     mine = AUDIT | {"name": durable, "durable_name": durable}
-    made = await members[owner].api(
-        f"CONSUMER.CREATE.{subject}.jido.client.events", {"stream_name": "JIDO_CLIENT", "config": mine}
-    )
-    assert made is not None and "error" not in made
-    other = mine | {"filter_subject": "jido.client.session.nothing", "inactive_threshold": 1_000_000_000}
+    await made(members[owner], durable, mine)
 
-    for action in ("", "update"):
+    for action in ("", "create", "update"):
+        other = mine | {"filter_subject": "jido.client.session.nothing", "inactive_threshold": 1_000_000_000}
         request = {"stream_name": "JIDO_CLIENT", "config": other, "action": action}
         for tail in (subject, f"{subject}.{other['filter_subject']}"):
             assert await attacker.api(f"CONSUMER.CREATE.{tail}", request) is None
         assert await attacker.api(f"CONSUMER.DURABLE.CREATE.{subject}", request) is None
-        unnamed = request | {"config": {k: v for k, v in other.items() if k != "durable_name"}}
-        elsewhere = await attacker.api("CONSUMER.CREATE.JIDO_CLIENT", unnamed)
-        assert elsewhere is not None and elsewhere.get("name") != durable
+        assert "error" in (await attacker.api("CONSUMER.CREATE.JIDO_CLIENT", request) or {})
     assert await attacker.api(f"CONSUMER.MSG.NEXT.{subject}", {"batch": 9, "no_wait": True}) is None
     assert await attacker.api(f"CONSUMER.DELETE.{subject}") is None
+    assert await attacker.api(f"CONSUMER.RESET.{subject}") is None
+    for first in ("", "JIDO_CLIENT.audit.", "JIDO_CLIENT.observer.", "_.x."):  # as a stream and a consumer of that name
+        ack = f"$JS.ACK.{first}JIDO_CLIENT.{durable}.1.1.1.1.1"
+        await attacker.nc.publish(ack, b'+NXT {"batch":9}', reply=f"_INBOX.{user}.x")
 
     pull = await members[owner].js.pull_subscribe_bind(durable, "JIDO_CLIENT")
     (message, *_) = await pull.fetch(9, timeout=2)
@@ -258,6 +288,54 @@ async def test_a_listed_durable_is_its_role_s_alone(
     info = await pull.consumer_info()
     assert (info.config.filter_subject, info.config.inactive_threshold) == ("jido.client.events", None)
     assert (info.num_ack_pending, info.num_pending) == (4, 0)
+
+
+async def test_another_role_s_consumer_cannot_be_changed(members: dict[str, Member]) -> None:
+    """Whatever its name: it says in its metadata which role has created it; an operator's says nothing."""
+    await made(members["client"], "mine", AUDIT | {"name": "mine", "durable_name": "mine"})
+    await made(members["operator"], "operated", AUDIT | {"name": "operated", "durable_name": "operated"})
+
+    for name in ("mine", "operated"):
+        for action in ("", "create", "update"):
+            changed = AUDIT | {"name": name, "durable_name": name, "filter_subject": "jido.client.session.nothing"}
+            request = {"stream_name": "JIDO_CLIENT", "config": changed, "action": action}
+            refused = await members["observer"].api(f"CONSUMER.CREATE.JIDO_CLIENT.{name}", request)
+            assert refused is not None and "was not created by this role" in refused["error"]["description"]
+        kept = await members["operator"].api(f"CONSUMER.INFO.JIDO_CLIENT.{name}")
+        assert kept is not None and kept["config"]["filter_subject"] == "jido.client.events"
+
+
+async def test_requests_that_are_expensive_are_refused(members: dict[str, Member]) -> None:
+    observer, subject = members["observer"], "CONSUMER.CREATE.JIDO_CLIENT.mine"
+    filters = [f"jido.client.session.s{number}" for number in range(65)]
+
+    for config, why in (
+        ({"filter_subjects": filters}, "64 filter subjects"),
+        ({"metadata": {"a": "x" * 20_000}}, "the limit is 16384"),
+        ({"inactive_threshold": 10**18}, "more than a day"),
+    ):
+        refused = await observer.api(subject, body("JIDO_CLIENT", **config))
+        assert refused is not None and why in refused["error"]["description"]
+    assert (await members["client"].ask("jido.session.get.example"))["status"] == "active"
+
+
+@pytest.mark.parametrize("stream", ["KV_JIDO_MANAGERS", "x"])
+async def test_no_consumer_is_created_elsewhere(members: dict[str, Member], stream: str) -> None:
+    for user in READERS:
+        assert await members[user].api(f"CONSUMER.CREATE.{stream}.mine", body(stream)) is None
+        assert "error" in (await members[user].api("CONSUMER.CREATE.JIDO_CLIENT.mine", body(stream)) or {})
+
+
+async def made(member: Member, name: str, config: dict[str, Any]) -> None:
+    """Create a durable in a role."""
+    subject = f"CONSUMER.CREATE.JIDO_CLIENT.{name}.jido.client.events"
+    answer = await member.api(subject, {"stream_name": "JIDO_CLIENT", "config": config})
+    assert answer is not None and "error" not in answer, answer
+
+
+def body(stream: str, **config: Any) -> dict[str, Any]:
+    """The request for a consumer."""
+    return {"stream_name": stream, "config": config}
 
 
 # All of it, again and again

@@ -30,12 +30,14 @@ async def first_event(options: ConnectOptions) -> int:
 
 
 @asynccontextmanager
-async def deployment(server: LocalServer, options: ConnectOptions) -> AsyncIterator[None]:
+async def deployment(
+    server: LocalServer, options: ConnectOptions, api: ConnectOptions | None = None, session_id: str = "example"
+) -> AsyncIterator[None]:
     """A manager with these options and one session."""
-    manager = SessionManager.connect(options, worker=wait_for_ever, settings=Settings(lease_s=LEASE_S))
+    manager = SessionManager.connect(options, worker=wait_for_ever, settings=Settings(lease_s=LEASE_S), api=api)
     async with manager:
         await manager.start_serving()
-        await manager.create_session(session_id="example")
+        await manager.create_session(session_id=session_id)
         yield
 
 
@@ -86,6 +88,18 @@ async def test_a_part_that_is_not_imported_is_refused_at_once(
         with pytest.raises(NotAllowed, match=r"may not use jido\.js\.STREAM\.INFO\.KV_JIDO_MANAGERS"):
             await api(connection, "STREAM.INFO.KV_JIDO_MANAGERS")
     await connection.close()
+
+
+async def test_a_reader_in_a_role_waits_for_a_manager(roles_server: LocalServer) -> None:
+    """Consumers are created by way of the managers."""
+    async with deployment(roles_server, as_user(roles_server, "manager"), as_user(roles_server, "manager-api")):
+        pass  # the streams exist now
+    reading = asyncio.create_task(first_event(as_user(roles_server, "observer")))
+    await asyncio.sleep(1)
+    assert not reading.done()
+
+    async with deployment(roles_server, as_user(roles_server, "manager"), as_user(roles_server, "manager-api"), "2"):
+        assert await reading == 1
 
 
 @pytest.mark.parametrize("fields", [{"jetstream_api_prefix": "jido.js"}, {}])

@@ -244,7 +244,7 @@ async def test_a_manager_carries_out_only_what_was_forwarded_to_it(
     await stranger.create("s1")
     micro = MicroService(connection, name="x", service_id="x", version="0", description="", in_flight_max=1)
     handler = manager._running().handle
-    service = Service(micro, manager._settings, manager.manager_id, handler, manager.stats)
+    service = Service(micro, manager._settings, manager.manager_id, handler, manager._consumers, manager.stats)
     manager_id = manager.manager_id if to == "this one" else "another"
 
     reply = await service._handle_forwarded(Request(f"jido.manager.{manager_id}.get.s1", {}, b""))

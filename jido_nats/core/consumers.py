@@ -1,0 +1,107 @@
+"""What programs in other accounts may create as a consumer. Pure.
+
+A consumer's configuration is in the payload of the request, where the permissions of NATS do not look, and with a push
+consumer the server delivers to any subject of the account that has the streams, those of the JetStream API included.
+So the accounts of `nats.conf` import these requests from the managers, which check them.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from jido_nats.core.subjects import CONSUMER_REQUESTS, is_token
+from jido_nats.errors import BadRequest
+
+REQUEST_BYTES_MAX: Final = 16 * 1024
+FILTERS_MAX: Final = 64
+# Of a consumer that is not durable.
+INACTIVE_MAX_NS: Final = 24 * 3600 * 1_000_000_000
+# In a consumer's metadata: the role that has created it, which alone may change it.
+ROLE: Final = "jido_role"
+
+_INBOX_TOKENS: Final = re.compile(r"\A[^\s.*>]+(?:\.[^\s.*>]+)*\Z")
+
+
+class ConsumerRequest(NamedTuple):
+    """A checked request for a consumer; `action`: as in the JetStream API."""
+
+    role: str
+    stream: str
+    name: str
+    config: dict[str, Any]
+    action: str
+
+
+def parse(subject: str, payload: bytes, *, unnamed: str) -> ConsumerRequest:
+    """The request on a subject such as `jido.consumer.<role>.CREATE.<stream>.<name>.<filter>`.
+
+    The forms are those of the JetStream API: `CREATE.<stream>` and `DURABLE.CREATE.<stream>.<name>`, too. A name has to
+    be in the subject, where imports and permissions decide on it; without one the consumer is called `unnamed`.
+    Raises `BadRequest`.
+    """
+    role, _, rest = subject.removeprefix(CONSUMER_REQUESTS[:-1]).partition(".")
+    stream, _, rest = rest.removeprefix("DURABLE.").removeprefix("CREATE.").partition(".")
+    named, _, filtered = rest.partition(".")
+    body = _body(payload)
+    if body.stream_name != stream:
+        raise BadRequest(f"stream_name is {body.stream_name!r}, the subject says {stream!r}")
+    config = dict(body.config)
+    name = _name(named, config) or unnamed
+    if filtered and config.get("filter_subject") != filtered:
+        raise BadRequest("filter_subject is not that of the subject")
+    _check(role, config)
+    metadata = config.get("metadata") or {}
+    return ConsumerRequest(
+        role, stream, name, config | {"name": name, "metadata": {**metadata, ROLE: role}}, body.action
+    )
+
+
+def _name(named: str, config: Mapping[str, Any]) -> str:
+    """The consumer's name; empty if it has none."""
+    if any(config.get(field) not in (None, "", named) for field in ("name", "durable_name")):
+        raise BadRequest("name and durable_name must be the name in the subject of the request")
+    if named and not is_token(named):
+        raise BadRequest("a consumer's name must be 1 to 64 letters, digits, '_' or '-'")
+    return named
+
+
+def _check(role: str, config: Mapping[str, Any]) -> None:
+    deliver = config.get("deliver_subject")
+    own = f"_INBOX.{role}."
+    if deliver and not (deliver.startswith(own) and _INBOX_TOKENS.match(deliver)):
+        raise BadRequest(f"deliver_subject must be an inbox of this user: {own}…")
+    if len(config.get("filter_subjects") or ()) > FILTERS_MAX:
+        raise BadRequest(f"a consumer may have {FILTERS_MAX} filter subjects at most")
+    if not config.get("durable_name") and (config.get("inactive_threshold") or 0) > INACTIVE_MAX_NS:
+        raise BadRequest("inactive_threshold is more than a day, and the consumer is not durable")
+
+
+class _Config(msgspec.Struct):
+    """The fields that are checked, by their types; all others are the server's to check."""
+
+    name: str | None = None
+    durable_name: str | None = None
+    deliver_subject: str | None = None
+    filter_subject: str | None = None
+    filter_subjects: list[str] | None = None
+    inactive_threshold: int | None = None
+    metadata: dict[str, str] | None = None
+
+
+class _Body(msgspec.Struct):
+    stream_name: str
+    config: dict[str, Any]
+    action: str = ""
+
+
+def _body(payload: bytes) -> _Body:
+    if len(payload) > REQUEST_BYTES_MAX:
+        raise BadRequest(f"the request is {len(payload)} bytes, the limit is {REQUEST_BYTES_MAX}")
+    try:
+        body = msgspec.json.decode(payload, type=_Body)
+        msgspec.convert(body.config, _Config)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise BadRequest(f"this is no request for a consumer: {error}") from error
+    return body
