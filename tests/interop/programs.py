@@ -61,7 +61,7 @@ class Language(NamedTuple):
 
 _JAVASCRIPT: Final = ("npm ci", "npx esbuild browser.js --bundle --format=esm --outfile=bundle.js")
 LANGUAGES: Final = {
-    "go": Language("go", ("go",), ("go build -o subscriber .",), "./subscriber"),
+    "go": Language("go", ("go",), ("go build -o subscriber .", "go build -o attacker ./attack"), "./subscriber"),
     "node": Language("javascript", ("node", "npm"), _JAVASCRIPT, "node node.js"),
     "browser": Language("javascript", ("node", "npm", "chromium"), _JAVASCRIPT),
     "rust": Language(
@@ -107,12 +107,16 @@ async def run(name: str, folder: Path, url: str, role: Mapping[str, str]) -> str
     """
     if name == "browser":
         return await _run_in_browser(folder, url, role)
+    return await execute([*LANGUAGES[name].run.split(), url], folder, role)
+
+
+async def execute(command: list[str], folder: Path, environment: Mapping[str, str]) -> str:
+    """What a built program printed; fails with what it complained about if it failed."""
     clean = {variable: value for variable, value in os.environ.items() if not variable.startswith("NATS_")}
     process = await asyncio.create_subprocess_exec(
-        *LANGUAGES[name].run.split(),
-        url,
+        *command,
         cwd=folder,
-        env={**clean, **role},
+        env={**clean, **environment},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -142,7 +142,8 @@ def test_the_page_says_of_a_role_what_the_program_does(name: str) -> None:
 
 
 def is_source(file: Path) -> bool:
-    return file.suffix in SOURCES and not programs.LEFT_BEHIND & set(file.parts)
+    """Of a subscriber: `go/attack` is another program."""
+    return file.suffix in SOURCES and not {"attack", *programs.LEFT_BEHIND} & set(file.parts)
 
 
 def address(name: str, server: LocalServer, websocket_port: int) -> str:
