@@ -21,6 +21,8 @@ INACTIVE_MAX_NS: Final = 24 * 3600 * 1_000_000_000
 # In a consumer's metadata: the role that has created it, which alone may change it.
 ROLE: Final = "jido_role"
 
+# The server takes `Deliver_Subject` for `deliver_subject`, and a long s for an s, as the decoder of Go does.
+_FIELD: Final = re.compile(r"\A[a-z0-9_]+\Z")
 _INBOX_TOKENS: Final = re.compile(r"\A[^\s.*>]+(?:\.[^\s.*>]+)*\Z")
 
 
@@ -68,6 +70,8 @@ def _name(named: str, config: Mapping[str, Any]) -> str:
 
 
 def _check(role: str, config: Mapping[str, Any]) -> None:
+    if unusual := [name for name in config if not _FIELD.match(name)]:
+        raise BadRequest(f"{unusual[0]!r} is no name of a field: they have small letters, digits and '_'")
     deliver = config.get("deliver_subject")
     own = f"_INBOX.{role}."
     if deliver and not (deliver.startswith(own) and _INBOX_TOKENS.match(deliver)):

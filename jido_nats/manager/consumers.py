@@ -11,11 +11,12 @@ from typing import Final
 import msgspec
 
 from jido_nats.broker.connection import Connection
+from jido_nats.broker.jetstream import CONSUMER_NOT_FOUND
 from jido_nats.broker.micro import Reply, Request
 from jido_nats.core import consumers
 from jido_nats.core.codec import Encoding
 from jido_nats.core.consumers import ROLE
-from jido_nats.errors import BadRequest, BrokerError
+from jido_nats.errors import BadRequest, BrokerError, OutcomeUnknown
 
 # The managers' own writes come first: few at a time, and no more wait than are answered in seconds.
 IN_FLIGHT_MAX: Final = 8
@@ -56,11 +57,17 @@ class ConsumerRequests:
         wanted = consumers.parse(request.subject, request.data, unnamed=secrets.token_hex(8))
         if wanted.stream not in self._streams:
             raise BadRequest(f"consumers are created on {', '.join(sorted(self._streams))} only")
-        found = _INFO.decode(await self._ask(f"CONSUMER.INFO.{wanted.stream}.{wanted.name}"))
+        answer = await self._ask(f"CONSUMER.INFO.{wanted.stream}.{wanted.name}")
+        found, action = _info(answer), wanted.action
         if found.config is not None and found.config.metadata.get(ROLE) != wanted.role:
             raise BadRequest(f"the consumer {wanted.name} was not created by this role, which cannot change it")
-        # If another role creates it at this moment, it has other metadata: then JetStream refuses to create it.
-        action = wanted.action if found.config is not None or wanted.action else "create"
+        if found.config is None:
+            if found.error is None or found.error.err_code != CONSUMER_NOT_FOUND:
+                return answer  # whose it is, is not known
+            if action == "update":
+                raise BadRequest(f"there is no consumer {wanted.name} to update")
+            # If another role creates it at this moment, it has other metadata: then JetStream refuses to create it.
+            action = "create"
         body = {"stream_name": wanted.stream, "config": wanted.config, "action": action}
         return await self._ask(f"CONSUMER.CREATE.{wanted.stream}.{wanted.name}", msgspec.json.encode(body))
 
@@ -74,13 +81,21 @@ class _Config(msgspec.Struct):
     metadata: dict[str, str] = {}
 
 
+class _Error(msgspec.Struct):
+    err_code: int = 0
+
+
 class _Info(msgspec.Struct):
-    """`config` is None if there is no such consumer."""
-
     config: _Config | None = None
+    error: _Error | None = None
 
 
-_INFO: Final = msgspec.json.Decoder(_Info)
+def _info(answer: bytes) -> _Info:
+    """What JetStream says of a consumer. Raises `OutcomeUnknown` if it is not JetStream that answers."""
+    try:
+        return msgspec.json.decode(answer, type=_Info)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise OutcomeUnknown(f"the answer is not one of JetStream: {error}") from error
 
 
 def _reply(answer: bytes) -> Reply:

@@ -21,7 +21,7 @@ def request(**config: Any) -> bytes:
         ("CREATE.S.mine", {"name": "", "durable_name": None, "filter_subjects": ["a", "b"]}),
         ("CREATE.S.mine.a.*.b", {"name": "mine", "filter_subject": "a.*.b"}),
         ("DURABLE.CREATE.S.mine", {"durable_name": "mine"}),
-        ("CREATE.S.mine", {"deliver_subject": "_INBOX.client.x.y", "idle_heartbeat": 5, "of the future": {"a": [1]}}),
+        ("CREATE.S.mine", {"deliver_subject": "_INBOX.client.x.y", "idle_heartbeat": 5, "of_the_future": {"a": [1]}}),
     ],
 )
 def test_every_form_of_a_request_is_passed_on(subject: str, config: dict[str, Any]) -> None:
@@ -63,6 +63,10 @@ def test_the_role_is_not_the_caller_s_to_say() -> None:
         ("CREATE.S.mine.a", request(), "filter_subject is not that of the subject"),
         ("CREATE.S.mine", request(filter_subjects=["a"] * (FILTERS_MAX + 1)), "64 filter subjects at most"),
         ("CREATE.S.mine", request(inactive_threshold=INACTIVE_MAX_NS + 1), "more than a day"),
+        *(
+            ("CREATE.S.mine", request(**{field: "$KV.JIDO_SESSIONS.x"}), "is no name of a field")
+            for field in ("Deliver_Subject", "deliver_\u017fubject", "DELIVER_SUBJECT", "deliver subject", "")
+        ),
         *(
             ("CREATE.S.mine", request(deliver_subject=deliver), "must be an inbox of this user")
             for deliver in ("x", "_INBOX.x", "_INBOX.client", "_INBOX.client.", "_INBOX.client.>", "_INBOX.client.*")

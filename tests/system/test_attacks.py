@@ -224,6 +224,9 @@ async def test_a_push_consumer_delivers_to_its_own_user_alone(
                 refused = await attacker.api(subject, body(stream, deliver_subject=target, **push))
                 assert refused is not None
                 assert refused["error"]["description"].startswith("deliver_subject must be an inbox of this user")
+        for number, field in enumerate(("Deliver_Subject", "deliver_\u017fubject")):  # the server understands them
+            refused = await attacker.api(f"CONSUMER.CREATE.{stream}.f{number}", body(stream, **{field: TARGETS[0]}))
+            assert refused is not None and "is no name of a field" in refused["error"]["description"]
         found = await attacker.api(f"CONSUMER.INFO.{stream}.mine")
         assert found is not None and found["config"]["deliver_subject"] == own
 
@@ -301,6 +304,10 @@ async def test_another_role_s_consumer_cannot_be_changed(members: dict[str, Memb
             request = {"stream_name": "JIDO_CLIENT", "config": changed, "action": action}
             refused = await members["observer"].api(f"CONSUMER.CREATE.JIDO_CLIENT.{name}", request)
             assert refused is not None and "was not created by this role" in refused["error"]["description"]
+        missing = await members["observer"].api(
+            "CONSUMER.CREATE.JIDO_CLIENT.no", body("JIDO_CLIENT") | {"action": "update"}
+        )
+        assert missing is not None and "there is no consumer no to update" in missing["error"]["description"]
         kept = await members["operator"].api(f"CONSUMER.INFO.JIDO_CLIENT.{name}")
         assert kept is not None and kept["config"]["filter_subject"] == "jido.client.events"
 
