@@ -95,12 +95,17 @@ async def _findings(name: str, check: "Check", context: CheckContext) -> list[Fi
     except NotAllowed as error:
         found.append(Finding(Level.WARNING, name, f"not checked: {error}; run the doctor as the manager's user"))
     except TimeoutError:
-        found.append(
-            Finding(Level.ERROR, name, f"no reply within {CHECK_TIMEOUT_S:g} s; is JetStream enabled for this account?")
-        )
+        found.append(_no_reply(name, context.connection))
     except JidoError as error:
         found.append(Finding(Level.ERROR, name, f"could not be checked: {error}"))
     return found
+
+
+def _no_reply(name: str, connection: Connection) -> Finding:
+    if connection.js_api_prefix == IMPORTED_API:
+        text = "not checked: outside the account of the streams a manager has to run for it; use the manager's user"
+        return Finding(Level.WARNING, name, text)
+    return Finding(Level.ERROR, name, f"no reply within {CHECK_TIMEOUT_S:g} s; is JetStream enabled for this account?")
 
 
 def exit_code(levels: set[Level]) -> int:

@@ -150,16 +150,21 @@ async def _try_to_create(client: Client) -> None:
         await client.create_session(session_id="s1")
 
 
-async def test_who_may_not_look_is_told_so_and_blames_nobody() -> None:
+@pytest.mark.parametrize("serving", [True, False])
+async def test_who_may_not_look_is_told_so_and_blames_nobody(serving: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jido_nats.cli.doctor.CHECK_TIMEOUT_S", 10.0 if serving else 1.0)
     async with LocalServer(secrets=SECRETS) as server:
         options = as_user(server, "manager")
         api = as_user(server, "manager-api")
         async with SessionManager.connect(options, worker=waiting, api=api) as manager:
+            if serving:
+                await manager.start_serving()
             await manager.create_session()
             client = as_user(server, "client")
             found = [finding async for finding in examine(client, Settings(), server.monitoring_url)]
     assert {finding.level for finding in found} == {Level.OK, Level.WARNING}
-    assert "whether their owners are alive was not checked" in next(f.message for f in found if f.check == "sessions")
+    why = "whether their owners are alive was not checked" if serving else "a manager has to run for it"
+    assert why in next(finding.message for finding in found if finding.check == "sessions")
 
 
 async def test_a_user_outside_the_account_of_the_streams_is_no_risk() -> None:

@@ -56,8 +56,10 @@ export class SessionView {
     } catch (error) {
       if (this.id !== id) return;
       if (!(error instanceof ApiError)) throw error;
-      this.missing = error.code === "not_found";
-      setText(byId("session-error"), error.message);
+      // After an event the answer is outdated: the session was created meanwhile.
+      const outdated = error.code === "not_found" && this.events.size > 0;
+      this.missing = error.code === "not_found" && !outdated;
+      setText(byId("session-error"), outdated ? "" : error.message);
     }
     byId("session").setAttribute("aria-busy", "false");
     this.#draw();
