@@ -21,8 +21,48 @@ INACTIVE_MAX_NS: Final = 24 * 3600 * 1_000_000_000
 # In a consumer's metadata: the role that has created it, which alone may change it.
 ROLE: Final = "jido_role"
 
-# The server takes `Deliver_Subject` for `deliver_subject`, and a long s for an s, as the decoder of Go does.
-_FIELD: Final = re.compile(r"\A[a-z0-9_]+\Z")
+# What a reader needs. Exactly these: the server takes `Deliver_Subject` for `deliver_subject`, as the decoder of Go
+# does. Not `direct` and `sourcing`, which `max_consumers` does not count, nor `pause_until`.
+FIELDS: Final = frozenset(
+    [
+        "name",
+        "durable_name",
+        "description",
+        "deliver_policy",
+        "opt_start_seq",
+        "opt_start_time",
+        "ack_policy",
+        "ack_wait",
+        "max_deliver",
+        "backoff",
+        "filter_subject",
+        "filter_subjects",
+        "replay_policy",
+        "rate_limit_bps",
+        "sample_freq",
+        "max_waiting",
+        "max_ack_pending",
+        "flow_control",
+        "headers_only",
+        "max_batch",
+        "max_expires",
+        "max_bytes",
+        "deliver_subject",
+        "deliver_group",
+        "idle_heartbeat",
+        "inactive_threshold",
+        "num_replicas",
+        "mem_storage",
+        "metadata",
+        "priority_groups",
+        "priority_policy",
+        "priority_timeout",
+    ]
+)
+# nats-server 2.15.1 stores a sequence of 2**63 or more, and cannot read it when it starts.
+SEQUENCE_MAX: Final = 2**62
+# The server looks at all that is not acknowledged whenever one of them is due.
+ACK_WAIT_MIN_NS: Final = 100_000_000
 _INBOX_TOKENS: Final = re.compile(r"\A[^\s.*>]+(?:\.[^\s.*>]+)*\Z")
 
 
@@ -36,6 +76,11 @@ class ConsumerRequest(NamedTuple):
     action: str
 
 
+def role_of(subject: str) -> str:
+    """The role whose account imports requests from that subject."""
+    return subject.removeprefix(CONSUMER_REQUESTS[:-1]).partition(".")[0]
+
+
 def parse(subject: str, payload: bytes, *, unnamed: str) -> ConsumerRequest:
     """The request on a subject such as `jido.consumer.<role>.CREATE.<stream>.<name>.<filter>`.
 
@@ -43,7 +88,7 @@ def parse(subject: str, payload: bytes, *, unnamed: str) -> ConsumerRequest:
     be in the subject, where imports and permissions decide on it; without one the consumer is called `unnamed`.
     Raises `BadRequest`.
     """
-    role, _, rest = subject.removeprefix(CONSUMER_REQUESTS[:-1]).partition(".")
+    role, rest = role_of(subject), subject.removeprefix(CONSUMER_REQUESTS[:-1]).partition(".")[2]
     stream, _, rest = rest.removeprefix("DURABLE.").removeprefix("CREATE.").partition(".")
     named, _, filtered = rest.partition(".")
     body = _body(payload)
@@ -70,8 +115,12 @@ def _name(named: str, config: Mapping[str, Any]) -> str:
 
 
 def _check(role: str, config: Mapping[str, Any]) -> None:
-    if unusual := [name for name in config if not _FIELD.match(name)]:
-        raise BadRequest(f"{unusual[0]!r} is no name of a field: they have small letters, digits and '_'")
+    if others := sorted(config.keys() - FIELDS):
+        raise BadRequest(f"{others[0]!r} cannot be set by programs in other accounts")
+    if (config.get("opt_start_seq") or 0) > SEQUENCE_MAX:
+        raise BadRequest(f"opt_start_seq must be {SEQUENCE_MAX} at most")
+    if min([config.get("ack_wait") or ACK_WAIT_MIN_NS, *(config.get("backoff") or ())]) < ACK_WAIT_MIN_NS:
+        raise BadRequest("ack_wait and backoff must be 100 ms or more")
     deliver = config.get("deliver_subject")
     own = f"_INBOX.{role}."
     if deliver and not (deliver.startswith(own) and _INBOX_TOKENS.match(deliver)):
@@ -91,6 +140,9 @@ class _Config(msgspec.Struct):
     filter_subject: str | None = None
     filter_subjects: list[str] | None = None
     inactive_threshold: int | None = None
+    opt_start_seq: int | None = None
+    ack_wait: int | None = None
+    backoff: list[int] | None = None
     metadata: dict[str, str] | None = None
 
 

@@ -5,6 +5,7 @@ The answers are JetStream's, in its own format, or refusals that look like its o
 
 import asyncio
 import secrets
+from collections import Counter
 from collections.abc import Collection
 from typing import Final
 
@@ -18,10 +19,10 @@ from jido_nats.core.codec import Encoding
 from jido_nats.core.consumers import ROLE
 from jido_nats.errors import BadRequest, BrokerError, OutcomeUnknown
 
-# The managers' own writes come first: few at a time, and no more wait than are answered in seconds.
-IN_FLIGHT_MAX: Final = 8
+# Of each role. The managers' own writes come first: few at a time, and no more wait than are answered in seconds.
+IN_FLIGHT_MAX: Final = 4
+WAITING_MAX: Final = 100
 TIMEOUT_S: Final = 5.0
-WAITING_MAX: Final = 500
 TYPE: Final = "io.nats.jetstream.api.v1.consumer_create_response"
 # Codes of the JetStream API: a consumer that cannot be created, and resources that are insufficient (temporarily).
 CREATE_FAILED: Final = 10012
@@ -34,23 +35,27 @@ class ConsumerRequests:
     def __init__(self, connection: Connection, streams: Collection[str]) -> None:
         self._connection = connection
         self._streams = streams
-        self._waiting = 0
-        self._in_flight = asyncio.Semaphore(IN_FLIGHT_MAX)
+        # The roles of which requests are being handled: how many, and their turns.
+        self._waiting = Counter[str]()
+        self._turns: dict[str, asyncio.Semaphore] = {}
 
     async def handle(self, request: Request) -> Reply:
         """The reply to one request, always in the format of the JetStream API."""
-        if self._waiting >= WAITING_MAX:
+        role = consumers.role_of(request.subject)
+        if self._waiting[role] >= WAITING_MAX:
             return _refusal(503, INSUFFICIENT_RESOURCES, "too many consumers are being created; ask again")
-        self._waiting += 1
+        self._waiting[role] += 1
         try:
-            async with self._in_flight:
+            async with self._turns.setdefault(role, asyncio.Semaphore(IN_FLIGHT_MAX)):
                 return _reply(await self._create(request))
         except BadRequest as error:
             return _refusal(400, CREATE_FAILED, str(error))
         except BrokerError as error:
             return _refusal(503, INSUFFICIENT_RESOURCES, f"not created, or not known to be: {error}; ask again")
         finally:
-            self._waiting -= 1
+            self._waiting[role] -= 1
+            if not self._waiting[role]:
+                del self._waiting[role], self._turns[role]
 
     async def _create(self, request: Request) -> bytes:
         """JetStream's answer. Raises `BadRequest`, `BrokerError`."""

@@ -21,7 +21,7 @@ def request(**config: Any) -> bytes:
         ("CREATE.S.mine", {"name": "", "durable_name": None, "filter_subjects": ["a", "b"]}),
         ("CREATE.S.mine.a.*.b", {"name": "mine", "filter_subject": "a.*.b"}),
         ("DURABLE.CREATE.S.mine", {"durable_name": "mine"}),
-        ("CREATE.S.mine", {"deliver_subject": "_INBOX.client.x.y", "idle_heartbeat": 5, "of_the_future": {"a": [1]}}),
+        ("CREATE.S.mine", {"deliver_subject": "_INBOX.client.x.y", "idle_heartbeat": 5, "priority_groups": ["a"]}),
     ],
 )
 def test_every_form_of_a_request_is_passed_on(subject: str, config: dict[str, Any]) -> None:
@@ -62,10 +62,22 @@ def test_the_role_is_not_the_caller_s_to_say() -> None:
         ("CREATE.S.mine.a", request(filter_subject="b"), "filter_subject is not that of the subject"),
         ("CREATE.S.mine.a", request(), "filter_subject is not that of the subject"),
         ("CREATE.S.mine", request(filter_subjects=["a"] * (FILTERS_MAX + 1)), "64 filter subjects at most"),
+        ("CREATE.S.mine", request(opt_start_seq=2**63), "opt_start_seq must be"),
+        ("CREATE.S.mine", request(opt_start_seq=1.5e19), "no request for a consumer"),
+        ("CREATE.S.mine", request(ack_wait=1), "100 ms or more"),
+        ("CREATE.S.mine", request(backoff=[10**9, 0]), "100 ms or more"),
         ("CREATE.S.mine", request(inactive_threshold=INACTIVE_MAX_NS + 1), "more than a day"),
         *(
-            ("CREATE.S.mine", request(**{field: "$KV.JIDO_SESSIONS.x"}), "is no name of a field")
-            for field in ("Deliver_Subject", "deliver_\u017fubject", "DELIVER_SUBJECT", "deliver subject", "")
+            ("CREATE.S.mine", request(**{field: "$KV.JIDO_SESSIONS.x"}), "cannot be set by programs in other accounts")
+            for field in (
+                "Deliver_Subject",
+                "deliver_\u017fubject",
+                "DELIVER_SUBJECT",
+                "direct",
+                "sourcing",
+                "pause_until",
+                "",
+            )
         ),
         *(
             ("CREATE.S.mine", request(deliver_subject=deliver), "must be an inbox of this user")

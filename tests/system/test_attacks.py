@@ -226,7 +226,7 @@ async def test_a_push_consumer_delivers_to_its_own_user_alone(
                 assert refused["error"]["description"].startswith("deliver_subject must be an inbox of this user")
         for number, field in enumerate(("Deliver_Subject", "deliver_\u017fubject")):  # the server understands them
             refused = await attacker.api(f"CONSUMER.CREATE.{stream}.f{number}", body(stream, **{field: TARGETS[0]}))
-            assert refused is not None and "is no name of a field" in refused["error"]["description"]
+            assert refused is not None and "cannot be set by programs" in refused["error"]["description"]
         found = await attacker.api(f"CONSUMER.INFO.{stream}.mine")
         assert found is not None and found["config"]["deliver_subject"] == own
 
@@ -320,10 +320,33 @@ async def test_requests_that_are_expensive_are_refused(members: dict[str, Member
         ({"filter_subjects": filters}, "64 filter subjects"),
         ({"metadata": {"a": "x" * 20_000}}, "the limit is 16384"),
         ({"inactive_threshold": 10**18}, "more than a day"),
+        ({"direct": True}, "cannot be set by programs in other accounts"),
+        ({"pause_until": "9999-12-31T23:59:59-23:59"}, "cannot be set by programs in other accounts"),
+        ({"opt_start_seq": 2**64 - 1, "deliver_policy": "by_start_sequence"}, "opt_start_seq must be"),
+        ({"ack_wait": 1}, "100 ms or more"),
     ):
         refused = await observer.api(subject, body("JIDO_CLIENT", **config))
         assert refused is not None and why in refused["error"]["description"]
     assert (await members["client"].ask("jido.session.get.example"))["status"] == "active"
+
+
+async def test_one_role_s_requests_do_not_wait_for_another_s(members: dict[str, Member]) -> None:
+    async def ask(user: str, number: int) -> dict[str, Any]:
+        subject = f"jido.js.CONSUMER.CREATE.JIDO_CLIENT.c{number}"
+        reply = await members[user].nc.request(subject, created(f"c{number}", "JIDO_CLIENT"), timeout=30)
+        answer: dict[str, Any] = json.loads(reply.data)
+        return answer
+
+    flood = [asyncio.create_task(ask("observer", number)) for number in range(1000)]
+    await asyncio.sleep(0)
+    other = await ask("client", 1000)
+    answers = await asyncio.gather(*flood)
+
+    refused = [answer["error"] for answer in answers if "error" in answer]
+    assert "error" not in other
+    assert {(error["code"], error["err_code"]) for error in refused} == {(503, 10023)}
+    assert len(refused) < 1000
+    assert "error" not in await ask("observer", 1001)
 
 
 @pytest.mark.parametrize("stream", ["KV_JIDO_MANAGERS", "x"])
