@@ -113,13 +113,14 @@ async def store(
 async def _request(
     connection: Connection, what: str, subject: str, payload: bytes, headers: dict[str, str] | None, timeout_s: float
 ) -> Message:
-    """The reply, in turn while `what` is in trouble."""
-    await connection.troubles.turn(what)
+    """The reply, in turn while `what` is in trouble; without a `what` no trouble is reported."""
+    if what:
+        await connection.troubles.turn(what)
     try:
         async with connection.gate:
             return await connection.request(subject, payload, headers=headers, timeout_s=timeout_s)
     except (NoResponders, OutcomeUnknown):
-        if connection.connected:  # a lost connection reports itself
+        if what and connection.connected:  # a lost connection reports itself
             connection.troubles.unanswered(what, "no answer; is its disk full, or a leader missing?")
         raise
 
@@ -203,8 +204,8 @@ def _is_elsewhere(error: BrokerError) -> bool:
 async def _ask_api(
     connection: Connection, subject: str, payload: bytes, kind: Any, timeout_s: float, prefix: str
 ) -> Any:
-    """As `api`, under a prefix."""
-    what = f"cannot use {prefix}.{_up_to_stream(subject)}"
+    """As `api`, under a prefix; that the other prefix is not there is no trouble."""
+    what = f"cannot use {prefix}.{_up_to_stream(subject)}" if prefix == connection.js_api_prefix else ""
     reply = await _request(connection, what, f"{prefix}.{subject}", payload, None, timeout_s)
     try:
         error = _API_ERROR.decode(reply.data).error
@@ -215,10 +216,10 @@ async def _ask_api(
         connection.troubles.done(what)
         return answer
     refusal = JetStreamError(error.code, error.err_code, error.description)
-    if refusal.transient:
-        connection.troubles.refused(what, str(refusal))
-    else:
+    if not refusal.transient:
         connection.troubles.done(what)
+    elif what:
+        connection.troubles.refused(what, str(refusal))
     raise refusal
 
 

@@ -59,6 +59,8 @@ FIELDS: Final = frozenset(
         "priority_timeout",
     ]
 )
+# How clients write that they do not set a field; such fields are not passed on.
+_UNSET: Final[tuple[Any, ...]] = (None, False, "", [], {}, "0001-01-01T00:00:00Z")
 # nats-server 2.15.1 stores a sequence of 2**63 or more, and cannot read it when it starts.
 SEQUENCE_MAX: Final = 2**62
 # The server looks at all that is not acknowledged whenever one of them is due.
@@ -92,9 +94,9 @@ def parse(subject: str, payload: bytes, *, unnamed: str) -> ConsumerRequest:
     stream, _, rest = rest.removeprefix("DURABLE.").removeprefix("CREATE.").partition(".")
     named, _, filtered = rest.partition(".")
     body = _body(payload)
+    config = {name: value for name, value in body.config.items() if name in FIELDS or value not in _UNSET}
     if body.stream_name != stream:
         raise BadRequest(f"stream_name is {body.stream_name!r}, the subject says {stream!r}")
-    config = dict(body.config)
     name = _name(named, config) or unnamed
     if filtered and config.get("filter_subject") != filtered:
         raise BadRequest("filter_subject is not that of the subject")

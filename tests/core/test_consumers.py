@@ -31,6 +31,14 @@ def test_every_form_of_a_request_is_passed_on(subject: str, config: dict[str, An
     assert found.config == config | {"name": "mine", "metadata": {ROLE: "client"}}
 
 
+def test_fields_that_are_not_set_are_not_passed_on() -> None:
+    unset = {"pause_until": "0001-01-01T00:00:00Z", "direct": False, "sourcing": None, "Deliver_Subject": ""}
+
+    found = parse("jido.consumer.client.CREATE.S.mine", request(ack_wait=None, **unset), unnamed="u")
+
+    assert found.config == {"name": "mine", "ack_wait": None, "metadata": {ROLE: "client"}}
+
+
 def test_a_consumer_without_a_name_gets_the_given_one() -> None:
     found = parse("jido.consumer.client.CREATE.S", request(), unnamed="u")
 
