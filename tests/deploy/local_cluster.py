@@ -39,7 +39,7 @@ class LocalCluster:
     async def starting(self) -> None:
         """Return when the servers have been started, and no manager has."""
         async with asyncio.timeout(START_TIMEOUT_S):
-            while not (self._folder / "n3.pid").exists():
+            while len(self.pids) < 3:
                 await asyncio.sleep(0.01)
 
     def pid(self, name: str) -> int:
@@ -48,8 +48,8 @@ class LocalCluster:
 
     @property
     def pids(self) -> list[int]:
-        """Every process that the script has started last."""
-        return [int(file.read_text()) for file in self._folder.glob("*.pid")]
+        """Every process that the script has started last; it may be about to write one."""
+        return [int(pid) for file in self._folder.glob("*.pid") if (pid := file.read_text())]
 
     @property
     def ca(self) -> Path:
