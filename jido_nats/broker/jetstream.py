@@ -178,20 +178,16 @@ async def api(
     try:
         return await ask(connection.js_api_prefix)
     except (NoResponders, NotAllowed, JetStreamError) as error:
-        other = JS_API_PREFIX if connection.js_api_prefix == IMPORTED_API else IMPORTED_API
         if connection.options.js_api_prefix is not None or not _is_elsewhere(error):
             raise
-        try:
-            answer = await ask(other)
-        except (NoResponders, NotAllowed, JetStreamError) as second:
-            if not _is_elsewhere(second):
-                raise
-            answered_by_manager = subject.startswith(CREATE_CONSUMER) and isinstance(error, NoResponders)
-            if answered_by_manager or (
-                not isinstance(error, JetStreamError) and not isinstance(second, JetStreamError)
-            ):
-                raise error from None
-            raise NotAllowed(f"use {IMPORTED_API}.{subject}", f"{IMPORTED_API}.{subject}") from None
+        first: BrokerError = error
+    other = JS_API_PREFIX if connection.js_api_prefix == IMPORTED_API else IMPORTED_API
+    try:
+        answer = await ask(other)
+    except (NoResponders, NotAllowed, JetStreamError) as second:
+        if not _is_elsewhere(second):
+            raise
+        raise _nowhere(subject, first, second) from None
     connection.js_api_prefix = other
     return answer
 
@@ -201,6 +197,15 @@ def _is_elsewhere(error: BrokerError) -> bool:
     return not isinstance(error, JetStreamError) or error.code == NOT_ENABLED_FOR_ACCOUNT
 
 
+def _nowhere(subject: str, first: BrokerError, second: BrokerError) -> BrokerError:
+    """What it means that the API is under neither prefix."""
+    awaits_manager = subject.startswith(CREATE_CONSUMER) and isinstance(first, NoResponders)
+    has_no_jetstream = isinstance(first, JetStreamError) or isinstance(second, JetStreamError)
+    if awaits_manager or not has_no_jetstream:
+        return first
+    return NotAllowed(f"use {IMPORTED_API}.{subject}", f"{IMPORTED_API}.{subject}")
+
+
 async def _ask_api(
     connection: Connection, subject: str, payload: bytes, kind: Any, timeout_s: float, prefix: str
 ) -> Any:
@@ -208,19 +213,29 @@ async def _ask_api(
     what = f"cannot use {prefix}.{_up_to_stream(subject)}" if prefix == connection.js_api_prefix else ""
     reply = await _request(connection, what, f"{prefix}.{subject}", payload, None, timeout_s)
     try:
-        error = _API_ERROR.decode(reply.data).error
-        answer = None if error is not None else msgspec.json.decode(reply.data, type=kind)
+        answer = decode_answer(reply.data, kind, f"{prefix}.{subject}")
+    except JetStreamError as refusal:
+        if not refusal.transient:
+            connection.troubles.done(what)
+        elif what:
+            connection.troubles.refused(what, str(refusal))
+        raise
+    connection.troubles.done(what)
+    return answer
+
+
+def decode_answer(data: bytes, kind: type[T], subject: str) -> T:
+    """The answer of the JetStream API on a subject, as a `kind`.
+
+    Raises `JetStreamError` if it is an error, and `OutcomeUnknown` if it is not one of the JetStream API.
+    """
+    try:
+        error = _API_ERROR.decode(data).error
+        if error is None:
+            return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, ValueError) as failure:  # not UTF-8 is a ValueError
-        raise OutcomeUnknown(f"the answer on {prefix}.{subject} is not one of JetStream: {failure}") from failure
-    if error is None:
-        connection.troubles.done(what)
-        return answer
-    refusal = JetStreamError(error.code, error.err_code, error.description)
-    if not refusal.transient:
-        connection.troubles.done(what)
-    elif what:
-        connection.troubles.refused(what, str(refusal))
-    raise refusal
+        raise OutcomeUnknown(f"the answer on {subject} is not one of JetStream: {failure}") from failure
+    raise JetStreamError(error.code, error.err_code, error.description)
 
 
 async def settled(connection: Connection, attempt: Callable[[], Awaitable[T]]) -> T:

@@ -1,17 +1,13 @@
 """The options of a connection: servers, credentials, TLS."""
 
 import contextlib
-import re
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 from urllib.parse import unquote, urlsplit
 
+from jido_nats.core.subjects import is_literal
 from jido_nats.errors import ConfigurationError
-
-# What may follow `_INBOX.`: tokens without wildcards.
-_IN_SUBJECT: Final = re.compile(r"\A[^\s.*>]+(?:\.[^\s.*>]+)*\Z")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -51,7 +47,7 @@ class ConnectOptions:
         if self.inbox_prefix is not None:
             return self.inbox_prefix
         user = self.user or _user_in(self.servers[0])
-        return f"_INBOX.{user}" if user and _IN_SUBJECT.match(user) else "_INBOX"
+        return f"_INBOX.{user}" if user and is_literal(user) else "_INBOX"
 
     def __repr__(self) -> str:
         return f"<ConnectOptions {self.safe_servers()} as {self.user or _user_in(self.servers[0]) or 'nobody named'}>"
@@ -60,7 +56,7 @@ class ConnectOptions:
 def check_options(options: ConnectOptions) -> None:
     """Raise `ConfigurationError` for a prefix that is no subject, and for a file that is unreadable or not its kind."""
     for prefix in (options.inbox_prefix, options.js_api_prefix):
-        if prefix is not None and not _IN_SUBJECT.match(prefix):
+        if prefix is not None and not is_literal(prefix):
             raise ConfigurationError(f"{prefix!r} is no prefix of subjects: tokens separated by dots, no wildcards")
     paths = (options.nkey_seed_file, options.credentials_file, options.tls_ca, options.tls_cert, options.tls_key)
     for path in filter(None, paths):

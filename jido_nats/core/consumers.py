@@ -5,13 +5,12 @@ consumer the server delivers to any subject of the account that has the streams,
 So the accounts of `nats.conf` import these requests from the managers, which check them.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from jido_nats.core.subjects import CONSUMER_REQUESTS, is_token
+from jido_nats.core.subjects import CONSUMER_REQUESTS, is_literal, is_token
 from jido_nats.errors import BadRequest
 
 REQUEST_BYTES_MAX: Final = 16 * 1024
@@ -65,7 +64,6 @@ _UNSET: Final[tuple[Any, ...]] = (None, False, "", [], {}, "0001-01-01T00:00:00Z
 SEQUENCE_MAX: Final = 2**62
 # The server looks at all that is not acknowledged whenever one of them is due.
 ACK_WAIT_MIN_NS: Final = 100_000_000
-_INBOX_TOKENS: Final = re.compile(r"\A[^\s.*>]+(?:\.[^\s.*>]+)*\Z")
 
 
 class ConsumerRequest(NamedTuple):
@@ -90,7 +88,8 @@ def parse(subject: str, payload: bytes, *, unnamed: str) -> ConsumerRequest:
     be in the subject, where imports and permissions decide on it; without one the consumer is called `unnamed`.
     Raises `BadRequest`.
     """
-    role, rest = role_of(subject), subject.removeprefix(CONSUMER_REQUESTS[:-1]).partition(".")[2]
+    role = role_of(subject)
+    rest = subject.removeprefix(f"{CONSUMER_REQUESTS[:-1]}{role}.")
     stream, _, rest = rest.removeprefix("DURABLE.").removeprefix("CREATE.").partition(".")
     named, _, filtered = rest.partition(".")
     body = _body(payload)
@@ -125,7 +124,7 @@ def _check(role: str, config: Mapping[str, Any]) -> None:
         raise BadRequest("ack_wait and backoff must be 100 ms or more")
     deliver = config.get("deliver_subject")
     own = f"_INBOX.{role}."
-    if deliver and not (deliver.startswith(own) and _INBOX_TOKENS.match(deliver)):
+    if deliver and not (deliver.startswith(own) and is_literal(deliver)):
         raise BadRequest(f"deliver_subject must be an inbox of this user: {own}…")
     if len(config.get("filter_subjects") or ()) > FILTERS_MAX:
         raise BadRequest(f"a consumer may have {FILTERS_MAX} filter subjects at most")

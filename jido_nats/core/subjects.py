@@ -32,6 +32,7 @@ SESSIONS_BUCKET: Final = "JIDO_SESSIONS"
 MANAGERS_BUCKET: Final = "JIDO_MANAGERS"
 
 _TOKEN: Final = re.compile(r"\A[A-Za-z0-9_-]{1,64}\Z")
+_LITERAL: Final = re.compile(r"\A[^\s.*>]+(?:\.[^\s.*>]+)*\Z")
 # Reply subjects that are answered: inboxes, and the server's own for requests from another account.
 _INBOX: Final = re.compile(r"\A(?:_INBOX|_R_)\.[^\s*>]{1,256}\Z")
 
@@ -55,6 +56,11 @@ def check_session_id(session_id: str) -> str:
 def is_token(text: str) -> bool:
     """Whether the text is a valid token for a subject."""
     return _TOKEN.match(text) is not None
+
+
+def is_literal(subject: str) -> bool:
+    """Whether the text is a subject of NATS without wildcards."""
+    return _LITERAL.match(subject) is not None
 
 
 def is_inbox(subject: str) -> bool:

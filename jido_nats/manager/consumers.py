@@ -12,12 +12,13 @@ from typing import Final
 import msgspec
 
 from jido_nats.broker.connection import Connection
-from jido_nats.broker.jetstream import CONSUMER_NOT_FOUND
+from jido_nats.broker.consumer import ConsumerInfo
+from jido_nats.broker.jetstream import CONSUMER_NOT_FOUND, JetStreamError, decode_answer
 from jido_nats.broker.micro import Reply, Request
 from jido_nats.core import consumers
 from jido_nats.core.codec import Encoding
 from jido_nats.core.consumers import ROLE
-from jido_nats.errors import BadRequest, BrokerError, OutcomeUnknown
+from jido_nats.errors import BadRequest, BrokerError
 
 # Of each role. The managers' own writes come first: few at a time, and no more wait than are answered in seconds.
 IN_FLIGHT_MAX: Final = 4
@@ -62,17 +63,20 @@ class ConsumerRequests:
         wanted = consumers.parse(request.subject, request.data, unnamed=secrets.token_hex(8))
         if wanted.stream not in self._streams:
             raise BadRequest(f"consumers are created on {', '.join(sorted(self._streams))} only")
-        answer = await self._ask(f"CONSUMER.INFO.{wanted.stream}.{wanted.name}")
-        found, action = _info(answer), wanted.action
-        if found.config is not None and found.config.metadata.get(ROLE) != wanted.role:
-            raise BadRequest(f"the consumer {wanted.name} was not created by this role, which cannot change it")
-        if found.config is None:
-            if found.error is None or found.error.err_code != CONSUMER_NOT_FOUND:
+        subject, action = f"CONSUMER.INFO.{wanted.stream}.{wanted.name}", wanted.action
+        answer = await self._ask(subject)
+        try:
+            found = decode_answer(answer, ConsumerInfo, subject)
+        except JetStreamError as error:
+            if error.code != CONSUMER_NOT_FOUND:
                 return answer  # whose it is, is not known
             if action == "update":
-                raise BadRequest(f"there is no consumer {wanted.name} to update")
+                raise BadRequest(f"there is no consumer {wanted.name} to update") from None
             # If another role creates it at this moment, it has other metadata: then JetStream refuses to create it.
             action = "create"
+        else:
+            if (found.config.get("metadata") or {}).get(ROLE) != wanted.role:
+                raise BadRequest(f"the consumer {wanted.name} was not created by this role, which cannot change it")
         body = {"stream_name": wanted.stream, "config": wanted.config, "action": action}
         return await self._ask(f"CONSUMER.CREATE.{wanted.stream}.{wanted.name}", msgspec.json.encode(body))
 
@@ -80,27 +84,6 @@ class ConsumerRequests:
         """JetStream's answer, errors too: those of a caller's request are no trouble of this manager's."""
         prefix = self._connection.js_api_prefix
         return (await self._connection.request(f"{prefix}.{subject}", payload, timeout_s=TIMEOUT_S)).data
-
-
-class _Config(msgspec.Struct):
-    metadata: dict[str, str] = {}
-
-
-class _Error(msgspec.Struct):
-    err_code: int = 0
-
-
-class _Info(msgspec.Struct):
-    config: _Config | None = None
-    error: _Error | None = None
-
-
-def _info(answer: bytes) -> _Info:
-    """What JetStream says of a consumer. Raises `OutcomeUnknown` if it is not JetStream that answers."""
-    try:
-        return msgspec.json.decode(answer, type=_Info)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise OutcomeUnknown(f"the answer is not one of JetStream: {error}") from error
 
 
 def _reply(answer: bytes) -> Reply:

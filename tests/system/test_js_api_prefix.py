@@ -68,7 +68,7 @@ async def test_in_one_account_everything_goes_on_working() -> None:
             assert await first_event(as_user(server, "observer")) == 1
 
 
-async def test_an_account_without_jetstream_is_refused_it_at_once(roles_server: LocalServer) -> None:
+async def test_an_account_without_jetstream_is_refused_it_at_once() -> None:
     config = TEAM.replace(
         "accounts {", "accounts { SYS {}, JIDO { jetstream: enabled, users: [{ user: m, password: m }] },"
     )
