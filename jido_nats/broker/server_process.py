@@ -73,4 +73,4 @@ class ServerProcess:
 def _bound_to_parent(argv: Sequence[str]) -> Sequence[str]:
     if sys.platform != "linux" or not sys.executable:
         return argv
-    return [sys.executable, "-I", "-S", _PARENT_DEATH, str(os.getpid()), *argv]
+    return [sys.executable, "-I", "-S", _PARENT_DEATH, str(os.getpid()), str(int(signal.SIGKILL)), *argv]

@@ -101,7 +101,7 @@ def servers_of(parent: int) -> list[int]:
 async def test_nothing_is_started_for_a_parent_that_is_dead_already(tmp_path: Path) -> None:
     started = tmp_path / "started"
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-S", parent_death.__file__, "1", "/bin/sh", "-c", f"touch {started}"
+        sys.executable, "-I", "-S", parent_death.__file__, "1", "9", "/bin/sh", "-c", f"touch {started}"
     )
     await process.wait()
 

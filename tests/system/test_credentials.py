@@ -375,39 +375,23 @@ def test_each_user_has_an_inbox_of_its_own(options: ConnectOptions, prefix: str)
 # The command line
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[LocalServer]:
-    """A server with the roles."""
-    async with LocalServer(secrets=SECRETS, sync_interval="2m") as server:
-        yield server
-
-
-@pytest.fixture
-async def serving(server: LocalServer) -> AsyncIterator[SessionManager]:
-    """A manager with its two users."""
-    manager = as_user(server, "manager")
-    async with SessionManager.connect(manager, worker=wait_for_ever, api=as_user(server, "manager-api")) as running:
-        await running.start_serving()
-        yield running
-
-
-async def test_options_say_who_it_is(server: LocalServer, serving: SessionManager) -> None:
+async def test_options_say_who_it_is(roles_server: LocalServer, roles_manager: SessionManager) -> None:
     finished = await run(
-        *("create", "--json", "--server", server.url, "--user", "client", "--password", PASSWORDS["client"])
+        *("create", "--json", "--server", roles_server.url, "--user", "client", "--password", PASSWORDS["client"])
     )
 
     assert (finished.code, finished.err) == (0, "")
     assert finished.lines[0]["status"] == "active"
 
 
-async def test_the_environment_says_who_it_is(server: LocalServer, serving: SessionManager) -> None:
-    who = {"NATS_URL": server.url, "NATS_USER": "observer", "NATS_PASSWORD": PASSWORDS["observer"]}
+async def test_the_environment_says_who_it_is(roles_server: LocalServer, roles_manager: SessionManager) -> None:
+    who = {"NATS_URL": roles_server.url, "NATS_USER": "observer", "NATS_PASSWORD": PASSWORDS["observer"]}
 
     assert (await run("list", env=who)).code == 0
 
 
-async def test_what_is_not_allowed_is_one_sentence(server: LocalServer, serving: SessionManager) -> None:
-    who = {"NATS_URL": server.url, "NATS_USER": "observer", "NATS_PASSWORD": PASSWORDS["observer"]}
+async def test_what_is_not_allowed_is_one_sentence(roles_server: LocalServer, roles_manager: SessionManager) -> None:
+    who = {"NATS_URL": roles_server.url, "NATS_USER": "observer", "NATS_PASSWORD": PASSWORDS["observer"]}
 
     finished = await run("create", env=who)
 
@@ -417,19 +401,19 @@ async def test_what_is_not_allowed_is_one_sentence(server: LocalServer, serving:
     assert finished.err.count("\n") == 1
 
 
-async def test_serve_takes_both_users(server: LocalServer) -> None:
+async def test_serve_takes_both_users(roles_server: LocalServer) -> None:
     who = {"NATS_PASSWORD": PASSWORDS["manager"], "NATS_API_PASSWORD": PASSWORDS["manager-api"]}
     async with running(
-        *("serve", "--server", server.url, "--user", "manager", "--api-user", "manager-api"), env=who
+        *("serve", "--server", roles_server.url, "--user", "manager", "--api-user", "manager-api"), env=who
     ) as program:
         await program.said(" serves on ")
-        async with Client.connect(as_user(server, "client")) as client:
+        async with Client.connect(as_user(roles_server, "client")) as client:
             assert (await client.create_session()).status == "active"
         assert PASSWORDS["manager"] not in program.out + program.err
 
 
-async def test_a_wrong_password_is_not_shown(server: LocalServer) -> None:
-    finished = await run("-v", "list", "--server", server.url, "--user", "client", "--password", SECRET)
+async def test_a_wrong_password_is_not_shown(roles_server: LocalServer) -> None:
+    finished = await run("-v", "list", "--server", roles_server.url, "--user", "client", "--password", SECRET)
 
     assert "refused the credentials" in finished.err
     assert SECRET not in finished.out + finished.err
@@ -451,8 +435,10 @@ def write_context(folder: Path, name: str, **fields: Any) -> dict[str, str]:
     return {"XDG_CONFIG_HOME": str(folder)}
 
 
-async def test_a_context_is_enough(tmp_path: Path, server: LocalServer, serving: SessionManager) -> None:
-    home = write_context(tmp_path, "prod", url=server.url, user="client", password=PASSWORDS["client"], description="x")
+async def test_a_context_is_enough(tmp_path: Path, roles_server: LocalServer, roles_manager: SessionManager) -> None:
+    home = write_context(
+        tmp_path, "prod", url=roles_server.url, user="client", password=PASSWORDS["client"], description="x"
+    )
 
     finished = await run("create", "--context", "prod", "--json", env=home)
 
@@ -460,10 +446,10 @@ async def test_a_context_is_enough(tmp_path: Path, server: LocalServer, serving:
 
 
 async def test_an_option_is_stronger_than_the_context(
-    tmp_path: Path, server: LocalServer, serving: SessionManager
+    tmp_path: Path, roles_server: LocalServer, roles_manager: SessionManager
 ) -> None:
     home = write_context(tmp_path, "prod", url="nats://127.0.0.1:1", token=SECRET)
-    options = ("--server", server.url, "--user", "client", "--password", PASSWORDS["client"])
+    options = ("--server", roles_server.url, "--user", "client", "--password", PASSWORDS["client"])
 
     assert (await run("list", "--context", "prod", *options, env=home)).code == 0
 
