@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumer import Consumer, Start, StreamMessage
+from jido_nats.broker.life import RecentChanges
 from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.broker.polled import PolledConsumer
 from jido_nats.core.position import Position
@@ -33,6 +34,7 @@ class FollowingConsumer(Consumer):
         self._ordered: Callable[[Start], OrderedConsumer] = lambda begin: OrderedConsumer(
             connection, stream, filters, begin, **options
         )
+        self._recent: RecentChanges | None = options.get("recent")
         self._inner: Consumer = self._ordered(start)
         self._retry_at = 0.0
 
@@ -84,7 +86,8 @@ class FollowingConsumer(Consumer):
         log.error("no consumer is free; reading by direct gets", extra={"stream": self._stream, "error": str(error)})
         self._retry_at = time.monotonic() + RETRY_S
         begin = Start.at(self.position + 1) if self.position else self._start
-        self._inner = await PolledConsumer(self._connection, self._stream, self._filters, begin).__aenter__()
+        polled = PolledConsumer(self._connection, self._stream, self._filters, begin, recent=self._recent)
+        self._inner = await polled.__aenter__()
 
     async def _stop_polling(self) -> None:
         """Use a consumer again if the stream takes one."""

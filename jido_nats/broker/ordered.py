@@ -31,7 +31,7 @@ from jido_nats.broker.consumer import (
     pull,
     status_of,
 )
-from jido_nats.broker.life import StreamLife
+from jido_nats.broker.life import RecentChanges, StreamLife
 from jido_nats.broker.retention import RetentionGuard
 from jido_nats.core.position import Position
 from jido_nats.errors import NotSent, PositionUnavailable
@@ -44,10 +44,10 @@ class OrderedConsumer(Consumer):
 
     `next` raises `PositionUnavailable` if the stream is no longer the one that it was: deleted and made again, or
     restored from an older backup. `strict`: raise it also if the stream has removed messages before they were
-    received. `supersedes`: the stream keeps only the last message of each subject (a bucket), so it cannot be read
-    strictly. `silence_max_s`: raise it also after receiving nothing for longer, since the marker of an expired entry
-    may have expired as well. `linger_s`: how long to gather messages after the first one, so that a reader that is in
-    no hurry wakes once for many.
+    received. `recent`: given if the stream keeps only the last message of each subject (a bucket), so that it cannot
+    be read strictly. `silence_max_s`: raise it also after receiving nothing for longer, since the marker of an expired
+    entry may have expired as well. `linger_s`: how long to gather messages after the first one, so that a reader that
+    is in no hurry wakes once for many.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class OrderedConsumer(Consumer):
         start: Start,
         *,
         strict: bool = False,
-        supersedes: bool = False,
+        recent: RecentChanges | None = None,
         headers_only: bool = False,
         silence_max_s: float = math.inf,
         linger_s: float = 0.0,
@@ -66,7 +66,7 @@ class OrderedConsumer(Consumer):
         super().__init__(connection, stream, filters, start)
         self._linger_s = linger_s
         self._strict = strict
-        self._life = StreamLife(connection, stream, supersedes=supersedes)
+        self._life = StreamLife(connection, stream, recent=recent)
         self._retention = RetentionGuard(connection, stream)
         self._headers_only = headers_only
         self._silence_max_s = silence_max_s

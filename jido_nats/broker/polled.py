@@ -14,7 +14,7 @@ from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumer import Consumer, Start, StreamMessage
 from jido_nats.broker.direct import get_batch
 from jido_nats.broker.jetstream import settled
-from jido_nats.broker.stream_info import check_position, stream_state
+from jido_nats.broker.life import RecentChanges, StreamLife
 from jido_nats.core.position import Position
 from jido_nats.core.subjects import matches
 
@@ -26,34 +26,38 @@ class PolledConsumer(Consumer):
     """Every message of a stream on some subjects, in order, from a sequence; async context manager and iterator.
 
     Start policies: those with a sequence; any other begins with the first message that the stream has. `batch`: how
-    many messages are read at a time.
+    many messages are read at a time. `recent`: as of `OrderedConsumer`.
     `next` raises `PositionUnavailable` as `OrderedConsumer.next` does.
     """
 
     def __init__(
-        self, connection: Connection, stream: str, filters: Sequence[str], start: Start, *, batch: int = BATCH
+        self,
+        connection: Connection,
+        stream: str,
+        filters: Sequence[str],
+        start: Start,
+        *,
+        recent: RecentChanges | None = None,
+        batch: int = BATCH,
     ) -> None:
         super().__init__(connection, stream, filters, start)
         self._batch = batch
         self._messages: deque[StreamMessage] = deque()
         # The sequence from which to ask for more.
         self._wanted = start.sequence or 1
-        self._start_is_new = start.policy == "new"
+        self._life = StreamLife(connection, stream, recent=recent)
         # Whether the last batch reached the end of the stream.
         self._exhausted = False
-        self._at = Position(0)
         self._reconnects = connection.reconnects
 
     @property
     def at(self) -> Position:
         """See `Consumer.at`."""
-        return self._at
+        return self._life.at
 
     async def __aenter__(self) -> Self:
-        state = await stream_state(self._connection, self._stream)
-        if self._start_is_new:
-            self._wanted = state.last + 1
-        self._at = Position(0, 0, state.end.created_ns)
+        start, _ = await self._life.begin(self._start)
+        self._wanted = start.sequence or 1
         await self._look_ahead()
         self.caught_up = not self._messages
         return self
@@ -81,13 +85,13 @@ class PolledConsumer(Consumer):
 
     def _returned(self, message: StreamMessage) -> StreamMessage:
         self.position = message.sequence
-        self._at = Position(message.sequence, message.time_ns, self._at.created_ns)
+        self._life.passed(message.subject, message.sequence, message.time_ns)
         self.caught_up = self.caught_up or (self._exhausted and not self._messages)
         return message
 
     async def _check_life(self) -> None:
         if self._connection.reconnects != self._reconnects:
-            await check_position(self._connection, self._stream, self._at)
+            await self._life.check()
             self._reconnects = self._connection.reconnects
 
     async def _look_ahead(self) -> None:

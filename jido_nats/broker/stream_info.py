@@ -102,12 +102,12 @@ async def check_position(connection: Connection, stream: str, position: Position
 async def check_latest(connection: Connection, stream: str, known: Iterable[tuple[str, int, int]]) -> None:
     """Raise `PositionUnavailable` if a stream that keeps the last message of each subject is older than it was.
 
-    `known`: (subject, sequence, time in ns) of messages that were the last of their subjects.
+    `known`: (subject, sequence, time in ns or 0 if not known) of messages that were the last of their subjects.
     """
     for subject, sequence, time_ns in known:
         message = await _read(connection, stream, {"last_by_subj": subject})
         found = (0, 0) if message is None else (message.sequence, message.time_ns)
-        if found[0] < sequence or (found[0] == sequence and found[1] != time_ns):
+        if found[0] < sequence or (found[0] == sequence and time_ns not in (0, found[1])):
             raise PositionUnavailable.of_another_life(sequence)
 
 

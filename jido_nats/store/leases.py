@@ -34,6 +34,7 @@ from jido_nats.broker.jetstream import (
     settled,
     store,
 )
+from jido_nats.broker.life import RecentChanges
 from jido_nats.broker.stream_info import last_position, server_time_ns
 from jido_nats.core import codec, subjects
 from jido_nats.core.position import NS_PER_S
@@ -114,7 +115,7 @@ class Leases:
             self._stream,
             [subjects.all_keys(self._bucket)],
             Start("last_per_subject"),
-            supersedes=True,
+            recent=RecentChanges(),
             silence_max_s=MARKER_TTL_S / 2,
         )
         return consumer

@@ -15,6 +15,7 @@ from jido_nats.broker.consumer import Start, StreamMessage
 from jido_nats.broker.direct import get_batch
 from jido_nats.broker.follower import FollowingConsumer
 from jido_nats.broker.jetstream import EXPECTED_SEQUENCE, MESSAGE_TTL, last_message, settled, store
+from jido_nats.broker.life import RecentChanges
 from jido_nats.broker.stream_info import last_position, stream_state
 from jido_nats.core import codec, subjects
 from jido_nats.core.session import SessionRecord
@@ -52,6 +53,7 @@ class SessionRecords:
         self.stream: Final = subjects.bucket_stream(bucket)
         self._terminated_ttl_s = terminated_ttl_s
         self._marker_ttl_s = marker_ttl_s
+        self._recent: Final = RecentChanges()
 
     async def write(self, record: SessionRecord, expected: int) -> int:
         """Store the record over revision `expected` and return the new revision; a sealed record expires.
@@ -64,9 +66,11 @@ class SessionRecords:
         if record.sealed:
             headers[MESSAGE_TTL] = f"{self._terminated_ttl_s}s"
         subject = subjects.key(self._bucket, record.session_id)
-        return await settled(
+        revision = await settled(
             self._connection, lambda: store(self._connection, self.stream, subject, data, dict(headers))
         )
+        self._recent.note(subject, revision)
+        return revision
 
     async def get(self, session_id: str) -> Entry:
         """The entry, read at the stream's leader; retries until there is an answer."""
@@ -91,7 +95,11 @@ class SessionRecords:
         return found
 
     def follow(self, session_id: str | None = None, *, linger_s: float = 0.0) -> FollowingConsumer:
-        """Every entry (or one session's), then every change; `entry_of` reads its messages."""
+        """Every entry (or one session's), then every change; `entry_of` reads its messages.
+
+        `next` raises `PositionUnavailable` also if the bucket has lost what was written here.
+        """
+        self._recent.clear()
         keys = subjects.all_keys(self._bucket) if session_id is None else subjects.key(self._bucket, session_id)
         start, silence_max_s = Start("last_per_subject"), self._marker_ttl_s / 2
         return FollowingConsumer(
@@ -99,7 +107,7 @@ class SessionRecords:
             self.stream,
             [keys],
             start,
-            supersedes=True,
+            recent=self._recent,
             silence_max_s=silence_max_s,
             linger_s=linger_s,
         )

@@ -12,6 +12,7 @@ from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumer import Start
 from jido_nats.broker.durable import READ_THROUGH, DurableConsumer
 from jido_nats.broker.follower import FollowingConsumer
+from jido_nats.broker.life import RECENT, RecentChanges
 from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.broker.polled import PolledConsumer
 from jido_nats.broker.stream_info import stream_state
@@ -84,7 +85,7 @@ async def test_a_reader_of_a_bucket_notices_that_it_is_older_although_its_last_m
     await backup.take()
     await publish(stranger, 1, "t.lost")
     await publish(stranger, 1, "t.b")
-    async with OrderedConsumer(connection, "T", ["t.*"], Start("last_per_subject"), supersedes=True) as consumer:
+    async with OrderedConsumer(connection, "T", ["t.*"], Start("last_per_subject"), recent=RecentChanges()) as consumer:
         await read(consumer, 3)
         await backup.restore()
         async with stranger_at(connection.options.servers[0]) as other:
@@ -93,13 +94,45 @@ async def test_a_reader_of_a_bucket_notices_that_it_is_older_although_its_last_m
                 await read(consumer, 1)
 
 
+@pytest.mark.parametrize("kind", [OrderedConsumer, PolledConsumer])
+async def test_a_reader_of_a_bucket_notices_that_what_its_program_stored_is_gone(
+    backup: Backup, stranger: Stranger, connection: Connection, kind: type[OrderedConsumer] | type[PolledConsumer]
+) -> None:
+    await add_stream(stranger, max_msgs_per_subject=1)
+    await publish(stranger, 1, "t.a")
+    await backup.take()
+    recent = RecentChanges()
+    async with kind(connection, "T", ["t.*"], Start("last_per_subject"), recent=recent) as consumer:
+        await read(consumer, 1)
+        await publish(stranger, 1, "t.lost")
+        recent.note("t.lost", 2)  # it was acknowledged; this reader never receives it
+        await backup.restore()
+        async with stranger_at(connection.options.servers[0]) as other:
+            await publish(other, 3, "t.a")
+            with pytest.raises(PositionUnavailable):
+                await read(consumer, 4)
+
+
+def test_of_recent_changes_the_last_of_each_subject_is_kept() -> None:
+    recent = RecentChanges()
+    recent.note("t.a", 1)
+    recent.note("t.a", 3, 30)
+    recent.note("t.a", 3)
+    recent.note("t.a", 2)
+    for number in range(4, 4 + RECENT - 1):
+        recent.note(f"t.{number}", number)
+    assert next(iter(recent)) == ("t.a", 3, 30)
+    recent.note("t.b", 99)
+    assert next(iter(recent)) == ("t.4", 4, 0) and len(list(recent)) == RECENT
+
+
 async def test_a_reader_of_a_bucket_goes_on_after_a_restart(
     server: LocalServer, stranger: Stranger, connection: Connection
 ) -> None:
     await add_stream(stranger, max_msgs_per_subject=1)
     await publish(stranger, 1, "t.a")
     await publish(stranger, 1, "t.b")
-    async with OrderedConsumer(connection, "T", ["t.*"], Start("last_per_subject"), supersedes=True) as consumer:
+    async with OrderedConsumer(connection, "T", ["t.*"], Start("last_per_subject"), recent=RecentChanges()) as consumer:
         await read(consumer, 2)
         await server.kill()
         await server.start()
