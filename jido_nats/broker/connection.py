@@ -24,6 +24,7 @@ from jido_nats.broker.outage import Outage
 from jido_nats.broker.requests import Pending, Requests
 from jido_nats.broker.subscriptions import Handler, Message, Subscription, Subscriptions
 from jido_nats.broker.troubles import Troubles
+from jido_nats.broker.turns import Turns
 from jido_nats.errors import JidoError, NoResponders, NotAllowed, NotSent, OutcomeUnknown, TooLarge
 
 __all__ = ["Connection", "Handler", "Message", "Subscription"]
@@ -32,6 +33,7 @@ REQUEST_TIMEOUT_S: Final = 2.0
 RECONNECT_WAIT_S: Final = 0.1
 RECONNECT_WAIT_MAX_S: Final = 1.0
 IN_FLIGHT_MAX: Final = 192
+IN_FLIGHT_EACH_MAX: Final = 32
 POLL_S: Final = 0.5
 ECHO_TIMEOUT_S: Final = 2.0
 # Message id, content type, traceparent, an error's text, and the headers that NATS adds.
@@ -63,7 +65,7 @@ class Connection:
         self.troubles = Troubles(name)
         self._outage = outage
         # Bounds the JetStream requests in flight: the others wait here, where their timeouts have not started.
-        self.gate = asyncio.Semaphore(IN_FLIGHT_MAX)
+        self.gate = Turns(IN_FLIGHT_MAX, each_caller=IN_FLIGHT_EACH_MAX)
         self._reconnect_task: asyncio.Task[None] | None = None
         self._discards: set[asyncio.Task[None]] = set()
         self._echo: asyncio.Task[None] | None = None
@@ -187,6 +189,16 @@ class Connection:
             raise TooLarge(f"{len(payload)} bytes exceed the server's max_payload") from error
         except nats.errors.Error as error:
             raise NotSent(f"not connected to NATS: {error}") from error
+
+    def publish_now(self, subject: str, payload: bytes, *, headers: dict[str, str] | None = None) -> bool:
+        """Write a message to the socket if that is possible at once; whether it was."""
+        client = self._client
+        if client is None or not self.connected or not client.has_room:
+            return False
+        with contextlib.suppress(nats.errors.Error):
+            client.send_now(subject, payload, "", headers)
+            return True
+        return False
 
     async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
         """Receive a subject until `unsubscribe`; `handler` is called in message order and must not block."""

@@ -11,6 +11,7 @@ import nats.errors
 
 from jido_nats.broker.nats_client import NatsClient
 from jido_nats.broker.options import ConnectOptions, check_options, tls_context
+from jido_nats.broker.refusal import refusal_of
 from jido_nats.errors import ServerUnusable
 
 CONNECT_TIMEOUT_S: Final = 2.5
@@ -48,7 +49,10 @@ async def dial(
         await race.end(winner)
     if winner is not None:
         return winner.client
-    raise ServerUnusable(_why(race.error, options)) from race.error
+    why = _why(race.error, options)
+    if (hung_up := race.hung_up) is not None and (said := await refusal_of(hung_up)) is not None:
+        why = f"the server at {options.safe_servers()} refused the connection: {said}"
+    raise ServerUnusable(why) from race.error
 
 
 async def cancel_and_wait(task: "asyncio.Task[None]", *, every_s: float) -> None:
@@ -146,6 +150,13 @@ class _Race:
         """The reason why there is no connection; the same each time, whatever the order: a refusal says most."""
         return max(self._errors.values(), key=_rank, default=None)
 
+    @property
+    def hung_up(self) -> str | None:
+        """A server that closed the connection, if there is no better reason."""
+        if not _is_hang_up(self.error):
+            return None
+        return next(server for server, error in self._errors.items() if error is self.error)
+
     async def run(self, timeout_s: float) -> _Attempt | None:
         """The attempt that has succeeded; None if no server can be used, or after `timeout_s`."""
         loop = asyncio.get_running_loop()
@@ -224,12 +235,16 @@ def _others_of_the_cluster(servers: Sequence[str], addresses: Sequence[str]) -> 
 
 def _rank(error: Exception) -> tuple[int, str]:
     """How much an error says: a refusal most, silence least."""
-    return 2 if _is_refusal(error) else 1 if not isinstance(error, OSError) else 0, str(error)
+    return 2 if _is_refusal(error) else 1 if not isinstance(error, OSError) or _is_hang_up(error) else 0, str(error)
 
 
 def _is_refusal(error: Exception) -> bool:
     """Whether retrying at once cannot help."""
     return _is_about_credentials(error) or isinstance(error, ssl.SSLError | nats.errors.SecureConnWantedError)
+
+
+def _is_hang_up(error: BaseException | None) -> bool:
+    return isinstance(error, ConnectionResetError | BrokenPipeError | nats.errors.UnexpectedEOF)
 
 
 def _is_about_credentials(error: BaseException | None) -> bool:
@@ -247,6 +262,8 @@ def _why(error: BaseException | None, options: ConnectOptions) -> str:
         return f"the server at {servers} does not offer TLS, which was requested; nothing was sent to it"
     if _is_about_credentials(error):
         return f"the server at {servers} refused the credentials; check user, password, token or key"
+    if _is_hang_up(error):
+        return f"the server at {servers} closes the connection at once; its log says why"
     if isinstance(error, OSError | None) or not str(error):
         return f"no NATS server answers at {servers}; start one ('jido-nats up' does) or name it with --server"
     return f"cannot connect to {servers}: {str(error).removeprefix('nats: ')}"

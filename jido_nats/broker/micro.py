@@ -1,11 +1,13 @@
 """A NATS micro service (ADR-32): endpoints in one queue group, PING, INFO and STATS, the two error headers.
 
 nats-py's own serves one request at a time, cancels requests in flight when it stops, and sends the caller the
-`repr` of our bugs. Here every request is a task, their number is bounded, and stopping waits for them.
+`repr` of our bugs. Here every request is a task, their number is bounded, their senders take turns, and stopping waits
+for them.
 """
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +16,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
+from jido_nats.broker.admission import Lane, caller_of
 from jido_nats.broker.connection import Connection, Message, Subscription
+from jido_nats.broker.turns import PARTY, Party, Turns
 from jido_nats.core import codec, subjects
 from jido_nats.core.codec import DecodeError, Encoding
 from jido_nats.core.requests import ErrorDetail, ErrorReply
@@ -24,6 +28,9 @@ QUEUE_GROUP: Final = "q"
 ERROR_CODE: Final = "Nats-Service-Error-Code"
 ERROR_TEXT: Final = "Nats-Service-Error"
 ERROR_TEXT_MAX: Final = 300
+# How many requests are begun in one cycle of the event loop, so that it soon reads from the socket again: a server
+# disconnects a client for which it has to buffer too much.
+BEGUN_AT_ONCE: Final = 4
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +64,31 @@ class Reply(NamedTuple):
 Handler = Callable[[Request], Awaitable[Reply]]
 
 
+def overloaded(request: Request) -> Reply:
+    """The reply to a request for which there is no room."""
+    try:
+        encoding = request.encoding()
+    except BadRequest:
+        encoding = Encoding.JSON
+    return _OVERLOADED[encoding]
+
+
 @dataclass
 class Endpoint:
-    """One subject of the service, and its counters. An endpoint that is not `listed` is served, but not advertised."""
+    """One subject of the service, and its counters. An endpoint that is not `listed` is served, but not advertised.
+
+    `lane`: what bounds its requests, perhaps together with those of other endpoints; `party_of`: whose turn a request
+    takes; `refuse`: the reply to a request for which there is no room.
+    """
 
     name: str
     subject: str
     handler: Handler
     queue: str = QUEUE_GROUP
     listed: bool = True
+    lane: Lane = field(default_factory=Lane, repr=False)
+    party_of: Callable[[Message], Party] = lambda message: Party(caller_of(message))
+    refuse: Callable[[Request], Reply] = overloaded
     requests: int = 0
     errors: int = 0
     last_error: str = ""
@@ -76,7 +99,8 @@ class Endpoint:
 class MicroService:
     """The service. Its handlers make the replies, except for two errors of its own.
 
-    `Overloaded`: more than `in_flight_max` requests are being handled. `TooLarge`: the reply exceeds the server's
+    `Overloaded`: the endpoint's lane has no room, the requests in flight have more than `bytes_max` bytes, or the
+    request has waited for its turn for more than `wait_max_s`. `TooLarge`: the reply exceeds the server's
     `max_payload`.
     """
 
@@ -88,12 +112,16 @@ class MicroService:
         service_id: str,
         version: str,
         description: str,
-        in_flight_max: int,
+        bytes_max: float = math.inf,
+        wait_max_s: float = math.inf,
     ) -> None:
         self._connection = connection
         self._identity = {"name": name, "id": service_id, "version": version, "metadata": {}}
         self._description = description
-        self._in_flight_max = in_flight_max
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._wait_max_s = wait_max_s
+        self._intake = Turns(BEGUN_AT_ONCE)
         self._started = datetime.now(UTC)
         self._endpoints: list[Endpoint] = []
         self._stopped = False
@@ -143,56 +171,59 @@ class MicroService:
         if not subjects.is_inbox(message.reply):
             return  # no reply subject, or one that is not an inbox: not executed
         request = Request(message.subject, message.headers or {}, message.data)
-        if len(self._tasks) >= 2 * self._in_flight_max:
-            return  # too many even to refuse
-        if len(self._tasks) >= self._in_flight_max:
-            work = self._respond(endpoint, message.reply, request, _overloaded(), time.perf_counter_ns())
-        else:
-            work = self._handle(endpoint, message.reply, request)
+        party = endpoint.party_of(message)
+        if (self._bytes and self._bytes + len(request.data) > self._bytes_max) or not endpoint.lane.enter(party):
+            self._refuse(endpoint, message.reply, request)
+            return
+        self._bytes += len(request.data)
+        work = self._handle(endpoint, message.reply, request, party)
         task = asyncio.create_task(work, name=f"{endpoint.name} {request.subject}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _handle(self, endpoint: Endpoint, reply_to: str, request: Request) -> None:
+    def _refuse(self, endpoint: Endpoint, reply_to: str, request: Request) -> None:
+        """Reply without a task of its own, since there may be very many of these; not if even replies queue up."""
+        reply = endpoint.refuse(request)
+        self._connection.publish_now(reply_to, reply.data, headers=_count(endpoint, reply))
+
+    async def _handle(self, endpoint: Endpoint, reply_to: str, request: Request, party: Party) -> None:
         started = time.perf_counter_ns()
         try:
-            reply = await endpoint.handler(request)
+            reply = await self._take_turn(endpoint, request, party)
         except Exception:
             log.exception("an endpoint's handler failed", extra={"subject": request.subject})
             return
-        await self._respond(endpoint, reply_to, request, reply, started)
+        finally:
+            endpoint.lane.leave(party)
+            self._bytes -= len(request.data)
+        await self._respond(endpoint, reply_to, request, reply)
+        endpoint.processing_ns += time.perf_counter_ns() - started
 
-    async def _respond(self, endpoint: Endpoint, reply_to: str, request: Request, reply: Reply, started: int) -> None:
+    async def _take_turn(self, endpoint: Endpoint, request: Request, party: Party) -> Reply:
+        PARTY.set(party)  # of this request's task, and of those that it starts
+        waits_until = time.monotonic() + self._wait_max_s
+        async with endpoint.lane.turns:
+            async with self._intake:
+                await asyncio.sleep(0)
+            if time.monotonic() > waits_until:
+                return endpoint.refuse(request)
+            return await endpoint.handler(request)
+
+    async def _respond(self, endpoint: Endpoint, reply_to: str, request: Request, reply: Reply) -> None:
         if len(reply.data) > self._connection.payload_bytes_max:
             log.warning("a reply is larger than max_payload", extra={"subject": request.subject})
             reply = _too_large(request)
-        headers = {"Content-Type": reply.content_type}
-        endpoint.requests += 1
-        if reply.error is not None:
-            status, text = reply.error
-            headers |= {ERROR_CODE: str(status), ERROR_TEXT: text}
-            endpoint.errors += 1
-            endpoint.last_error = f"{status}:{text}"
         try:
-            await self._connection.publish(reply_to, reply.data, headers=headers)
+            await self._connection.publish(reply_to, reply.data, headers=_count(endpoint, reply))
         except JidoError as error:
             log.warning("a reply could not be sent", extra={"error": str(error)})
-        endpoint.processing_ns += time.perf_counter_ns() - started
 
     def _monitor(self, answer: Callable[[], dict[str, Any]]) -> Callable[[Message], None]:
         def on_message(message: Message) -> None:
-            if subjects.is_inbox(message.reply) and len(self._tasks) < self._in_flight_max:
-                task = asyncio.create_task(self._publish_monitoring(message.reply, answer()))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+            if subjects.is_inbox(message.reply):
+                self._connection.publish_now(message.reply, msgspec.json.encode(answer()))
 
         return on_message
-
-    async def _publish_monitoring(self, reply_to: str, answer: dict[str, Any]) -> None:
-        try:
-            await self._connection.publish(reply_to, msgspec.json.encode(answer))
-        except JidoError as error:
-            log.debug("a monitoring reply could not be sent", extra={"error": str(error)})
 
     def _listed(self) -> list[Endpoint]:
         return [endpoint for endpoint in self._endpoints if endpoint.listed]
@@ -259,8 +290,16 @@ def reply_value(data: bytes, kind: type[T]) -> T:
         raise InternalError(f"the reply is not one of a session manager, or of an incompatible one: {error}") from error
 
 
-def _overloaded() -> Reply:
-    return error_reply(Overloaded("too many commands are in flight; ask again later"), Encoding.JSON, "")
+def _count(endpoint: Endpoint, reply: Reply) -> dict[str, str]:
+    """Count a reply; its headers."""
+    headers = {"Content-Type": reply.content_type}
+    endpoint.requests += 1
+    if reply.error is not None:
+        status, text = reply.error
+        headers |= {ERROR_CODE: str(status), ERROR_TEXT: text}
+        endpoint.errors += 1
+        endpoint.last_error = f"{status}:{text}"
+    return headers
 
 
 def _too_large(request: Request) -> Reply:
@@ -271,3 +310,9 @@ def _too_large(request: Request) -> Reply:
 def _one_line(text: str) -> str:
     """A header's value: ASCII, one line."""
     return " ".join(text.encode("ascii", "replace").decode().split())[:ERROR_TEXT_MAX]
+
+
+_OVERLOADED: Final = {
+    encoding: error_reply(Overloaded("too many commands are in flight; ask again later"), encoding, "")
+    for encoding in Encoding
+}

@@ -74,12 +74,14 @@ class Admission(StrEnum):
     """How a manager treats a command under load.
 
     A full manager leaves the queue group of commands that CREATE a session. A READ writes nothing and is cancelled if
-    it takes too long. A CHANGE runs to its end, even if its caller no longer waits.
+    it takes too long; a SCAN is a READ that looks at many records or events. A CHANGE runs to its end, even if its
+    caller no longer waits. Each class has its own room, so that a flood of one does not starve the others.
     """
 
     CREATE = "create"
     CHANGE = "change"
     READ = "read"
+    SCAN = "scan"
 
 
 class Command(NamedTuple):
@@ -130,7 +132,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         about=About.NOTHING,
         runs_at=RunsAt.ANYBODY,
         roles=_TRUSTED,
-        admission=Admission.READ,
+        admission=Admission.SCAN,
         summary="List sessions, ordered by id.",
     ),
     "get": Command(
@@ -197,7 +199,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         about=About.SESSION,
         runs_at=RunsAt.ANYBODY,
         roles=_EVERYBODY,
-        admission=Admission.READ,
+        admission=Admission.SCAN,
         summary="Get every event of a session by request-reply, also after its record has expired.",
     ),
 }

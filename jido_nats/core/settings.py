@@ -41,7 +41,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     drain_timeout_s: float = 0.0  # how long sessions may go on when the manager is stopped
     command_timeout_s: float = 4.5  # a command that takes longer is answered with unavailable
     sessions_max: int = 100_000  # live sessions; beyond it create is answered with overloaded
-    commands_max: int = 4096  # commands in flight; beyond it they are answered with overloaded
+    sessions_bytes_max: int = 256 * 1024 * 1024  # metadata and waiting messages of live sessions; beyond it: overloaded
+    commands_max: int = 4096  # commands in flight of each class (create, change, read, scan); beyond it: overloaded
+    commands_bytes_max: int = 8 * 1024 * 1024  # size of all commands in flight; beyond it: overloaded
     request_bytes_max: int = 64 * 1024  # size of a request; beyond it: too_large
     metadata_bytes_max: int = 32 * 1024  # size of metadata and llm_config together; beyond it: too_large
     idle_after_s: float | None = None  # active → idle after this long without message, output or touch()
@@ -77,7 +79,9 @@ _POSITIVE = (
     "stop_timeout_s",
     "command_timeout_s",
     "sessions_max",
+    "sessions_bytes_max",
     "commands_max",
+    "commands_bytes_max",
     "request_bytes_max",
     "metadata_bytes_max",
     "inbox_messages_max",

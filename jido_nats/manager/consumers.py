@@ -3,26 +3,26 @@
 The answers are JetStream's, in its own format, or refusals that look like its own, so stock clients need not know.
 """
 
-import asyncio
 import secrets
-from collections import Counter
 from collections.abc import Collection
 from typing import Final
 
 import msgspec
 
+from jido_nats.broker.admission import Lane
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumer import ConsumerInfo
 from jido_nats.broker.jetstream import CONSUMER_NOT_FOUND, JetStreamError, decode_answer
-from jido_nats.broker.micro import Reply, Request
-from jido_nats.core import consumers
+from jido_nats.broker.micro import Endpoint, Reply, Request
+from jido_nats.broker.turns import Party, Turns
+from jido_nats.core import consumers, subjects
 from jido_nats.core.codec import Encoding
 from jido_nats.core.consumers import ROLE
 from jido_nats.errors import BadRequest, BrokerError
 
 # Of each role. The managers' own writes come first: few at a time, and no more wait than are answered in seconds.
-IN_FLIGHT_MAX: Final = 4
-WAITING_MAX: Final = 100
+AT_ONCE: Final = 4
+IN_FLIGHT_MAX: Final = 104
 TIMEOUT_S: Final = 5.0
 TYPE: Final = "io.nats.jetstream.api.v1.consumer_create_response"
 # Codes of the JetStream API: a consumer that cannot be created, and resources that are insufficient (temporarily).
@@ -36,27 +36,27 @@ class ConsumerRequests:
     def __init__(self, connection: Connection, streams: Collection[str]) -> None:
         self._connection = connection
         self._streams = streams
-        # The roles of which requests are being handled: how many, and their turns.
-        self._waiting = Counter[str]()
-        self._turns: dict[str, asyncio.Semaphore] = {}
+
+    def endpoint(self) -> Endpoint:
+        """The endpoint that takes them."""
+        return Endpoint(
+            "consumers",
+            subjects.CONSUMER_REQUESTS,
+            self.handle,
+            listed=False,
+            lane=Lane(each_max=IN_FLIGHT_MAX, turns=Turns(each=AT_ONCE)),
+            party_of=lambda message: Party(consumers.role_of(message.subject)),
+            refuse=lambda _: _TOO_MANY,
+        )
 
     async def handle(self, request: Request) -> Reply:
         """The reply to one request, always in the format of the JetStream API."""
-        role = consumers.role_of(request.subject)
-        if self._waiting[role] >= WAITING_MAX:
-            return _refusal(503, INSUFFICIENT_RESOURCES, "too many consumers are being created; ask again")
-        self._waiting[role] += 1
         try:
-            async with self._turns.setdefault(role, asyncio.Semaphore(IN_FLIGHT_MAX)):
-                return _reply(await self._create(request))
+            return _reply(await self._create(request))
         except BadRequest as error:
             return _refusal(400, CREATE_FAILED, str(error))
         except BrokerError as error:
             return _refusal(503, INSUFFICIENT_RESOURCES, f"not created, or not known to be: {error}; ask again")
-        finally:
-            self._waiting[role] -= 1
-            if not self._waiting[role]:
-                del self._waiting[role], self._turns[role]
 
     async def _create(self, request: Request) -> bytes:
         """JetStream's answer. Raises `BadRequest`, `BrokerError`."""
@@ -93,3 +93,6 @@ def _reply(answer: bytes) -> Reply:
 def _refusal(status: int, code: int, description: str) -> Reply:
     error = {"code": status, "err_code": code, "description": description}
     return _reply(msgspec.json.encode({"type": TYPE, "error": error}))
+
+
+_TOO_MANY: Final = _refusal(503, INSUFFICIENT_RESOURCES, "too many consumers are being created; ask again")

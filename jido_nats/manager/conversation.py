@@ -10,14 +10,17 @@ from jido_nats.core.output import ConversationAdded, SessionOutput
 from jido_nats.core.requests import SendReply, SendRequest, check_emitted, check_said
 from jido_nats.ids import new_message_id
 from jido_nats.manager.outbox import Outbox
-from jido_nats.worker.inbox import Inbox, Message
+from jido_nats.worker.inbox import HeldBytes, Inbox, Message
 
 
 class Conversations:
     """What the conversations of one manager share."""
 
-    def __init__(self, outbox: Outbox, *, inbox_messages_max: int, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, outbox: Outbox, held: HeldBytes, *, inbox_messages_max: int, now: Callable[[], datetime]
+    ) -> None:
         self.outbox: Final = outbox
+        self.held: Final = held
         self.inbox_messages_max: Final = inbox_messages_max
         self.now: Final = now
 
@@ -38,7 +41,7 @@ class Conversation:
     def inbox(self) -> Inbox:
         """The messages that the worker has not taken yet."""
         if self._inbox is None:
-            self._inbox = Inbox()
+            self._inbox = Inbox(self._shared.held)
         return self._inbox
 
     @property
@@ -87,6 +90,11 @@ class Conversation:
     async def finish(self, timeout_s: float) -> bool:
         """The session ends: whether all of its output and conversation is stored, at the latest after `timeout_s`."""
         return await self._queue.finish(timeout_s)
+
+    def drop_messages(self) -> None:
+        """The session is no longer here: nobody will take the messages that wait."""
+        if self._inbox is not None:
+            self._inbox.clear()
 
     def lose_output(self) -> None:
         """Some of the worker's output was lost before it was pushed."""

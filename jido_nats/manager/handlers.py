@@ -89,7 +89,7 @@ class CommandHandlers:
         call.request.check()
         work = self.by_verb[call.verb](call)
         try:
-            if COMMANDS[call.verb].admission is Admission.READ:
+            if COMMANDS[call.verb].admission in (Admission.READ, Admission.SCAN):
                 return await self._look_up(work)
             return await work
         except CommandError:

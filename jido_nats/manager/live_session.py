@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from jido_nats import trace
 from jido_nats.broker.clock import boottime
-from jido_nats.core import lifecycle
+from jido_nats.core import codec, lifecycle
 from jido_nats.core.limits import Limit, next_limit
 from jido_nats.core.requests import SendReply, SendRequest
 from jido_nats.core.session import Reason, SessionRecord, Status
@@ -56,6 +56,7 @@ class LiveSession:
         "_conversation",
         "_deps",
         "_ended",
+        "_held_bytes",
         "_is_created",
         "_limits_from",
         "_ready",
@@ -84,6 +85,8 @@ class LiveSession:
         self._ready = asyncio.Event() if deps.settings.wait_ready else None
         self._ended: asyncio.Future[None] | None = None
         self._conversation: Conversation | None = None  # most sessions of a large deployment have none
+        self._held_bytes = len(codec.encode([first.metadata, first.llm_config]))
+        deps.conversations.held.total += self._held_bytes
 
     @property
     def record(self) -> SessionRecord:
@@ -116,6 +119,12 @@ class LiveSession:
         if self._conversation is None:
             self._conversation = Conversation(self._deps.conversations, self.session_id)
         return self._conversation
+
+    def removed(self) -> None:
+        """Hold nothing for it any longer."""
+        self._deps.conversations.held.total -= self._held_bytes
+        if self._conversation is not None:
+            self._conversation.drop_messages()
 
     # The start
 

@@ -45,6 +45,7 @@ from jido_nats.store.lease import Lease
 from jido_nats.store.leases import Leases, ManagerInfo, describe
 from jido_nats.store.output_log import OutputLog
 from jido_nats.store.records import SessionRecords
+from jido_nats.worker.inbox import HeldBytes
 from jido_nats.worker.session import Worker
 
 CLOSE_GRACE_S: Final = 10.0
@@ -142,7 +143,8 @@ class SessionManager(SessionApi):
             service_id=self.manager_id,
             version=VERSION,
             description="creates, runs, tracks and ends sessions; every change is an event on jido.client.events",
-            in_flight_max=self._settings.commands_max,
+            bytes_max=self._settings.commands_bytes_max,
+            wait_max_s=self._settings.command_timeout_s,
         )
         service = Service(endpoints, self._settings, self.manager_id, handler, self._consumers, self.stats)
         try:
@@ -317,7 +319,8 @@ class SessionManager(SessionApi):
         output_log = OutputLog(connection, settings.output_stream, settings.encoding)
         outbox = Outbox(output_log, settings.output_message_bytes_max)
         self._exit.push_async_callback(self._end_output, outbox)
-        return Conversations(outbox, inbox_messages_max=settings.inbox_messages_max, now=_now)
+        held = HeldBytes(settings.sessions_bytes_max)
+        return Conversations(outbox, held, inbox_messages_max=settings.inbox_messages_max, now=_now)
 
     async def _end_output(self, outbox: Outbox) -> None:
         left = await outbox.close(OUTPUT_GRACE_S)

@@ -56,6 +56,9 @@ class Running(Protocol):
     def relinquish(self) -> None:
         """Stop the worker, and write nothing more."""
 
+    def removed(self) -> None:
+        """It is no longer in the table: hold nothing for it any longer."""
+
 
 S = TypeVar("S", bound=Running)
 
@@ -163,6 +166,7 @@ class RunningSessions(Generic[S]):
 
     def _remove(self, session: S) -> None:
         del self._sessions[session.session_id]
+        session.removed()
         self.deadlines.forget(session.session_id)
         if not self._sessions and self._emptied is not None and not self._emptied.done():
             self._emptied.set_result(None)

@@ -8,19 +8,22 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
 from jido_nats import trace
-from jido_nats.broker.micro import Endpoint, MicroService, Reply, Request, error_reply
+from jido_nats.broker.admission import Lane, caller_of
+from jido_nats.broker.connection import Message
+from jido_nats.broker.micro import Endpoint, MicroService, Reply, Request, error_reply, overloaded
+from jido_nats.broker.turns import Party, Turns
 from jido_nats.core import codec, subjects
 from jido_nats.core.codec import DecodeError, Encoding
 from jido_nats.core.commands import COMMANDS, About, Admission
 from jido_nats.core.settings import Settings
-from jido_nats.errors import BadRequest, CommandError, InternalError, TooLarge, Unavailable
+from jido_nats.errors import BadRequest, CommandError, InternalError, Overloaded, TooLarge, Unavailable
 from jido_nats.manager.consumers import ConsumerRequests
 from jido_nats.manager.forwarding import time_left_s
 from jido_nats.manager.metrics import Stats
@@ -28,6 +31,10 @@ from jido_nats.manager.metrics import Stats
 SERVICE_NAME: Final = "jido-session-manager"
 # How long another manager waits at most for what it has forwarded.
 FORWARDED_MAX_S: Final = 3600.0
+# How many commands of a class are carried out at a time, and how many of them about one session (or of one caller).
+READS_AT_ONCE, READS_EACH = 32, 4
+SCANS_AT_ONCE, SCANS_EACH = 4, 1
+CHANGES_EACH: Final = 8  # most of them wait for each other anyway
 
 log = logging.getLogger(__name__)
 
@@ -66,17 +73,39 @@ class Service:
         self._manager_id = manager_id
         self._handler = handler
         self._stats = stats
+        self._lanes = lanes(settings.commands_max)
         self._creating: list[Endpoint] = []
 
     async def start(self) -> None:
         """Start serving requests."""
-        public = [Endpoint(verb, command.subject, partial(self._handle, verb)) for verb, command in COMMANDS.items()]
+        public = [self._endpoint(verb) for verb in COMMANDS]
         self._creating = [endpoint for endpoint in public if COMMANDS[endpoint.name].admission is Admission.CREATE]
         forwarded = Endpoint(
-            "forwarded", subjects.all_forwarded(self._manager_id), self._handle_forwarded, queue="", listed=False
+            "forwarded",
+            subjects.all_forwarded(self._manager_id),
+            self._handle_forwarded,
+            queue="",
+            listed=False,
+            lane=self._lanes[Admission.CHANGE],
+            party_of=_about_session,
+            refuse=partial(self._refuse, "forwarded"),
         )
-        consumers = Endpoint("consumers", subjects.CONSUMER_REQUESTS, self._consumers.handle, listed=False)
-        await self._endpoints.start([*public, forwarded, consumers])
+        await self._endpoints.start([*public, forwarded, self._consumers.endpoint()])
+
+    def _endpoint(self, verb: str) -> Endpoint:
+        command = COMMANDS[verb]
+        return Endpoint(
+            verb,
+            command.subject,
+            partial(self._handle, verb),
+            lane=self._lanes[command.admission],
+            party_of=_about_nothing if command.about is About.NOTHING else _about_session,
+            refuse=partial(self._refuse, verb),
+        )
+
+    def _refuse(self, verb: str, request: Request) -> Reply:
+        self._stats.command_errors[verb, Overloaded.code] += 1
+        return overloaded(request)
 
     async def take_creates(self, wanted: bool) -> None:
         """Join or leave the queue group of commands that create sessions."""
@@ -141,6 +170,34 @@ class Service:
             return codec.decode(request.data, kind, encoding)
         except DecodeError as error:
             raise BadRequest(f"the request is not a valid {verb} command in {encoding}: {error}") from error
+
+
+def lanes(commands_max: int) -> Mapping[Admission, Lane]:
+    """A lane for each class of commands. A caller gets a half of it at most, and an eighth for each of its sessions."""
+    turns = {
+        Admission.CREATE: Turns(),  # a start may take long; its JetStream requests take turns at their gate
+        Admission.CHANGE: Turns(each=CHANGES_EACH),
+        Admission.READ: Turns(READS_AT_ONCE, each=READS_EACH),
+        Admission.SCAN: Turns(SCANS_AT_ONCE, each=SCANS_EACH),
+    }
+    half, eighth = max(1, commands_max // 2), max(1, commands_max // 8)
+    return {
+        kind: Lane(
+            in_flight_max=commands_max,
+            caller_max=half,
+            each_max=half if kind is Admission.CREATE else eighth,
+            turns=turns[kind],
+        )
+        for kind in Admission
+    }
+
+
+def _about_session(message: Message) -> Party:
+    return Party(caller_of(message), message.subject)
+
+
+def _about_nothing(message: Message) -> Party:
+    return Party(caller_of(message))
 
 
 def _hide(error: Exception, request: Request) -> CommandError:

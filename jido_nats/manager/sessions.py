@@ -71,7 +71,9 @@ class Sessions:
     @property
     def full(self) -> bool:
         """Whether no more sessions are accepted."""
-        return self._closing or len(self.running) >= self._settings.sessions_max
+        return (
+            self._closing or len(self.running) >= self._settings.sessions_max or self._deps.conversations.held.is_full
+        )
 
     def by_status(self) -> Counter[Status]:
         """How many sessions run here, by status."""
@@ -304,7 +306,9 @@ class Sessions:
         known = await self._context.records.get(session_id) if chosen else None
         if known is not None and known.record is not None:  # a full manager still answers for an existing one
             raise SessionExists(known.record)
-        raise Overloaded(f"this manager runs {len(self.running)} sessions, its limit; ask again later")
+        raise Overloaded(
+            f"this manager runs {len(self.running)} sessions, as many as its limits allow; ask again later"
+        )
 
     def _first_record(self, session_id: str, request: CreateRequest) -> SessionRecord:
         record, _ = lifecycle.create(

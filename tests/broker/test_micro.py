@@ -8,9 +8,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from jido_nats.broker.admission import Lane
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.micro import Endpoint, MicroService, Reply, Request, error_reply, reply_error
+from jido_nats.broker.turns import PARTY, Party, Turns
+from jido_nats.core import codec
 from jido_nats.core.codec import Encoding
+from jido_nats.core.requests import ErrorReply
 from jido_nats.errors import CommandError, InternalError, NoResponders, NotFound, Overloaded, TooLarge
 from tests.tools.support import eventually
 
@@ -22,17 +26,8 @@ async def upper(request: Request) -> Reply:
 
 
 @contextlib.asynccontextmanager
-async def serving(
-    connection: Connection, *endpoints: Endpoint, in_flight_max: int = 100
-) -> AsyncIterator[MicroService]:
-    service = MicroService(
-        connection,
-        name="test",
-        service_id="t1",
-        version="1.0.0",
-        description="a test",
-        in_flight_max=in_flight_max,
-    )
+async def serving(connection: Connection, *endpoints: Endpoint, **limits: float) -> AsyncIterator[MicroService]:
+    service = MicroService(connection, name="test", service_id="t1", version="1.0.0", description="a test", **limits)
     await service.start(list(endpoints))
     try:
         yield service
@@ -77,22 +72,90 @@ async def test_a_stopped_service_subscribes_to_nothing_more(connection: Connecti
         await connection.request("a")
 
 
-async def test_a_request_beyond_those_in_flight_is_refused(connection: Connection) -> None:
-    begun, release = asyncio.Event(), asyncio.Event()
+class Held:
+    """A handler that waits until it is released."""
 
-    async def wait(request: Request) -> Reply:
-        begun.set()
-        await release.wait()
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.release = asyncio.Event()
+
+    async def __call__(self, request: Request) -> Reply:
+        self.begun.append(request.subject)
+        await self.release.wait()
         return Reply(b"{}", JSON)
 
-    async with serving(connection, Endpoint("a", "a", wait), in_flight_max=1):
+
+@pytest.mark.parametrize("content_type", [JSON, "application/msgpack"])
+async def test_a_request_for_which_its_lane_has_no_room_is_refused(connection: Connection, content_type: str) -> None:
+    held = Held()
+    endpoint = Endpoint("a", "a", held, lane=Lane(in_flight_max=1))
+    async with serving(connection, endpoint):
         first = asyncio.create_task(connection.request("a"))
-        await eventually(begun.is_set)
+        await eventually(lambda: held.begun)
 
-        assert isinstance(reply_error(await connection.request("a")), Overloaded)
+        refused = await connection.request("a", headers={"Content-Type": content_type})
 
-        release.set()
+        assert (refused.headers or {})["Content-Type"] == content_type
+        body = codec.decode(refused.data, ErrorReply, codec.encoding_of(content_type))
+        assert body.error.code == Overloaded.code
+        assert (endpoint.requests, endpoint.errors) == (1, 1)
+        held.release.set()
         assert reply_error(await first) is None
+
+
+async def test_endpoints_with_lanes_of_their_own_do_not_take_each_other_s_room(connection: Connection) -> None:
+    held = Held()
+    one, other = (Endpoint(name, name, held, lane=Lane(in_flight_max=1)) for name in "ab")
+    async with serving(connection, one, other):
+        asked = [asyncio.create_task(connection.request(name)) for name in "ab"]
+
+        await eventually(lambda: sorted(held.begun) == ["a", "b"])
+        held.release.set()
+        assert [reply_error(reply) for reply in await asyncio.gather(*asked)] == [None, None]
+
+
+async def test_the_bytes_of_all_requests_in_flight_are_bounded(connection: Connection) -> None:
+    held = Held()
+    async with serving(connection, Endpoint("a", "a", held), Endpoint("b", "b", held), bytes_max=100):
+        asked = asyncio.create_task(connection.request("a", b"x" * 1000))  # one that is larger is taken alone
+        await eventually(lambda: held.begun)
+
+        assert isinstance(reply_error(await connection.request("b", b"x")), Overloaded)
+
+        held.release.set()
+        assert reply_error(await asked) is None
+        assert reply_error(await connection.request("b", b"x")) is None
+
+
+async def test_a_request_that_has_waited_for_too_long_is_refused(connection: Connection) -> None:
+    held = Held()
+    lane = Lane(turns=Turns(1))
+    async with serving(connection, Endpoint("a", "a", held, lane=lane), wait_max_s=0.05):
+        first = asyncio.create_task(connection.request("a"))
+        await eventually(lambda: held.begun)
+        second = asyncio.create_task(connection.request("a"))
+        await asyncio.sleep(0.1)
+        held.release.set()
+
+        assert reply_error(await first) is None
+        assert isinstance(reply_error(await second), Overloaded)
+
+
+async def test_what_a_handler_starts_works_for_the_same_party(connection: Connection) -> None:
+    parties: list[Party] = []
+
+    async def note() -> None:
+        parties.append(PARTY.get())
+
+    async def handle(request: Request) -> Reply:
+        await asyncio.gather(note(), asyncio.create_task(note()))
+        return Reply(b"{}", JSON)
+
+    party = Party("a", "b")
+    async with serving(connection, Endpoint("a", "a", handle, party_of=lambda _: party)):
+        await connection.request("a")
+
+    assert parties == [party, party]
 
 
 async def test_a_reply_that_the_server_would_not_take_is_too_large(connection: Connection) -> None:

@@ -35,7 +35,7 @@ PRIVATE: Final[dict[type, set[str]]] = {
         "_transport",
     },
     Subscription: {"_cb", "_id"},
-    TcpTransport: {"_io_writer"},
+    TcpTransport: {"_io_reader", "_io_writer"},
 }
 
 

@@ -24,6 +24,9 @@ class Fake:
     def due_at(self) -> float | None:
         return self.due
 
+    def removed(self) -> None:
+        pass
+
     def relinquish(self) -> None:
         self.relinquished = True
         self.is_here = False

@@ -242,7 +242,7 @@ async def test_a_manager_carries_out_only_what_was_forwarded_to_it(
     connection: Connection, stranger: Stranger, manager: SessionManager, to: str, status: int | None
 ) -> None:
     await stranger.create("s1")
-    micro = MicroService(connection, name="x", service_id="x", version="0", description="", in_flight_max=1)
+    micro = MicroService(connection, name="x", service_id="x", version="0", description="")
     handler = manager._running().handle
     service = Service(micro, manager._settings, manager.manager_id, handler, manager._consumers, manager.stats)
     manager_id = manager.manager_id if to == "this one" else "another"
