@@ -29,8 +29,9 @@ ERROR_CODE: Final = "Nats-Service-Error-Code"
 ERROR_TEXT: Final = "Nats-Service-Error"
 ERROR_TEXT_MAX: Final = 300
 # How many requests are begun in one cycle of the event loop, so that it soon reads from the socket again: a server
-# disconnects a client for which it has to buffer too much.
-BEGUN_AT_ONCE: Final = 4
+# disconnects a client for which it has to buffer too much. A large one counts several times.
+BEGUN_PER_CYCLE: Final = 4
+BEGUN_BYTES: Final = 8192
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class MicroService:
         self._bytes_max = bytes_max
         self._bytes = 0
         self._wait_max_s = wait_max_s
-        self._intake = Turns(BEGUN_AT_ONCE)
+        self._intake = Turns(BEGUN_PER_CYCLE)
         self._started = datetime.now(UTC)
         self._endpoints: list[Endpoint] = []
         self._stopped = False
@@ -204,7 +205,8 @@ class MicroService:
         waits_until = time.monotonic() + self._wait_max_s
         async with endpoint.lane.turns:
             async with self._intake:
-                await asyncio.sleep(0)
+                for _ in range(1 + len(request.data) // BEGUN_BYTES):
+                    await asyncio.sleep(0)
             if time.monotonic() > waits_until:
                 return endpoint.refuse(request)
             return await endpoint.handler(request)

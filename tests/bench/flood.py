@@ -1,8 +1,8 @@
 """One program that asks for too much: `python -m tests.bench.flood URL USER VERB OUTSTANDING RATE`.
 
 At the lowest CPU priority. It keeps OUTSTANDING requests unanswered, or, if OUTSTANDING is 0, sends RATE requests a
-second and waits for no answer. Prints a line when it is first answered, and how much it sent and was answered at the end of its
-stdin. Without a password it asks a server without users.
+second and waits for no answer. Prints a line when it is first answered and, at the end of its stdin, how much it sent
+and was answered. Without a password it asks a server without users.
 """
 
 import asyncio
