@@ -6,6 +6,7 @@ import click
 
 from jido_nats.cli import bench_command, logs, process, serve_commands, session_commands, stream_commands, tool_commands
 from jido_nats.manager.manager import VERSION
+from jido_nats.worker.processes import become_undumpable
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -13,6 +14,7 @@ from jido_nats.manager.manager import VERSION
 @click.option("-v", "--verbose", is_flag=True, help="Log at level DEBUG.")
 def main(verbose: bool) -> None:
     """Sessions whose every status change is an event on NATS."""
+    become_undumpable()  # before anything else: secrets are in the environment
     process.repair_inherited()
     logs.configure(logging.DEBUG if verbose else logging.WARNING)
 

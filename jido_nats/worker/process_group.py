@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -11,10 +12,11 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Final
 
-from jido_nats.worker.processes import ProcessTable, command_of, descendants
+from jido_nats.worker.processes import ProcessTable, command_of, descendants, forbid_new_privileges
 from jido_nats.worker.subreaper import Subreaper
 
 POLL_S: Final = 0.02
@@ -38,6 +40,15 @@ class Supervision:
         self.table = ProcessTable()
         self.own: set[int] = set()
         self.subreaper: Subreaper | None = None
+        # Programs inherit from the thread that starts them that they cannot gain privileges; the others keep theirs.
+        self._starter = ThreadPoolExecutor(1, "jido_nats program starter", initializer=forbid_new_privileges)
+
+    def start(self, start: "Callable[[], subprocess.Popen[bytes]]") -> "subprocess.Popen[bytes]":
+        """The program that `start` starts; blocks for milliseconds, as that does. Raises `OSError`."""
+        try:
+            return self._starter.submit(start).result()
+        except RuntimeError as error:  # no more threads
+            raise OSError(errno.EAGAIN, str(error)) from error
 
 
 class ProcessGroup:
@@ -50,8 +61,10 @@ class ProcessGroup:
         pipe = subprocess.PIPE
         # This blocks for milliseconds; asyncio's subprocesses need a thread for each child on Python 3.11.
         # A session of its own has no controlling terminal: nothing that it starts can ask there, and be stopped.
-        self._process = subprocess.Popen(
-            argv, stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env), start_new_session=True, bufsize=0
+        self._process = supervision.start(
+            lambda: subprocess.Popen(
+                argv, stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env), start_new_session=True, bufsize=0
+            )
         )
         self._is_status_lost = False
         supervision.own.add(self.id)

@@ -152,3 +152,11 @@ async def uses_tools_stubbornly(session: Session) -> None:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             continue
+
+
+async def shows_its_environment(session: Session) -> None:
+    """Emits the names of its variables, and of those that a child of its process inherits."""
+    inherited = await asyncio.create_subprocess_exec("env", stdout=asyncio.subprocess.PIPE)
+    names = [line.partition(b"=")[0].decode() for line in (await inherited.communicate())[0].splitlines()]
+    await session.emit("names", sorted({*names, *os.environ}))
+    await session.messages()
