@@ -20,6 +20,7 @@ from typing import Any, Final, NoReturn
 import click
 
 from jido_nats.cli import logs, systemd
+from jido_nats.cli.escape import printable, printable_lines
 from jido_nats.errors import JidoError
 from jido_nats.manager.health_server import HealthServer
 from jido_nats.manager.manager import SessionManager
@@ -46,7 +47,7 @@ def run_program(work: Coroutine[Any, Any, int | None], *, fast: bool = False) ->
     try:
         code = _exit_code(runner, work)
     except Exception:
-        traceback.print_exc()
+        sys.stderr.write(f"{printable_lines(traceback.format_exc().rstrip())}\n")
         code = 1
     _leave(runner, code)
 
@@ -134,7 +135,7 @@ def fail(message: str) -> NoReturn:
 
 
 def _print_error(message: str) -> int:
-    click.echo(f"jido-nats: {message}", err=True)
+    click.echo(f"jido-nats: {printable(message)}", err=True)
     return 1
 
 

@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 import threading
+import warnings
 
 from jido_nats import BadRequest, InvalidTransition, Session, TooLarge
 
@@ -160,3 +161,24 @@ async def shows_its_environment(session: Session) -> None:
     names = [line.partition(b"=")[0].decode() for line in (await inherited.communicate())[0].splitlines()]
     await session.emit("names", sorted({*names, *os.environ}))
     await session.messages()
+
+
+async def forges(session: Session) -> None:
+    """Says the session's text wherever it reaches the log: in what it prints, raises, and lets nobody catch."""
+    text = session.metadata["text"]
+
+    def raises() -> None:
+        raise RuntimeError(text)
+
+    class Leaves:
+        def __del__(self) -> None:
+            raises()
+
+    Leaves()
+    thread = threading.Thread(target=raises)
+    thread.start()
+    thread.join()
+    warnings.warn(text, stacklevel=1)
+    asyncio.get_running_loop().call_soon(raises)
+    await asyncio.sleep(0)
+    raise RuntimeError(text) from ValueError(text)
