@@ -36,7 +36,7 @@ from jido_nats.core import subjects
 )
 @click.option("--read-only", is_flag=True, help="Offer no commands.")
 @click.option("--token", "browser_token", envvar="JIDO_DASHBOARD_TOKEN", help="Token that a browser needs: /?token=…")
-@partial(connection_options, token="--nats-token")
+@partial(connection_options, token="--nats-token")  # the name of an option  # nosec B106
 def dashboard(port: int, host: str, read_only: bool, browser_token: str | None, **connection: Any) -> None:
     """Show sessions live in a browser, and control them."""
     try:

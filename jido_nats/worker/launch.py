@@ -29,7 +29,7 @@ def main() -> None:
         for limit in filter(None, limits.split(",")):
             name, soft, hard = limit.replace("=", ":").split(":")
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (int(soft), int(hard)))
-        os.execvp(argv[0], argv)
+        os.execvp(argv[0], argv)  # the operator's program, without a shell  # nosec B606
     except (OSError, ImportError, MemoryError) as error:
         print(f"{argv[0]} cannot be started: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
         sys.exit(EXIT_CANNOT_RUN)

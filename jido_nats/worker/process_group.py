@@ -12,7 +12,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Final
 
@@ -43,10 +43,13 @@ class Supervision:
         # Programs inherit from the thread that starts them that they cannot gain privileges; the others keep theirs.
         self._starter = ThreadPoolExecutor(1, "jido_nats program starter", initializer=forbid_new_privileges)
 
-    def start(self, start: "Callable[[], subprocess.Popen[bytes]]") -> "subprocess.Popen[bytes]":
-        """The program that `start` starts; blocks for milliseconds, as that does. Raises `OSError`."""
+    def start(self, argv: Sequence[str], env: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+        """A program in a session of its own, with pipes. Raises `OSError`.
+
+        This blocks for milliseconds; asyncio's subprocesses need a thread for each child on Python 3.11.
+        """
         try:
-            return self._starter.submit(start).result()
+            return self._starter.submit(_start, argv, env).result()
         except RuntimeError as error:  # no more threads
             raise OSError(errno.EAGAIN, str(error)) from error
 
@@ -58,14 +61,7 @@ class ProcessGroup:
         """Start it. `env` holds the `run_id`. Raises `OSError` if the program cannot be run."""
         self._supervision = supervision
         self._run_id = run_id
-        pipe = subprocess.PIPE
-        # This blocks for milliseconds; asyncio's subprocesses need a thread for each child on Python 3.11.
-        # A session of its own has no controlling terminal: nothing that it starts can ask there, and be stopped.
-        self._process = supervision.start(
-            lambda: subprocess.Popen(
-                argv, stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env), start_new_session=True, bufsize=0
-            )
-        )
+        self._process = supervision.start(argv, env)
         self._is_status_lost = False
         supervision.own.add(self.id)
         if supervision.subreaper is not None:
@@ -279,6 +275,14 @@ class ProcessGroup:
         transport, protocol = await loop.connect_write_pipe(lambda: asyncio.StreamReaderProtocol(nothing), pipe)
         self._writing = transport
         return asyncio.StreamWriter(transport, protocol, None, loop)
+
+
+def _start(argv: Sequence[str], env: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    pipe = subprocess.PIPE
+    # A session of its own has no controlling terminal: nothing that it starts can ask there, and be stopped.
+    return subprocess.Popen(  # the operator's program, without a shell  # nosec B603
+        argv, stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env), start_new_session=True, bufsize=0
+    )
 
 
 def _signal(pid: int, number: signal.Signals) -> bool:
