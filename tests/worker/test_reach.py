@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from jido_nats import LocalServer
+from jido_nats import Program as JidoProgram
+from tests.conftest import StartManager
 from tests.tools.children.kin import command, leaders, new_id
 from tests.tools.children.workers import __name__ as WORKERS
 from tests.tools.privileges import OTHER, OTHER_UID, privileged, public_python, unprivileged
@@ -224,3 +226,20 @@ def test_inherited_capabilities_do_not_outlive_the_change_of_user() -> None:
     said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
     assert {line.split()[1] for line in said.splitlines() if line[:6] in ("CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
+
+
+def may_gain_privileges() -> bool:
+    """Whether this thread, and what it starts, may."""
+    return "NoNewPrivs:\t0" in Path("/proc/thread-self/status").read_text()
+
+
+async def test_only_the_programs_of_an_embedded_manager_lose_privileges(
+    stranger: Stranger, start_manager: StartManager
+) -> None:
+    before = may_gain_privileges()
+    says = 'grep -q "NoNewPrivs:.*1" /proc/self/status && echo \'{"type":"output","data":"none"}\'; read -r message'
+    await start_manager(JidoProgram(["sh", "-c", says]))
+    await stranger.create("s1")
+
+    assert await eventually(lambda: has_said(stranger, "s1", 1)) == ["none"]
+    assert may_gain_privileges() == before
