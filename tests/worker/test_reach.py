@@ -18,7 +18,7 @@ from tests.tools.children.kin import command, leaders, new_id
 from tests.tools.children.workers import __name__ as WORKERS
 from tests.tools.privileges import OTHER, OTHER_UID, privileged, public_python, unprivileged
 from tests.tools.programs import JIDO_NATS, NEW, ROOT, Program, running
-from tests.tools.support import Stranger, eventually
+from tests.tools.support import Stranger, eventually, nothing
 from tests.worker.test_programs import has_said
 
 LAUNCH = ROOT / "jido_nats/worker/launch.py"
@@ -243,3 +243,16 @@ async def test_only_the_programs_of_an_embedded_manager_lose_privileges(
 
     assert await eventually(lambda: has_said(stranger, "s1", 1)) == ["none"]
     assert may_gain_privileges() == before
+
+
+async def test_a_killed_manager_leaves_no_program_of_another_user(stranger: Stranger, server: LocalServer) -> None:
+    session_id = new_id()
+    serve = (str(JIDO_NATS), "serve", "--server", server.url, "--exec", "sleep 300", "--worker-user", OTHER)
+    async with manager_of(privileged(*serve)):
+        await stranger.create(session_id)
+        (program,) = await eventually(lambda: leaders(session_id))
+        manager = Path(f"/proc/{program}/stat").read_text().rpartition(")")[2].split()[1]
+
+        subprocess.run(privileged("kill", "-KILL", manager), check=True)
+
+        await nothing(lambda: leaders(session_id))
