@@ -141,7 +141,7 @@ class _Race:
         self._nats_options = _nats_options(options, name, timeout_s)
         servers = [*options.servers, *_others_of_the_cluster(options.servers, cluster)]
         # The servers to be tried, in this order, and when.
-        self._waiting = [(server, 0.0) for server in random.sample(servers, len(servers))]
+        self._waiting = [(server, 0.0) for server in random.sample(servers, len(servers))]  # spreads load  # nosec B311
         self._running: list[_Attempt] = []
         self._errors: dict[str, Exception] = {}
 

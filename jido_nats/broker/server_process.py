@@ -59,7 +59,7 @@ class ServerProcess:
         null = subprocess.DEVNULL
         try:
             # In a session of its own: Ctrl-C is for this process, and the server ends last.
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # a nats-server that this machine has, without a shell  # nosec B603
                 argv, stdin=null, stdout=null, stderr=stderr, env=dict(env), start_new_session=True
             )
         except OSError as error:

@@ -1,13 +1,16 @@
 """How the programs log: one line per record on stderr, a sentence followed by its data."""
 
+import json
 import logging
 import sys
+import threading
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Any, Final
 
 import msgspec
 
-from jido_nats.cli.escape import json_printable, printable, printable_lines
+from jido_nats.cli.escape import MARGIN, json_printable, printable, printable_lines
 
 # Attributes that every log record has; all others come from `extra`.
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -24,7 +27,10 @@ class LineFormatter(logging.Formatter):
         return printable(super().formatMessage(record) + data)  # programs' stderr is in it, and errors of theirs
 
     def formatException(self, ei: Any) -> str:
-        return printable_lines(super().formatException(ei))
+        return f"{MARGIN}{printable_lines(super().formatException(ei))}"
+
+    def formatStack(self, stack_info: str) -> str:
+        return f"{MARGIN}{printable_lines(stack_info)}"
 
 
 class JsonFormatter(logging.Formatter):
@@ -40,7 +46,11 @@ class JsonFormatter(logging.Formatter):
         line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json_printable(msgspec.json.encode(line, enc_hook=repr).decode())
+        try:
+            text = msgspec.json.encode(line, enc_hook=repr).decode()
+        except UnicodeEncodeError:  # the name of a file that is not UTF-8, for example
+            text = json.dumps(line, default=str)
+        return json_printable(text)
 
 
 def use_format(name: str) -> None:
@@ -56,7 +66,7 @@ def announce(text: str) -> None:
         if isinstance(handler.formatter, JsonFormatter):
             handler.handle(logging.LogRecord("jido_nats", logging.INFO, "", 0, text, (), None))
         else:
-            sys.stderr.write(f"{text}\n")
+            sys.stderr.write(f"{printable(text)}\n")
 
 
 def configure(level: int) -> None:
@@ -65,7 +75,24 @@ def configure(level: int) -> None:
     handler.setFormatter(LineFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.getLogger("jido_nats.stderr").setLevel(min(level, logging.INFO))  # stderr of the programs that sessions run
+    _log_what_nobody_catches()
     # When a TLS connection ends, asyncio warns that "returning true from eof_received() has no effect".
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     # nats-py logs a traceback even for what it recovers from; our connection logs one line.
     logging.getLogger("nats").setLevel(logging.CRITICAL)
+
+
+def _log_what_nobody_catches() -> None:
+    """Python prints such errors as they are, whatever is in their text."""
+
+    def log(sentence: str, kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+        logging.getLogger("jido_nats").critical(sentence, exc_info=(kind, error or kind(), trace))
+
+    sys.excepthook = lambda kind, error, trace: log("an error was not caught", kind, error, trace)
+    threading.excepthook = lambda args: log(
+        "an error in a thread was not caught", args.exc_type, args.exc_value, args.exc_traceback
+    )
+    sys.unraisablehook = lambda args: log(
+        f"an error was ignored: {args.err_msg or 'in a finalizer'}", args.exc_type, args.exc_value, args.exc_traceback
+    )
+    logging.captureWarnings(capture=True)

@@ -9,7 +9,7 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from jido_nats.cli.escape import printable, printable_lines
+from jido_nats.cli.escape import json_printable, printable, printable_lines
 from jido_nats.client.streams import EventMessage, OutputMessage
 from jido_nats.client.watch import SessionChanged, SnapshotComplete, Watched, WatchedSession
 from jido_nats.contract.rules import Finding
@@ -59,11 +59,11 @@ class Printer:
         for record in rows:
             line = Text.assemble(
                 (f"{printable(record.session_id):<44} ", "bold"),
-                (f"{record.status:<13}", status_style(record.status)),
+                (f"{printable(record.status):<13}", status_style(record.status)),
                 (_clock(record.updated_at), "dim"),
             )
             if record.reason:
-                line.append(f" {record.reason}")
+                line.append(f" {printable(record.reason)}")
             if record.metadata:
                 line.append(f" {_short(record.metadata)}", "dim")
             self.console.print(line)
@@ -97,7 +97,7 @@ class Printer:
             _print_json(reply)
         else:
             again = " (sent before)" if reply.replayed else ""
-            self.console.print(Text(f"{reply.message_id} is in the inbox of {reply.session_id}{again}"))
+            self.console.print(Text(printable(f"{reply.message_id} is in the inbox of {reply.session_id}{again}")))
 
     def past_event(self, event: Event) -> None:
         """One event of a history, in a line."""
@@ -129,7 +129,8 @@ class Printer:
     def finding(self, level: str, check: str, message: str) -> None:
         """One finding of the doctor."""
         if self.as_json:
-            _print_json({"level": level, "check": check, "says": message})
+            says = message.encode("utf-8", "backslashreplace").decode()  # the name of a server that is not UTF-8
+            _print_json({"level": level, "check": check, "says": says})
         else:
             self.console.print(
                 Text.assemble((f"{level:<8}", LEVEL_STYLES[level]), (f"{check:<11}", "bold"), printable(message))
@@ -147,7 +148,7 @@ class Printer:
     def note(self, text: str, style: str = "") -> None:
         """A sentence for people; not printed with --json."""
         if not self.as_json:
-            self.console.print(text, style=style)
+            self.console.print(Text(text, style))
 
 
 def status_style(status: Status | str) -> str:
@@ -169,8 +170,8 @@ def event_text(event: Event, subject: str | None = None) -> Text:
     elif isinstance(event, SessionStatus):
         line = Text.assemble(
             (_clock(event.updated_at), "dim"),
-            f" {_brief(session_id)} v{event.version} {event.previous_status} → ",
-            (event.status, status_style(event.status)),
+            f" {_brief(session_id)} v{event.version} {printable(event.previous_status)} → ",
+            (printable(event.status), status_style(event.status)),
         )
         line.append(_why(event.reason, event.error))
     else:
@@ -179,12 +180,12 @@ def event_text(event: Event, subject: str | None = None) -> Text:
         )
         line.append(_why(event.reason, event.error))
     if subject is not None:
-        line.append(f"\n         on {subject}", "dim")
+        line.append(f"\n         on {printable(subject)}", "dim")
     return line
 
 
 def _why(reason: str | None, error: str | None) -> str:
-    return "".join([f" ({reason})" if reason else "", f" {printable(error)}" if error else ""])
+    return "".join([f" ({printable(reason)})" if reason else "", f" {printable(error)}" if error else ""])
 
 
 def _text(value: Any) -> str:
@@ -193,7 +194,7 @@ def _text(value: Any) -> str:
 
 def _value(name: str, value: Any) -> Text:
     if name in ("status", "previous_status"):
-        return Text(value, status_style(value))
+        return Text(printable(value), status_style(value))
     if isinstance(value, datetime):
         return Text(value.isoformat().replace("+00:00", "Z"))
     return Text(_text(value))
@@ -214,7 +215,7 @@ def _clock(moment: datetime) -> str:
 
 
 def _print_json(value: object) -> None:
-    sys.stdout.write(codec.encode(value).decode() + "\n")
+    sys.stdout.write(json_printable(codec.encode(value).decode()) + "\n")
     sys.stdout.flush()
 
 

@@ -5,7 +5,9 @@ import contextlib
 import errno
 import gc
 import io
+import logging
 import os
+import re
 import select
 import signal
 import stat
@@ -18,9 +20,11 @@ from typing import Any, Final, NoReturn
 import click
 
 from jido_nats.cli import logs, systemd
+from jido_nats.cli.escape import printable, printable_lines
 from jido_nats.errors import JidoError
 from jido_nats.manager.health_server import HealthServer
 from jido_nats.manager.manager import SessionManager
+from jido_nats.worker.processes import become_undumpable
 
 EXIT_INTERRUPTED: Final = 130
 HURRY_AFTER_S: Final = 1.0
@@ -30,15 +34,20 @@ GC_YOUNG: Final = 20_000
 GC_MIDDLE: Final = 20
 GC_OLD: Final = 50
 DESCRIPTORS_MAX: Final = 65_536
+# Variables with passwords and tokens. `SERVE` has the manager's options in deploy/systemd.
+_SECRET: Final = re.compile(r"(NATS|JIDO)_.*(PASSWORD|TOKEN).*|SERVE")
+
+log = logging.getLogger(__name__)
 
 
 def run_program(work: Coroutine[Any, Any, int | None], *, fast: bool = False) -> NoReturn:
     """Run it, and exit with its code. `fast`: on uvloop, if installed."""
+    forget_secrets()
     runner = asyncio.Runner(loop_factory=_fast_loop() if fast else None)
     try:
         code = _exit_code(runner, work)
     except Exception:
-        traceback.print_exc()
+        sys.stderr.write(f"{printable_lines(traceback.format_exc().rstrip())}\n")
         code = 1
     _leave(runner, code)
 
@@ -126,7 +135,7 @@ def fail(message: str) -> NoReturn:
 
 
 def _print_error(message: str) -> int:
-    click.echo(f"jido-nats: {message}", err=True)
+    click.echo(f"jido-nats: {printable(message)}", err=True)
     return 1
 
 
@@ -189,6 +198,19 @@ async def monitored(manager: SessionManager, host: str, port: int | None) -> Asy
         await manager.close()
 
 
+def forget_secrets() -> None:
+    """Remove from the environment what the options have been read from, so that nothing inherits it.
+
+    What this process was started with stays in its /proc/PID/environ, which only root can read: see `main`.
+    """
+    for name in [name for name, value in os.environ.items() if _is_secret(name, value)]:
+        del os.environ[name]
+
+
+def _is_secret(name: str, value: str) -> bool:
+    return bool(_SECRET.fullmatch(name)) or (name == "NATS_URL" and "@" in value)
+
+
 def restore_sigchld() -> None:
     """Undo that SIGCHLD is ignored, which is inherited: the exit codes of children would be lost."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -228,6 +250,8 @@ def prepare_process() -> None:
     traverses all sessions.
     """
     restore_sigchld()
+    if sys.platform == "linux" and not become_undumpable():
+        log.warning("other programs of this user can read the memory and the environment of this process")
     gc.set_threshold(GC_YOUNG, GC_MIDDLE, GC_OLD)
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource

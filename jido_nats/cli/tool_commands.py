@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from jido_nats.cli.doctor import examine, exit_code
+from jido_nats.cli.escape import printable
 from jido_nats.cli.options import (
     PORT,
     Common,
@@ -35,7 +36,7 @@ from jido_nats.core import subjects
 )
 @click.option("--read-only", is_flag=True, help="Offer no commands.")
 @click.option("--token", "browser_token", envvar="JIDO_DASHBOARD_TOKEN", help="Token that a browser needs: /?token=…")
-@partial(connection_options, token="--nats-token")
+@partial(connection_options, token="--nats-token")  # the name of an option  # nosec B106
 def dashboard(port: int, host: str, read_only: bool, browser_token: str | None, **connection: Any) -> None:
     """Show sessions live in a browser, and control them."""
     try:
@@ -47,7 +48,7 @@ def dashboard(port: int, host: str, read_only: bool, browser_token: str | None, 
         end_on_sigterm()
         options = connect_options(**connection)
         async with serving(options, host=host, port=port, token=browser_token, read_only=read_only) as url:
-            click.echo(f"The dashboard of {options.safe_servers()} is on {url}; Ctrl-C stops it")
+            click.echo(printable(f"The dashboard of {options.safe_servers()} is on {url}; Ctrl-C stops it"))
             if browser_token is not None:
                 click.echo(f"Open {url}/?token=… once; the browser keeps a cookie")
             await asyncio.Event().wait()

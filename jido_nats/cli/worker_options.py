@@ -36,6 +36,21 @@ _WORKER: Final[tuple[Callable[..., Callable[..., None]], ...]] = (
     click.option("--idle-after-s", type=float, help="active → idle after this long without a message or output."),
     click.option("--idle-timeout-s", type=float, help="End a session that has been idle for this long."),
     click.option("--max-lifetime-s", type=float, help="End a session this long after its creation."),
+    click.option(
+        "--worker-user", metavar="NAME|UID[:GID]", help="Run programs and isolated workers as this user; needs root."
+    ),
+    click.option(
+        "--worker-limit",
+        metavar="NAME=VALUE,…",
+        help="Limit each of their processes: memory=512M,nofile=1024,cpu=60s,nproc=64,fsize=1G,core=0.",
+    ),
+    click.option(
+        "--worker-env",
+        multiple=True,
+        metavar="NAME,…|NAME=VALUE",
+        callback=lambda _context, _option, value: value or None,
+        help="Of the environment they get only this, and PATH, HOME, USER, LANG, TZ; may be repeated.",
+    ),
 )
 
 
@@ -44,7 +59,14 @@ def choose_worker(worker: str | None, command: str | None, isolation: str, setti
     if worker is not None and command is not None:
         raise ConfigurationError("--worker and --exec exclude each other; give one")
     if command is not None:
-        return Program(command, stop_timeout_s=settings.stop_timeout_s, wait_ready=settings.wait_ready)
+        return Program(
+            command,
+            stop_timeout_s=settings.stop_timeout_s,
+            wait_ready=settings.wait_ready,
+            user=settings.worker_user,
+            limit=settings.worker_limit,
+            env=settings.worker_env,
+        )
     if worker is None:
         return wait_forever
     loaded = load_worker(worker)  # even if it runs in another process: a wrong name is reported at once

@@ -1,11 +1,12 @@
 """Every setting of a deployment with its default, and how to load them from TOML."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from jido_nats.core import subjects
+from jido_nats.core import confinement, subjects
 from jido_nats.core.codec import Encoding
 from jido_nats.errors import ConfigurationError
 
@@ -51,6 +52,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_lifetime_s: float | None = None  # a session ends with timed_out this long after its creation
     inbox_messages_max: int = 100  # messages waiting for one session's worker; beyond it: overloaded
     output_message_bytes_max: int = 256 * 1024  # size of one output or message; beyond it: too_large
+    worker_user: str | None = None  # user of the workers' programs: a name, or UID or UID:GID
+    worker_limit: str | None = None  # their limits, such as "memory=512M,nofile=1024"
+    worker_env: tuple[str, ...] | None = None  # what they inherit of the environment, as ["NAME,NAME", "NAME=VALUE"]
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "encoding", Encoding(self.encoding))  # Python code may pass "msgpack"
@@ -65,6 +69,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise ValueError(f"{name} must be 0 or more, and finite")
         if not 1 <= self.replicas <= 5:
             raise ValueError("replicas must be 1 to 5")
+        _check("worker_limit", confinement.limits_of, self.worker_limit)
+        _check("worker_env", confinement.variables_of, self.worker_env)
+
+
+def _check(name: str, parse: Callable[[Any], object], value: object) -> None:
+    """Parse a setting that is used as text. Raises `ValueError`, which names the setting."""
+    if value is not None:
+        try:
+            parse(value)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
 
 _POSITIVE = (

@@ -4,7 +4,9 @@ Every answer is computed in the manager's event loop: a loop that does not answe
 """
 
 import asyncio
+import logging
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
@@ -18,6 +20,8 @@ from jido_nats.errors import ConfigurationError
 from jido_nats.manager.metrics import BOUNDS_S, Durations, Snapshot
 
 ANSWER_TIMEOUT_S: Final = 2.0
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -99,6 +103,11 @@ def _ok(path: str, snapshot: Snapshot) -> str:
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     request_queue_size = 16
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log what a request ended with; the base class prints it, also that a client has gone."""
+        gone = isinstance(sys.exc_info()[1], OSError)
+        log.log(logging.DEBUG if gone else logging.ERROR, "a request for metrics or health failed", exc_info=True)
 
 
 class _ServerOfIPv6(_Server):

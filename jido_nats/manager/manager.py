@@ -45,7 +45,9 @@ from jido_nats.store.lease import Lease
 from jido_nats.store.leases import Leases, ManagerInfo, describe
 from jido_nats.store.output_log import OutputLog
 from jido_nats.store.records import SessionRecords
+from jido_nats.worker.confinement import check_confined
 from jido_nats.worker.inbox import HeldBytes
+from jido_nats.worker.program import Program
 from jido_nats.worker.session import Worker
 
 CLOSE_GRACE_S: Final = 10.0
@@ -111,6 +113,7 @@ class SessionManager(SessionApi):
         self._entered = True
         if not callable(self._worker):
             raise ConfigurationError(f"worker is {self._worker!r}, should be a coroutine function that takes a Session")
+        check_confined(self._settings, self._worker.confinement if isinstance(self._worker, Program) else None)
         try:
             await self._start()
         except BaseException:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -12,9 +13,10 @@ import termios
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Final
 
-from jido_nats.worker.processes import ProcessTable, command_of, descendants
+from jido_nats.worker.processes import ProcessTable, command_of, descendants, forbid_new_privileges
 from jido_nats.worker.subreaper import Subreaper
 
 POLL_S: Final = 0.02
@@ -38,6 +40,18 @@ class Supervision:
         self.table = ProcessTable()
         self.own: set[int] = set()
         self.subreaper: Subreaper | None = None
+        # Programs inherit from the thread that starts them that they cannot gain privileges; the others keep theirs.
+        self._starter = ThreadPoolExecutor(1, "jido_nats program starter", initializer=forbid_new_privileges)
+
+    def start(self, argv: Sequence[str], env: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+        """A program in a session of its own, with pipes. Raises `OSError`.
+
+        This blocks for milliseconds; asyncio's subprocesses need a thread for each child on Python 3.11.
+        """
+        try:
+            return self._starter.submit(_start, argv, env).result()
+        except RuntimeError as error:  # no more threads
+            raise OSError(errno.EAGAIN, str(error)) from error
 
 
 class ProcessGroup:
@@ -47,12 +61,7 @@ class ProcessGroup:
         """Start it. `env` holds the `run_id`. Raises `OSError` if the program cannot be run."""
         self._supervision = supervision
         self._run_id = run_id
-        pipe = subprocess.PIPE
-        # This blocks for milliseconds; asyncio's subprocesses need a thread for each child on Python 3.11.
-        # A session of its own has no controlling terminal: nothing that it starts can ask there, and be stopped.
-        self._process = subprocess.Popen(
-            argv, stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env), start_new_session=True, bufsize=0
-        )
+        self._process = supervision.start(argv, env)
         self._is_status_lost = False
         supervision.own.add(self.id)
         if supervision.subreaper is not None:
@@ -266,6 +275,14 @@ class ProcessGroup:
         transport, protocol = await loop.connect_write_pipe(lambda: asyncio.StreamReaderProtocol(nothing), pipe)
         self._writing = transport
         return asyncio.StreamWriter(transport, protocol, None, loop)
+
+
+def _start(argv: Sequence[str], env: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    pipe = subprocess.PIPE
+    # A session of its own has no controlling terminal: nothing that it starts can ask there, and be stopped.
+    return subprocess.Popen(  # the operator's program, without a shell  # nosec B603
+        argv, stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env), start_new_session=True, bufsize=0
+    )
 
 
 def _signal(pid: int, number: signal.Signals) -> bool:

@@ -1,7 +1,8 @@
-"""What the operating system knows about processes: /proc, and the one call that makes a process a subreaper. Linux."""
+"""What the operating system knows about processes, in /proc, and what a process can ask of it (prctl). Linux."""
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
@@ -9,7 +10,10 @@ from typing import Final, NamedTuple
 # Scans of /proc, which take milliseconds, may take one part in this many of the event loop's time.
 SCAN_SHARE: Final = 10
 SCAN_INTERVAL_MIN_S: Final = 0.02
+# Options of prctl(2).
+_PR_SET_DUMPABLE: Final = 4
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_SET_NO_NEW_PRIVS: Final = 38
 _DEAD: Final = "ZX"
 
 
@@ -120,11 +124,32 @@ def become_subreaper() -> bool:
 
     Whether that worked: it needs Linux, /proc and ctypes.
     """
-    if _read("self") is None:
+    return _read("self") is not None and _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def become_undumpable() -> bool:
+    """Keep other processes of the same user from this one's memory, environment and file descriptors; no core dumps.
+
+    Whether that worked. It lasts until an `exec`, so the programs that this process starts are not affected.
+    """
+    return _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def forbid_new_privileges() -> bool:
+    """Let nothing that *this thread* starts gain privileges, as by `sudo` and other setuid programs.
+
+    Whether that worked. It cannot be undone.
+    """
+    return _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _prctl(option: int, value: int) -> bool:
+    """Whether Linux has done it."""
+    if sys.platform != "linux":
         return False
     try:
         import ctypes  # fails where memory may not be made executable, with some versions of libffi
 
-        return bool(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+        return bool(ctypes.CDLL(None).prctl(option, value, 0, 0, 0) == 0)
     except (ImportError, MemoryError, OSError, AttributeError):
         return False

@@ -20,6 +20,7 @@ from jido_nats.core.codec import DecodeError
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.errors import BadRequest, CommandError, ConfigurationError, TooLarge
+from jido_nats.worker.confinement import Confinement
 from jido_nats.worker.crash import ERROR_LENGTH_MAX
 from jido_nats.worker.line_id import id_of
 from jido_nats.worker.process_group import ProcessGroup, Supervision
@@ -56,10 +57,6 @@ ERROR_LINE_BYTES_MAX: Final = 2000
 ERROR_LINES_LOGGED_PER_S: Final = 100
 WARNINGS_MAX: Final = 20
 ENV_VALUE_BYTES_MAX: Final = 100 * 1024
-# Environment variables that a program does not inherit: the manager's credentials and settings, and what systemd has
-# said to the manager alone. `SERVE` has the manager's options in deploy/systemd.
-_NOT_INHERITED_PREFIXES: Final = ("NATS_", "JIDO_", "WATCHDOG_", "LISTEN_")
-_NOT_INHERITED: Final = frozenset(("NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY", "SERVE"))
 
 log = logging.getLogger(__name__)
 stderr_log = logging.getLogger("jido_nats.stderr")
@@ -81,12 +78,16 @@ class Program:
         *,
         stop_timeout_s: float = STOP_TIMEOUT_S,
         wait_ready: bool = False,
+        user: str | None = None,
+        limit: str | None = None,
+        env: Sequence[str] | None = None,
         python_worker: bool = False,
     ) -> None:
         """`command`: a command line (not run by a shell) or its words. Raises `ConfigurationError` if it cannot be run.
 
-        `wait_ready`: the manager's setting. `python_worker`: the program requests each message with a line `next`,
-        and gets a line `status` for each change of its session's status.
+        `wait_ready`: the manager's setting. `user`, `limit`, `env`: as the settings `worker_user`, `worker_limit` and
+        `worker_env`. `python_worker`: the program requests each message with a line `next`, and gets a line `status`
+        for each change of its session's status.
         """
         try:
             self._argv = shlex.split(command) if isinstance(command, str) else list(command)
@@ -94,6 +95,7 @@ class Program:
             raise ConfigurationError(f"the command {command!r} cannot be parsed: {error}") from error
         if not self._argv or shutil.which(self._argv[0]) is None:
             raise ConfigurationError(f"there is no executable program {self._argv[0] if self._argv else ''!r}")
+        self.confinement: Final = Confinement(user, limit, env)
         self._stop_timeout_s = stop_timeout_s
         self._wait_ready = wait_ready
         self._python_worker = python_worker
@@ -104,9 +106,10 @@ class Program:
     async def __call__(self, session: Session) -> None:
         """Run the program for this session, to its end."""
         run_id = secrets.token_hex(16)
-        env = environment(host_of(session).record, os.environ) | {RUN_ID: run_id}
+        inherited = self.confinement.environment(os.environ)
+        env = inherited | variables_of(host_of(session).record, inherited) | {RUN_ID: run_id}
         try:
-            group = ProcessGroup(self._argv, env, run_id, self._supervision)
+            group = ProcessGroup(self.confinement.command(self._argv), env, run_id, self._supervision)
         except OSError as error:
             raise WorkerFailed(f"{self._argv[0]} cannot be started: {error.strerror or error}") from error
         try:
@@ -170,6 +173,9 @@ def isolated(name: str, settings: Settings) -> Program:
         [sys.executable, "-m", "jido_nats.worker.child", name, str(settings.stop_timeout_s)],
         stop_timeout_s=settings.stop_timeout_s,
         wait_ready=settings.wait_ready,
+        user=settings.worker_user,
+        limit=settings.worker_limit,
+        env=settings.worker_env,
         python_worker=True,
     )
 
@@ -333,13 +339,12 @@ class _Exchange:
             log.warning(sentence, extra={"session_id": self._session.session_id, **data})
 
 
-def environment(record: SessionRecord, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a session's program: the manager's, without what is the manager's own, and the session.
+def variables_of(record: SessionRecord, inherited: Mapping[str, str]) -> dict[str, str]:
+    """What a program finds in its environment about its session, beside what it has inherited.
 
     `PYTHONUNBUFFERED`: what a Python program prints would otherwise wait in its buffer, since stdout is a pipe.
     """
-    env = {"PYTHONUNBUFFERED": "1"} | {name: value for name, value in inherited.items() if _is_inherited(name)}
-    env["JIDO_SESSION_ID"] = record.session_id
+    env = {"PYTHONUNBUFFERED": inherited.get("PYTHONUNBUFFERED", "1"), "JIDO_SESSION_ID": record.session_id}
     for name, value in (("JIDO_METADATA", record.metadata), ("JIDO_LLM_CONFIG", record.llm_config)):
         text = codec.encode(value)
         if value is not None and len(text) <= ENV_VALUE_BYTES_MAX:  # the kernel accepts no longer ones
@@ -347,10 +352,6 @@ def environment(record: SessionRecord, inherited: Mapping[str, str]) -> dict[str
     if record.traceparent is not None:
         env["TRACEPARENT"] = record.traceparent
     return env
-
-
-def _is_inherited(name: str) -> bool:
-    return name not in _NOT_INHERITED and not name.startswith(_NOT_INHERITED_PREFIXES)
 
 
 def _what_is_wrong(error: DecodeError) -> str:

@@ -44,7 +44,7 @@ class ReaperHandle:
         """Start a reaper, or replace one that was killed, and register every group."""
         self._stop()
         try:
-            self._reaper = subprocess.Popen(
+            self._reaper = subprocess.Popen(  # our own program  # nosec B603
                 [sys.executable, "-I", "-S", _REAPER],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,

@@ -31,6 +31,14 @@ def test_a_record_is_one_printable_line(formatter: logging.Formatter) -> None:
     assert line.count("fire") == 2
 
 
+@pytest.mark.parametrize("formatter", FORMATTERS, ids=["line", "json"])
+def test_the_name_of_a_file_that_is_not_utf_8_can_be_logged(formatter: logging.Formatter) -> None:
+    line = formatter.format(record("cannot be read", file="a\udce9"))
+
+    assert line.isprintable()
+    assert "a\\udce9" in line
+
+
 def test_a_json_record_keeps_its_value() -> None:
     line = json.loads(JsonFormatter().format(record(HOSTILE + "é🦊")))
 

@@ -350,7 +350,7 @@ def test_sparks_stand_for_numbers() -> None:
 
 def test_what_can_be_shown_is_shown_as_it_is() -> None:
     assert printable("Grüße, 日本 🎉 {}") == "Grüße, 日本 🎉 {}"
-    assert printable_lines("a\tb\n\x1b[2J") == "a    b\n\\x1b[2J"
+    assert printable_lines("a\tb\n\x1b[2J") == "a    b\n  | \\x1b[2J"
 
 
 def _marked(line: Text) -> list[str]:

@@ -16,6 +16,7 @@ FOLDER: Final = ROOT / "deploy/systemd"
 SERVER: Final = FOLDER / "jido-nats-server.service"
 MANAGER: Final = FOLDER / "jido-nats-manager@.service"
 CLUSTER: Final = FOLDER / "cluster.conf"
+WORKER_USER: Final = FOLDER / "worker-user.conf"
 BESIDE: Final = Path(sys.executable).parent
 EXPOSURE_MAX: Final = 1.5  # of 10; systemd calls up to 2.9 "OK"
 CLEAN_UP_S: Final = 10
@@ -55,6 +56,15 @@ def test_systemd_takes_what_makes_the_server_one_of_three(tmp_path: Path) -> Non
     (folder / CLUSTER.name).write_text(here(CLUSTER))
 
     assert verified(tmp_path / SERVER.name) == ""
+
+
+def test_systemd_takes_what_gives_programs_a_user_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / MANAGER.name).write_text(here(MANAGER))
+    folder = tmp_path / f"{MANAGER.name}.d"
+    folder.mkdir()
+    (folder / WORKER_USER.name).write_text(WORKER_USER.read_text())
+
+    assert verified(tmp_path / MANAGER.name) == ""
 
 
 def test_systemd_complains_of_a_setting_that_it_does_not_know(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import signal
 import socket
+import struct
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -160,6 +161,18 @@ async def test_serve_shows_its_metrics(server: LocalServer) -> None:
     async with serving(server.url, "--metrics-port", "0") as program:
         port = int(program.err.partition("http://127.0.0.1:")[2].split()[0])
         assert "jido_manager_info" in (await asyncio.to_thread(fetch, port, "/metrics"))[1]
+
+
+async def test_a_scraper_that_hangs_up_is_no_error(server: LocalServer) -> None:
+    async with serving(server.url, "--metrics-port", "0", "--log-format", "json") as program:
+        port = int(program.err.partition("http://127.0.0.1:")[2].split('"')[0])
+        with socket.create_connection(("127.0.0.1", port)) as scraper:
+            scraper.sendall(b"GET /met")
+            scraper.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset when it is closed
+        assert (await asyncio.to_thread(fetch, port, "/livez"))[0] == 200
+        finished = await program.end(signal.SIGTERM)
+
+    assert [json.loads(line)["level"] for line in finished.err.splitlines()] == ["info", "info"]
 
 
 async def test_logs_are_json_with_the_session_s_id(server: LocalServer, tmp_path: Path) -> None:

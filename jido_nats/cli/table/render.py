@@ -242,7 +242,7 @@ def _row(record: SessionRecord, now: datetime, columns: Columns) -> Text:
     if columns.metadata:
         line.append("  ")
         if record.reason is not None:
-            line.append(f"{record.reason} ", style)
+            line.append(f"{printable(record.reason)} ", style)
         line.append_text(metadata_text(record.metadata, columns.metadata))
     return line
 

@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 import threading
+import warnings
 
 from jido_nats import BadRequest, InvalidTransition, Session, TooLarge
 
@@ -152,3 +153,32 @@ async def uses_tools_stubbornly(session: Session) -> None:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             continue
+
+
+async def shows_its_environment(session: Session) -> None:
+    """Emits the names of its variables, and of those that a child of its process inherits."""
+    inherited = await asyncio.create_subprocess_exec("env", stdout=asyncio.subprocess.PIPE)
+    names = [line.partition(b"=")[0].decode() for line in (await inherited.communicate())[0].splitlines()]
+    await session.emit("names", sorted({*names, *os.environ}))
+    await session.messages()
+
+
+async def forges(session: Session) -> None:
+    """Says the session's text wherever it reaches the log: in what it prints, raises, and lets nobody catch."""
+    text = session.metadata["text"]
+
+    def raises() -> None:
+        raise RuntimeError(text)
+
+    class Leaves:
+        def __del__(self) -> None:
+            raises()
+
+    Leaves()
+    thread = threading.Thread(target=raises)
+    thread.start()
+    thread.join()
+    warnings.warn(text, stacklevel=1)
+    asyncio.get_running_loop().call_soon(raises)
+    await asyncio.sleep(0)
+    raise RuntimeError(text) from ValueError(text)
