@@ -2,6 +2,7 @@
 
     python -m tests.bench.fairness                        # 256 requests outstanding, each verb in turn
     python -m tests.bench.fairness --rates 1000,2000,…    # no waiting for answers: the rate at which it breaks
+    python -m tests.bench.fairness --burst 10000          # so many creates of 30 kB at once
 
 On a server started from `nats.conf`, with one manager. The flood is a guest's (a client's for `create` and `list`,
 which guests may not send), at the lowest CPU priority. Beside it another client creates a session, sends it a message
@@ -17,8 +18,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import nats
+from nats.aio.msg import Msg
 from rich.console import Console
 from rich.table import Table
 
@@ -170,6 +174,40 @@ async def measure_rates(verbs: Sequence[str], rates: Sequence[float], seconds: f
     return recovered
 
 
+async def measure_burst(creates: int) -> bool:
+    """Print what became of them; whether all were answered, and the manager was not disconnected."""
+    payload = json.dumps({"metadata": {"x": ["y" * 10] * 2000}}).encode()
+    answers = Counter[str]()
+
+    async def on_answer(answer: Msg) -> None:
+        answers[(answer.headers or {}).get("Nats-Service-Error-Code", "200")] += 1
+
+    async with deployment() as (server, _, manager):
+        options = {"user": "client", "password": PASSWORDS["client"], "inbox_prefix": "_INBOX.client"}
+        client = await nats.connect(server.url, pending_size=64 * 1024 * 1024, **options)
+        inbox = client.new_inbox()
+        await client.subscribe(inbox, cb=on_answer)
+        began = time.perf_counter()
+        for number in range(creates):
+            await client.publish("jido.session.create", payload, reply=inbox)
+            if number % 50 == 0:
+                await asyncio.sleep(0)
+        await client.flush(60)
+        while answers.total() < creates and time.perf_counter() - began < 60:
+            await asyncio.sleep(0.1)
+        took = time.perf_counter() - began
+        lost = manager.err.count("connection lost")
+        memory = next(
+            line.split()[1]
+            for line in Path(f"/proc/{manager.process.pid}/status").read_text().splitlines()
+            if line.startswith("VmHWM")
+        )
+        await client.close()
+    print(f"{creates:,} creates of {len(payload):,} bytes in {took:.1f} s: {dict(answers)}")
+    print(f"never answered: {creates - answers.total():,}; connections lost: {lost}; memory: {int(memory) // 1024} MB")
+    return answers.total() == creates and not lost
+
+
 async def recover(client: Client, alone: Phase) -> float:
     """How long after a flood until a whole second of rounds meets the goal again, in seconds."""
     began = time.perf_counter()
@@ -193,10 +231,13 @@ def main() -> int:
     parser.add_argument("--verbs", default=",".join(COMMANDS))
     parser.add_argument("--outstanding", type=int, default=OUTSTANDING)
     parser.add_argument("--rates", default="", help="requests a second of floods that wait for no answer")
+    parser.add_argument("--burst", type=int, default=0, help="creates of 30 kB, all sent at once")
     parser.add_argument("--seconds", type=float, default=8.0)
     options = parser.parse_args()
     verbs = options.verbs.split(",")
-    if options.rates:
+    if options.burst:
+        work = measure_burst(options.burst)
+    elif options.rates:
         work = measure_rates(verbs, [float(rate) for rate in options.rates.split(",")], options.seconds)
     else:
         work = measure_verbs(verbs, options.outstanding, options.seconds)
