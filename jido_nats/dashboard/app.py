@@ -19,11 +19,21 @@ from jido_nats.client.client import Client
 from jido_nats.core import codec, requests, subjects
 from jido_nats.core.position import Position, parse_position
 from jido_nats.dashboard.access import AccessControl, refusal
+from jido_nats.dashboard.addresses import Addresses
 from jido_nats.dashboard.event_feed import EventFeed
 from jido_nats.dashboard.output_feed import stream_output
 from jido_nats.dashboard.session_page import describe_session
 from jido_nats.dashboard.state import DashboardState
-from jido_nats.errors import BadRequest, CommandError, JidoError, NotAllowed, NotFound, TooLarge, Unavailable
+from jido_nats.errors import (
+    BadRequest,
+    CommandError,
+    InternalError,
+    JidoError,
+    NotAllowed,
+    NotFound,
+    TooLarge,
+    Unavailable,
+)
 
 BODY_BYTES_MAX: Final = 1024 * 1024
 LOAD_TIMEOUT_S: Final = 5.0
@@ -41,10 +51,10 @@ log = logging.getLogger(__name__)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def build(pages: "Pages", *, host: str, port: int, token: str | None) -> ASGIApp:
-    """The ASGI application; `host` and `port` are where it listens."""
+def build(pages: "Pages", *, addresses: Addresses, port: int, token: str | None) -> ASGIApp:
+    """The ASGI application; `port` is where it listens."""
     app = Starlette(routes=[Route(path, _with_errors(handler), methods=[m]) for m, path, handler in pages.routes()])
-    return AccessControl(app, host=host, port=port, token=token)
+    return AccessControl(app, addresses=addresses, port=port, token=token)
 
 
 class Pages:
@@ -159,6 +169,13 @@ class ReadOnly(CommandError):
     code = "read_only"
 
 
+class Forbidden(CommandError):
+    """The dashboard's NATS user may not do that."""
+
+    status = 403
+    code = "not_allowed"
+
+
 class EventSource(Response):
     """A stream of Server-Sent Events, until it ends, the browser disconnects or stops reading, or `closing` is set."""
 
@@ -207,14 +224,14 @@ def _with_errors(handler: Handler) -> Handler:
         try:
             return await handler(request)
         except CommandError as error:
-            return refusal(error.status, error.code, str(error), error.session_id)
+            return refusal(error)
         except NotAllowed as error:
-            return refusal(403, "not_allowed", str(error))
+            return refusal(Forbidden(str(error)))
         except JidoError as error:
-            return refusal(503, "unavailable", str(error))
+            return refusal(Unavailable(str(error)))
         except Exception:
-            log.exception("a request failed", extra={"path": request.url.path})
-            return refusal(500, "internal", "internal error of the dashboard; see its log")
+            log.exception("a request failed", extra={"path": request.scope["path"]})
+            return refusal(InternalError("internal error of the dashboard; see its log"))
 
     return answered
 

@@ -10,7 +10,7 @@ import uvicorn
 
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.client.client import Client
-from jido_nats.dashboard.access import check_reach
+from jido_nats.dashboard.addresses import Addresses, check_reach
 from jido_nats.dashboard.app import Pages, build
 from jido_nats.dashboard.event_feed import BEAT_S, EventFeed
 from jido_nats.dashboard.state import EVENTS_MAX, DashboardState
@@ -44,7 +44,7 @@ async def dashboard(
             state = DashboardState(events_max=events_max)
             async with EventFeed(client, state, beat_s=beat_s) as feed:
                 pages = Pages(client, state, feed, read_only=read_only)
-                app = build(pages, host=host, port=port, token=token)
+                app = build(pages, addresses=Addresses(host), port=port, token=token)
                 async with _serving(_Server(_config(app)), listener):
                     try:
                         yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
