@@ -1,14 +1,12 @@
 """Access control of the dashboard: the addresses that a request may name, the token, what a browser may load.
 
-The token keeps out everyone else who can reach the port. A link carries it once, then a cookie does.
+The token keeps out everyone else who can reach the port. A link carries it once, then a login's cookie does.
 What a request may do without it is decided by `scope["path"]`, the very string that the router matches; an URL, as in
 `request.url`, is put together from the Host header too.
 """
 
-import hashlib
-import hmac
-from http.cookies import CookieError, SimpleCookie
-from typing import Final
+import asyncio
+from typing import Final, NamedTuple
 from urllib.parse import parse_qs
 
 from starlette.datastructures import MutableHeaders
@@ -18,10 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jido_nats.core import codec
 from jido_nats.dashboard.addresses import Addresses
+from jido_nats.dashboard.logins import Login, Logins
 from jido_nats.errors import CommandError
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
-COOKIE_AGE_S: Final = 30 * 24 * 3600
 ENTRANCE: Final = "/"
 # The style and icon of the page that asks for the token.
 PUBLIC: Final = frozenset({"/static/style.css", "/static/icon.svg"})
@@ -68,22 +66,21 @@ class NotJson(CommandError):
 
 
 class AccessControl:
-    """ASGI middleware; `port` separates the cookies of several dashboards on one machine."""
+    """ASGI middleware. `logins`: None if no token is required."""
 
-    def __init__(self, app: ASGIApp, *, addresses: Addresses, port: int, token: str | None) -> None:
+    def __init__(self, app: ASGIApp, *, addresses: Addresses, logins: Logins | None) -> None:
         self._app = app
         self._addresses = addresses
-        self._token = token
-        self._cookie = f"jido_dashboard_{port}"
+        self._logins = logins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise AssertionError("only plain HTTP is served")
         request = Request(scope)
-        app, entering = self._app, False
+        app, granted = self._app, _Granted()
         try:
             self._addresses.check_host(request)
-            entering = self._check_token(request)
+            granted = self._check_token(request)
             if request.method not in SAFE_METHODS:
                 self._check_change(request)
         except CommandError as error:
@@ -94,21 +91,28 @@ class AccessControl:
                 headers = MutableHeaders(scope=message)
                 headers.update(HEADERS)
                 headers.setdefault("Cache-Control", "no-store")
-                if entering:
-                    headers.append("Set-Cookie", self._set_cookie())
+                if granted.cookie is not None:
+                    headers.append("Set-Cookie", granted.cookie)
             await send(message)
 
-        await app(scope, receive, send_with_headers)
+        if granted.login is None:
+            return await app(scope, receive, send_with_headers)
+        with granted.login.used():
+            return await app(scope, _until(granted.login.ended, receive), send_with_headers)
 
-    def _check_token(self, request: Request) -> bool:
-        """Whether the request is a link with the token. Raises `Unauthorized`."""
-        if self._token is None or request.scope["path"] in PUBLIC:
-            return False
-        if self._is_token(_token_of_link(request)):
-            return True
-        if not self._has_token(request):
-            raise Unauthorized("this dashboard requires its token: reload the page")
-        return False
+    def _check_token(self, request: Request) -> "_Granted":
+        """By what the request may be answered. Raises `Unauthorized`."""
+        if self._logins is None or request.scope["path"] in PUBLIC:
+            return _Granted()
+        if self._logins.is_token(_token_of_link(request)):
+            return _Granted(cookie=self._logins.begin())
+        if (bearer := _bearer(request)) is None:
+            login = self._logins.find(request.headers.get("Cookie", ""))
+            if login is not None:
+                return _Granted(login)
+        elif self._logins.is_token(bearer):
+            return _Granted()
+        raise Unauthorized("this dashboard requires its token: reload the page")
 
     def _check_change(self, request: Request) -> None:
         self._addresses.check_origin(request)
@@ -116,26 +120,12 @@ class AccessControl:
         if media_type != "application/json":
             raise NotJson("send JSON, as Content-Type: application/json")
 
-    def _has_token(self, request: Request) -> bool:
-        scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            return self._is_token(credentials.strip())
-        try:
-            cookie = SimpleCookie(request.headers.get("Cookie", "")).get(self._cookie)
-        except CookieError:
-            return False
-        return cookie is not None and hmac.compare_digest(cookie.value.encode(), self._cookie_value().encode())
 
-    def _is_token(self, given: str | None) -> bool:
-        return given is not None and hmac.compare_digest(given.encode(), (self._token or "").encode())
+class _Granted(NamedTuple):
+    """A request that may be answered: the login that it uses, and the cookie of a new one."""
 
-    def _cookie_value(self) -> str:
-        """Proves the token without revealing it."""
-        return hmac.new((self._token or "").encode(), b"jido_nats dashboard", hashlib.sha256).hexdigest()
-
-    def _set_cookie(self) -> str:
-        # Strict: not sent with requests that another site caused. Cookies ignore the port, hence the name.
-        return f"{self._cookie}={self._cookie_value()}; Path=/; Max-Age={COOKIE_AGE_S}; HttpOnly; SameSite=Strict"
+    login: Login | None = None
+    cookie: str | None = None
 
 
 def refusal(error: CommandError) -> Response:
@@ -157,3 +147,23 @@ def _token_of_link(request: Request) -> str | None:
     if request.method not in SAFE_METHODS or request.scope["path"] != ENTRANCE:
         return None
     return parse_qs(str(request.scope["query_string"], "latin-1")).get("token", [None])[0]
+
+
+def _bearer(request: Request) -> str | None:
+    scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
+    return credentials.strip() if scheme.lower() == "bearer" else None
+
+
+def _until(ended: asyncio.Event, receive: Receive) -> Receive:
+    """`receive`, for which the client has disconnected once the login has ended."""
+
+    async def received() -> Message:
+        receiving, ending = asyncio.ensure_future(receive()), asyncio.create_task(ended.wait())
+        try:
+            await asyncio.wait((receiving, ending), return_when=asyncio.FIRST_COMPLETED)
+            return receiving.result() if receiving.done() else {"type": "http.disconnect"}
+        finally:
+            receiving.cancel()
+            ending.cancel()
+
+    return received

@@ -21,6 +21,7 @@ from jido_nats.core.position import Position, parse_position
 from jido_nats.dashboard.access import AccessControl, refusal
 from jido_nats.dashboard.addresses import Addresses
 from jido_nats.dashboard.event_feed import EventFeed
+from jido_nats.dashboard.logins import Logins
 from jido_nats.dashboard.output_feed import stream_output
 from jido_nats.dashboard.session_page import describe_session
 from jido_nats.dashboard.state import DashboardState
@@ -51,21 +52,24 @@ log = logging.getLogger(__name__)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def build(pages: "Pages", *, addresses: Addresses, port: int, token: str | None) -> ASGIApp:
-    """The ASGI application; `port` is where it listens."""
+def build(pages: "Pages", *, addresses: Addresses, logins: Logins | None) -> ASGIApp:
+    """The ASGI application; `logins` as for `AccessControl`."""
     app = Starlette(routes=[Route(path, _with_errors(handler), methods=[m]) for m, path, handler in pages.routes()])
-    return AccessControl(app, addresses=addresses, port=port, token=token)
+    return AccessControl(app, addresses=addresses, logins=logins)
 
 
 class Pages:
     """The request handlers; set `closing` to end every stream."""
 
-    def __init__(self, client: Client, state: DashboardState, feed: EventFeed, *, read_only: bool) -> None:
+    def __init__(
+        self, client: Client, state: DashboardState, feed: EventFeed, *, read_only: bool, logins: Logins | None
+    ) -> None:
         self.closing = asyncio.Event()
         self._client = client
         self._state = state
         self._feed = feed
         self._read_only = read_only
+        self._logins = logins
         self._static = _static_files()
 
     def routes(self) -> list[tuple[str, str, Handler]]:
@@ -77,6 +81,7 @@ class Pages:
             ("GET", "/api/sessions/{session_id}", self.session),
             ("GET", "/api/sessions/{session_id}/output", self.output),
             ("GET", "/api/stream", self.stream),
+            ("POST", "/api/logout", self.log_out),
             ("POST", "/api/sessions", self.create),
             ("POST", "/api/sessions/{session_id}/{verb}", self.command),
         ]
@@ -93,7 +98,8 @@ class Pages:
         """All sessions, abbreviated, and the position after which `/api/stream` continues."""
         if not await self._feed.loaded(LOAD_TIMEOUT_S):
             raise Unavailable(self._feed.problem or "the sessions have not been loaded from NATS yet")
-        return _json({**self._state.snapshot(), "read_only": self._read_only})
+        mode = {"read_only": self._read_only, "requires_token": self._logins is not None}
+        return _json({**self._state.snapshot(), **mode})
 
     async def session(self, request: Request) -> Response:
         """One session in full: its record, if not expired, and all its events in the stream."""
@@ -111,6 +117,13 @@ class Pages:
         if position is None:
             raise BadRequest("?after=<the position_token of /api/sessions> is required")
         return EventSource(self._feed.stream(position), self.closing)
+
+    async def log_out(self, request: Request) -> Response:
+        """End the login of the request's cookie, and the streams that it has open."""
+        response = Response(status_code=204)
+        if self._logins is not None:
+            response.headers["Set-Cookie"] = self._logins.end(request.headers.get("Cookie", ""))
+        return response
 
     async def create(self, request: Request) -> Response:
         """Create a session; responds with its record."""

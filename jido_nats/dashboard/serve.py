@@ -13,6 +13,7 @@ from jido_nats.client.client import Client
 from jido_nats.dashboard.addresses import Addresses, check_reach
 from jido_nats.dashboard.app import Pages, build
 from jido_nats.dashboard.event_feed import BEAT_S, EventFeed
+from jido_nats.dashboard.logins import LOGIN_IDLE_S, Logins
 from jido_nats.dashboard.state import EVENTS_MAX, DashboardState
 from jido_nats.errors import ConfigurationError
 
@@ -26,25 +27,31 @@ async def dashboard(
     *,
     host: str = "127.0.0.1",
     port: int = 8080,
+    public_url: str | None = None,
     token: str | None = None,
+    login_idle_s: float = LOGIN_IDLE_S,
     read_only: bool = False,
     beat_s: float = BEAT_S,
     events_max: int = EVENTS_MAX,
 ) -> AsyncIterator[str]:
     """Serve inside the block, whose value is the URL; leaving it ends every stream. `port` 0: any free port.
 
-    `beat_s`: the keep-alive interval of an idle stream. `events_max`: events kept in memory for browsers that
-    reconnect; older ones are read from the stream.
-    Raises `ConfigurationError` (a token is required; the port is in use) and `ServerUnusable`.
+    `public_url`: what browsers open, if a proxy is in front. `login_idle_s`: a browser that has not been used for so
+    long has to show the token again. `beat_s`: the keep-alive interval of an idle stream. `events_max`: events kept
+    in memory for browsers that reconnect; older ones are read from the stream.
+    Raises `ConfigurationError` (a token is required; the port is in use; `public_url` is none) and
+    `ServerUnusable`.
     """
-    check_reach(host, token)
+    check_reach(host, public_url, token)
+    addresses = Addresses(host, public_url)
     with _listening(host, port) as listener:
         port = listener.getsockname()[1]
+        logins = None if token is None else Logins(token, port=port, secure=addresses.is_https, idle_s=login_idle_s)
         async with Client.connect(connection) as client:
             state = DashboardState(events_max=events_max)
             async with EventFeed(client, state, beat_s=beat_s) as feed:
-                pages = Pages(client, state, feed, read_only=read_only)
-                app = build(pages, addresses=Addresses(host), port=port, token=token)
+                pages = Pages(client, state, feed, read_only=read_only, logins=logins)
+                app = build(pages, addresses=addresses, logins=logins)
                 async with _serving(_Server(_config(app)), listener):
                     try:
                         yield f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -48,12 +48,12 @@ def shown(nats_url: str, **options: Any) -> AbstractAsyncContextManager[str]:
 
 
 @asynccontextmanager
-async def chromium() -> AsyncIterator[Browser]:
+async def chromium(*arguments: str) -> AsyncIterator[Browser]:
     """The system's Chromium, without a window."""
     path = shutil.which("chromium")
     assert path is not None, "tests/interop/install.sh installs Chromium"
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = await playwright.chromium.launch(executable_path=path, args=["--no-sandbox", *arguments])
         try:
             yield browser
         finally:

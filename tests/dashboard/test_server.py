@@ -550,6 +550,17 @@ async def test_the_command_says_where_the_dashboard_is(server: LocalServer, mana
     assert TOKEN not in program.out + program.err
 
 
+async def test_the_command_takes_what_browsers_open(server: LocalServer, manager: SessionManager) -> None:
+    env = {"JIDO_DASHBOARD_TOKEN": TOKEN, "JIDO_DASHBOARD_PUBLIC_URL": "https://dash.example.org"}
+    async with running("dashboard", "--server", server.url, "--port", "0", env=env) as program:
+        await program.said("Open https://dash.example.org/?token=… once")
+    async with running("dashboard", "--server", server.url, "--public-url", "dash", env=env) as program:
+        finished = await program.finished()
+
+    assert (finished.code, finished.err.count("\n")) == (1, 1)
+    assert "--public-url dash: give the address that browsers open, as https://host" in finished.err
+
+
 async def test_it_ends_its_streams_and_does_not_wait_for_them(
     server: LocalServer, manager: SessionManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
