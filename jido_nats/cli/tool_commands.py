@@ -18,7 +18,7 @@ from jido_nats.cli.options import (
     connection_options,
     load_settings,
 )
-from jido_nats.cli.process import end_on_sigterm, fail, run_program
+from jido_nats.cli.process import end_on_sigterm, fail, prepare_process, run_program
 from jido_nats.cli.progress import progress
 from jido_nats.contract import asyncapi, schema
 from jido_nats.contract.conform import Checker, check_file, check_server
@@ -57,6 +57,7 @@ def dashboard(port: int, browser_token: str | None, **others: Any) -> None:
     except ImportError as error:
         fail(f"the dashboard needs more packages: pip install 'jido_nats[dashboard]' ({error})")
 
+    prepare_process()
     served = {name: others.pop(name) for name in ("host", "public_url", "login_idle_s", "read_only")}
 
     async def run() -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -38,8 +38,6 @@ from jido_nats.errors import (
 
 BODY_BYTES_MAX: Final = 1024 * 1024
 LOAD_TIMEOUT_S: Final = 5.0
-SEND_TIMEOUT_S: Final = 10.0
-END_TIMEOUT_S: Final = 0.5
 STATIC_TYPES: Final = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
@@ -190,7 +188,7 @@ class Forbidden(CommandError):
 
 
 class EventSource(Response):
-    """A stream of Server-Sent Events, until it ends, the browser disconnects or stops reading, or `closing` is set."""
+    """A stream of Server-Sent Events, until it ends, the browser disconnects, or `closing` is set."""
 
     def __init__(self, messages: AsyncGenerator[bytes, None], closing: asyncio.Event) -> None:
         super().__init__(media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
@@ -207,20 +205,14 @@ class EventSource(Response):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(END_TIMEOUT_S):
-                await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.body", "body": b""})
 
     async def _send(self, send: Send) -> None:
         try:
             async with contextlib.aclosing(self._messages) as messages:
                 async for data in messages:
-                    if not data:
-                        continue
-                    async with asyncio.timeout(SEND_TIMEOUT_S):
+                    if data:
                         await send({"type": "http.response.body", "body": data, "more_body": True})
-        except TimeoutError:
-            log.info("a browser stopped reading its stream")
         except JidoError as error:
             log.warning("a browser's stream ended", extra={"error": str(error)})
         except Exception:
@@ -236,6 +228,8 @@ def _with_errors(handler: Handler) -> Handler:
     async def answered(request: Request) -> Response:
         try:
             return await handler(request)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody receives it
         except CommandError as error:
             return refusal(error)
         except NotAllowed as error:

@@ -44,7 +44,7 @@ async def staged(**settings: Any) -> AsyncIterator[Stage]:
 
 def shown(nats_url: str, **options: Any) -> AbstractAsyncContextManager[str]:
     """Another dashboard, on a free port."""
-    return dashboard(ConnectOptions(servers=(nats_url,)), port=0, beat_s=0.5, **options)
+    return dashboard(ConnectOptions(servers=(nats_url,)), port=0, **{"beat_s": 0.5, **options})
 
 
 @asynccontextmanager
