@@ -19,7 +19,7 @@ from jido_nats.cli.options import (
     connection_options,
     load_settings,
 )
-from jido_nats.cli.process import end_on_sigterm, fail, run_program
+from jido_nats.cli.process import end_on_sigterm, fail, prepare_process, run_program
 from jido_nats.cli.progress import progress
 from jido_nats.contract import asyncapi, schema
 from jido_nats.contract.conform import Checker, check_file, check_server
@@ -34,23 +34,40 @@ from jido_nats.core import subjects
     show_default=True,
     help="Address to listen on; other than loopback only with --token.",
 )
+@click.option(
+    "--public-url",
+    envvar="JIDO_DASHBOARD_PUBLIC_URL",
+    metavar="URL",
+    help="What browsers open if a proxy is in front of it: https://dash.example.org",
+)
 @click.option("--read-only", is_flag=True, help="Offer no commands.")
 @click.option("--token", "browser_token", envvar="JIDO_DASHBOARD_TOKEN", help="Token that a browser needs: /?token=…")
+@click.option(
+    "--login-idle-s",
+    envvar="JIDO_DASHBOARD_LOGIN_IDLE_S",
+    type=click.FloatRange(min=1),
+    default=3600,
+    show_default=True,
+    help="A browser that has not been used for this many seconds needs the token again.",
+)
 @partial(connection_options, token="--nats-token")  # the name of an option  # nosec B106
-def dashboard(port: int, host: str, read_only: bool, browser_token: str | None, **connection: Any) -> None:
+def dashboard(port: int, browser_token: str | None, **others: Any) -> None:
     """Show sessions live in a browser, and control them."""
     try:
         from jido_nats.dashboard.serve import dashboard as serving
     except ImportError as error:
         fail(f"the dashboard needs more packages: pip install 'jido_nats[dashboard]' ({error})")
 
+    prepare_process()
+    served = {name: others.pop(name) for name in ("host", "public_url", "login_idle_s", "read_only")}
+
     async def run() -> None:
         end_on_sigterm()
-        options = connect_options(**connection)
-        async with serving(options, host=host, port=port, token=browser_token, read_only=read_only) as url:
+        options = connect_options(**others)
+        async with serving(options, port=port, token=browser_token, **served) as url:
             click.echo(printable(f"The dashboard of {options.safe_servers()} is on {url}; Ctrl-C stops it"))
             if browser_token is not None:
-                click.echo(f"Open {url}/?token=… once; the browser keeps a cookie")
+                click.echo(f"Open {served['public_url'] or url}/?token=… once; the browser keeps a cookie")
             await asyncio.Event().wait()
 
     run_program(run())

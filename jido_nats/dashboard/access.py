@@ -1,18 +1,13 @@
-"""Access control of the dashboard: host, origin, token.
+"""Access control of the dashboard: the addresses that a request may name, the token, what a browser may load.
 
-What each check is for:
-* the Host header, on loopback: a site whose name resolves to 127.0.0.1 (DNS rebinding) sends another name;
-* the Origin header and the Content-Type of requests that change something: a page of another site, whose requests the
-  browser sends with our cookie. A browser always sends the origin of such a request; other programs may omit it;
-* the token: everyone else who can reach the port. A link carries it once, then a cookie does.
+The token keeps out everyone else who can reach the port. A link carries it once, then a login's cookie does.
+What a request may do without it is decided by `scope["path"]`, the very string that the router matches; an URL, as in
+`request.url`, is put together from the Host header too.
 """
 
-import hashlib
-import hmac
-import ipaddress
-from http.cookies import CookieError, SimpleCookie
-from typing import Final
-from urllib.parse import parse_qs, urlsplit
+import asyncio
+from typing import Final, NamedTuple
+from urllib.parse import parse_qs
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
@@ -20,10 +15,14 @@ from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jido_nats.core import codec
-from jido_nats.errors import ConfigurationError
+from jido_nats.dashboard.addresses import Addresses
+from jido_nats.dashboard.logins import Login, Logins
+from jido_nats.errors import CommandError
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD"})
-COOKIE_AGE_S: Final = 30 * 24 * 3600
+ENTRANCE: Final = "/"
+# The style and icon of the page that asks for the token.
+PUBLIC: Final = frozenset({"/static/style.css", "/static/icon.svg"})
 
 HEADERS: Final = {
     # Nothing from other origins, nothing inline; and no text can become markup, even through a bug (trusted types).
@@ -52,128 +51,119 @@ ASK_FOR_TOKEN: Final = """\
 """
 
 
-def check_reach(host: str, token: str | None) -> None:
-    """Raise `ConfigurationError` if other machines could reach the dashboard without a token."""
-    if token is not None and not token.strip():
-        raise ConfigurationError("--token is empty: choose one that cannot be guessed, or omit it on loopback")
-    if token is None and not is_loopback(host):
-        raise ConfigurationError(
-            f"--host {host} lets other machines reach the dashboard and read and terminate every session: "
-            "add --token (a long random one), or listen on 127.0.0.1"
-        )
+class Unauthorized(CommandError):
+    """The request has no valid token."""
+
+    status = 401
+    code = "unauthorized"
 
 
-def is_loopback(host: str) -> bool:
-    """Whether `host` is reachable from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+class NotJson(CommandError):
+    """A request that changes something is no JSON: a form of another site could send it."""
+
+    status = 415
+    code = "bad_request"
 
 
 class AccessControl:
-    """ASGI middleware; `port` separates the cookies of several dashboards on one machine."""
+    """ASGI middleware. `logins`: None if no token is required."""
 
-    def __init__(self, app: ASGIApp, *, host: str, port: int, token: str | None) -> None:
+    def __init__(self, app: ASGIApp, *, addresses: Addresses, logins: Logins | None) -> None:
         self._app = app
-        self._names = {"localhost", "127.0.0.1", "::1", host} if is_loopback(host) else None
-        self._token = token
-        self._cookie = f"jido_dashboard_{port}"
+        self._addresses = addresses
+        self._logins = logins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise AssertionError("only plain HTTP is served")
-        request, entering = Request(scope), False
-        refused = self._refused_host(request)
-        if refused is None and self._token is not None and not _is_public(request):
-            entering = self._is_token(_token_of_link(request))
-            refused = None if entering or self._has_token(request) else _no_token(request)
-        if refused is None and request.method not in SAFE_METHODS:
-            refused = _refused_change(request)
+        request = Request(scope)
+        app, granted = self._app, _Granted()
+        try:
+            self._addresses.check_host(request)
+            granted = self._check_token(request)
+            if request.method not in SAFE_METHODS:
+                self._check_change(request)
+        except CommandError as error:
+            app = _refused(scope, error)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(HEADERS)
                 headers.setdefault("Cache-Control", "no-store")
-                if entering:
-                    headers.append("Set-Cookie", self._set_cookie())
+                if granted.cookie is not None:
+                    headers.append("Set-Cookie", granted.cookie)
             await send(message)
 
-        await (self._app if refused is None else refused)(scope, receive, send_with_headers)
+        if granted.login is None:
+            return await app(scope, receive, send_with_headers)
+        with granted.login.used():
+            return await app(scope, _until(granted.login.ended, receive), send_with_headers)
 
-    def _refused_host(self, request: Request) -> Response | None:
-        if self._names is None or _host_name(request) in self._names:
-            return None
-        return refusal(403, "wrong_host", "this dashboard answers on the loopback address only")
+    def _check_token(self, request: Request) -> "_Granted":
+        """By what the request may be answered. Raises `Unauthorized`."""
+        if self._logins is None or request.scope["path"] in PUBLIC:
+            return _Granted()
+        if self._logins.is_token(_token_of_link(request)):
+            return _Granted(cookie=self._logins.begin())
+        if (bearer := _bearer(request)) is None:
+            login = self._logins.find(request.headers.get("Cookie", ""))
+            if login is not None:
+                return _Granted(login)
+        elif self._logins.is_token(bearer):
+            return _Granted()
+        raise Unauthorized("this dashboard requires its token: reload the page")
 
-    def _has_token(self, request: Request) -> bool:
-        scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            return self._is_token(credentials.strip())
-        try:
-            cookie = SimpleCookie(request.headers.get("Cookie", "")).get(self._cookie)
-        except CookieError:
-            return False
-        return cookie is not None and hmac.compare_digest(cookie.value.encode(), self._cookie_value().encode())
-
-    def _is_token(self, given: str | None) -> bool:
-        return given is not None and hmac.compare_digest(given.encode(), (self._token or "").encode())
-
-    def _cookie_value(self) -> str:
-        """Proves the token without revealing it."""
-        return hmac.new((self._token or "").encode(), b"jido_nats dashboard", hashlib.sha256).hexdigest()
-
-    def _set_cookie(self) -> str:
-        # Strict: not sent with requests that another site caused. Cookies ignore the port, hence the name.
-        return f"{self._cookie}={self._cookie_value()}; Path=/; Max-Age={COOKIE_AGE_S}; HttpOnly; SameSite=Strict"
+    def _check_change(self, request: Request) -> None:
+        self._addresses.check_origin(request)
+        media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":
+            raise NotJson("send JSON, as Content-Type: application/json")
 
 
-def refusal(status: int, code: str, text: str, session_id: str | None = None) -> Response:
+class _Granted(NamedTuple):
+    """A request that may be answered: the login that it uses, and the cookie of a new one."""
+
+    login: Login | None = None
+    cookie: str | None = None
+
+
+def refusal(error: CommandError) -> Response:
     """An error response, in the form of the NATS API's errors."""
-    error = {"code": code, "message": text} | ({"session_id": session_id} if session_id else {})
-    return Response(codec.encode({"error": error}), status, media_type="application/json")
+    details = {"code": error.code, "message": str(error)}
+    if error.session_id:
+        details["session_id"] = error.session_id
+    return Response(codec.encode({"error": details}), error.status, media_type="application/json")
 
 
-def _is_public(request: Request) -> bool:
-    """The style and icon of the page that asks for the token."""
-    return request.url.path in ("/static/style.css", "/static/icon.svg")
+def _refused(scope: Scope, error: CommandError) -> Response:
+    if isinstance(error, Unauthorized) and scope["path"] == ENTRANCE:
+        return HTMLResponse(ASK_FOR_TOKEN, error.status)
+    return refusal(error)
 
 
 def _token_of_link(request: Request) -> str | None:
     """The token in a link; accepted only for the page itself."""
-    if request.method not in SAFE_METHODS or request.url.path != "/":
+    if request.method not in SAFE_METHODS or request.scope["path"] != ENTRANCE:
         return None
-    return parse_qs(request.url.query).get("token", [None])[0]
+    return parse_qs(str(request.scope["query_string"], "latin-1")).get("token", [None])[0]
 
 
-def _no_token(request: Request) -> Response:
-    if request.url.path == "/":
-        return HTMLResponse(ASK_FOR_TOKEN, 401)
-    return refusal(401, "unauthorized", "this dashboard requires its token: reload the page")
+def _bearer(request: Request) -> str | None:
+    scheme, _, credentials = request.headers.get("Authorization", "").partition(" ")
+    return credentials.strip() if scheme.lower() == "bearer" else None
 
 
-def _refused_change(request: Request) -> Response | None:
-    origin = request.headers.get("Origin")
-    if origin is not None and _host_of(origin) != request.headers.get("Host", "").lower():
-        return refusal(403, "wrong_origin", "requests from another site may not change anything here")
-    media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        return refusal(415, "bad_request", "send JSON, as Content-Type: application/json")
-    return None
+def _until(ended: asyncio.Event, receive: Receive) -> Receive:
+    """`receive`, for which the client has disconnected once the login has ended."""
 
+    async def received() -> Message:
+        receiving, ending = asyncio.ensure_future(receive()), asyncio.create_task(ended.wait())
+        try:
+            await asyncio.wait((receiving, ending), return_when=asyncio.FIRST_COMPLETED)
+            return receiving.result() if receiving.done() else {"type": "http.disconnect"}
+        finally:
+            receiving.cancel()
+            ending.cancel()
 
-def _host_of(origin: str) -> str | None:
-    try:
-        return urlsplit(origin).netloc.lower()
-    except ValueError:
-        return None
-
-
-def _host_name(request: Request) -> str:
-    try:
-        return (urlsplit(f"//{request.headers.get('Host', '')}").hostname or "").lower()
-    except ValueError:
-        return ""
+    return received

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,16 +19,25 @@ from jido_nats.client.client import Client
 from jido_nats.core import codec, requests, subjects
 from jido_nats.core.position import Position, parse_position
 from jido_nats.dashboard.access import AccessControl, refusal
+from jido_nats.dashboard.addresses import Addresses
 from jido_nats.dashboard.event_feed import EventFeed
+from jido_nats.dashboard.logins import Logins
 from jido_nats.dashboard.output_feed import stream_output
 from jido_nats.dashboard.session_page import describe_session
 from jido_nats.dashboard.state import DashboardState
-from jido_nats.errors import BadRequest, CommandError, JidoError, NotAllowed, NotFound, TooLarge, Unavailable
+from jido_nats.errors import (
+    BadRequest,
+    CommandError,
+    InternalError,
+    JidoError,
+    NotAllowed,
+    NotFound,
+    TooLarge,
+    Unavailable,
+)
 
 BODY_BYTES_MAX: Final = 1024 * 1024
 LOAD_TIMEOUT_S: Final = 5.0
-SEND_TIMEOUT_S: Final = 10.0
-END_TIMEOUT_S: Final = 0.5
 STATIC_TYPES: Final = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
@@ -41,21 +50,24 @@ log = logging.getLogger(__name__)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def build(pages: "Pages", *, host: str, port: int, token: str | None) -> ASGIApp:
-    """The ASGI application; `host` and `port` are where it listens."""
+def build(pages: "Pages", *, addresses: Addresses, logins: Logins | None) -> ASGIApp:
+    """The ASGI application; `logins` as for `AccessControl`."""
     app = Starlette(routes=[Route(path, _with_errors(handler), methods=[m]) for m, path, handler in pages.routes()])
-    return AccessControl(app, host=host, port=port, token=token)
+    return AccessControl(app, addresses=addresses, logins=logins)
 
 
 class Pages:
     """The request handlers; set `closing` to end every stream."""
 
-    def __init__(self, client: Client, state: DashboardState, feed: EventFeed, *, read_only: bool) -> None:
+    def __init__(
+        self, client: Client, state: DashboardState, feed: EventFeed, *, read_only: bool, logins: Logins | None
+    ) -> None:
         self.closing = asyncio.Event()
         self._client = client
         self._state = state
         self._feed = feed
         self._read_only = read_only
+        self._logins = logins
         self._static = _static_files()
 
     def routes(self) -> list[tuple[str, str, Handler]]:
@@ -67,6 +79,7 @@ class Pages:
             ("GET", "/api/sessions/{session_id}", self.session),
             ("GET", "/api/sessions/{session_id}/output", self.output),
             ("GET", "/api/stream", self.stream),
+            ("POST", "/api/logout", self.log_out),
             ("POST", "/api/sessions", self.create),
             ("POST", "/api/sessions/{session_id}/{verb}", self.command),
         ]
@@ -83,7 +96,8 @@ class Pages:
         """All sessions, abbreviated, and the position after which `/api/stream` continues."""
         if not await self._feed.loaded(LOAD_TIMEOUT_S):
             raise Unavailable(self._feed.problem or "the sessions have not been loaded from NATS yet")
-        return _json({**self._state.snapshot(), "read_only": self._read_only})
+        mode = {"read_only": self._read_only, "requires_token": self._logins is not None}
+        return _json({**self._state.snapshot(), **mode})
 
     async def session(self, request: Request) -> Response:
         """One session in full: its record, if not expired, and all its events in the stream."""
@@ -101,6 +115,13 @@ class Pages:
         if position is None:
             raise BadRequest("?after=<the position_token of /api/sessions> is required")
         return EventSource(self._feed.stream(position), self.closing)
+
+    async def log_out(self, request: Request) -> Response:
+        """End the login of the request's cookie, and the streams that it has open."""
+        response = Response(status_code=204)
+        if self._logins is not None:
+            response.headers["Set-Cookie"] = self._logins.end(request.headers.get("Cookie", ""))
+        return response
 
     async def create(self, request: Request) -> Response:
         """Create a session; responds with its record."""
@@ -159,8 +180,15 @@ class ReadOnly(CommandError):
     code = "read_only"
 
 
+class Forbidden(CommandError):
+    """The dashboard's NATS user may not do that."""
+
+    status = 403
+    code = "not_allowed"
+
+
 class EventSource(Response):
-    """A stream of Server-Sent Events, until it ends, the browser disconnects or stops reading, or `closing` is set."""
+    """A stream of Server-Sent Events, until it ends, the browser disconnects, or `closing` is set."""
 
     def __init__(self, messages: AsyncGenerator[bytes, None], closing: asyncio.Event) -> None:
         super().__init__(media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
@@ -177,20 +205,14 @@ class EventSource(Response):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(END_TIMEOUT_S):
-                await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.body", "body": b""})
 
     async def _send(self, send: Send) -> None:
         try:
             async with contextlib.aclosing(self._messages) as messages:
                 async for data in messages:
-                    if not data:
-                        continue
-                    async with asyncio.timeout(SEND_TIMEOUT_S):
+                    if data:
                         await send({"type": "http.response.body", "body": data, "more_body": True})
-        except TimeoutError:
-            log.info("a browser stopped reading its stream")
         except JidoError as error:
             log.warning("a browser's stream ended", extra={"error": str(error)})
         except Exception:
@@ -206,15 +228,17 @@ def _with_errors(handler: Handler) -> Handler:
     async def answered(request: Request) -> Response:
         try:
             return await handler(request)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody receives it
         except CommandError as error:
-            return refusal(error.status, error.code, str(error), error.session_id)
+            return refusal(error)
         except NotAllowed as error:
-            return refusal(403, "not_allowed", str(error))
+            return refusal(Forbidden(str(error)))
         except JidoError as error:
-            return refusal(503, "unavailable", str(error))
+            return refusal(Unavailable(str(error)))
         except Exception:
-            log.exception("a request failed", extra={"path": request.url.path})
-            return refusal(500, "internal", "internal error of the dashboard; see its log")
+            log.exception("a request failed", extra={"path": request.scope["path"]})
+            return refusal(InternalError("internal error of the dashboard; see its log"))
 
     return answered
 

@@ -10,14 +10,17 @@ import uvicorn
 
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.client.client import Client
-from jido_nats.dashboard.access import check_reach
+from jido_nats.dashboard.addresses import Addresses, check_reach
 from jido_nats.dashboard.app import Pages, build
+from jido_nats.dashboard.connections import CONNECTIONS_MAX, BoundedConnection
 from jido_nats.dashboard.event_feed import BEAT_S, EventFeed
+from jido_nats.dashboard.logins import LOGIN_IDLE_S, Logins
 from jido_nats.dashboard.state import EVENTS_MAX, DashboardState
 from jido_nats.errors import ConfigurationError
 
 POLL_S: Final = 0.01
 STOP_TIMEOUT_S: Final = 1
+SEND_BUFFER_BYTES: Final = 256 * 1024
 
 
 @contextlib.asynccontextmanager
@@ -26,26 +29,34 @@ async def dashboard(
     *,
     host: str = "127.0.0.1",
     port: int = 8080,
+    public_url: str | None = None,
     token: str | None = None,
+    login_idle_s: float = LOGIN_IDLE_S,
     read_only: bool = False,
     beat_s: float = BEAT_S,
     events_max: int = EVENTS_MAX,
+    connections_max: int = CONNECTIONS_MAX,
 ) -> AsyncIterator[str]:
     """Serve inside the block, whose value is the URL; leaving it ends every stream. `port` 0: any free port.
 
-    `beat_s`: the keep-alive interval of an idle stream. `events_max`: events kept in memory for browsers that
-    reconnect; older ones are read from the stream.
-    Raises `ConfigurationError` (a token is required; the port is in use) and `ServerUnusable`.
+    `public_url`: what browsers open, if a proxy is in front. `login_idle_s`: a browser that has not been used for so
+    long has to show the token again. `beat_s`: the keep-alive interval of an idle stream. `events_max`: events kept
+    in memory for browsers that reconnect; older ones are read from the stream. `connections_max`: of browsers; beyond
+    it requests are answered with 503.
+    Raises `ConfigurationError` (a token is required; the port is in use; `public_url` is none) and
+    `ServerUnusable`.
     """
-    check_reach(host, token)
+    check_reach(host, public_url, token)
+    addresses = Addresses(host, public_url)
     with _listening(host, port) as listener:
         port = listener.getsockname()[1]
+        logins = None if token is None else Logins(token, port=port, secure=addresses.is_https, idle_s=login_idle_s)
         async with Client.connect(connection) as client:
             state = DashboardState(events_max=events_max)
             async with EventFeed(client, state, beat_s=beat_s) as feed:
-                pages = Pages(client, state, feed, read_only=read_only)
-                app = build(pages, host=host, port=port, token=token)
-                async with _serving(_Server(_config(app)), listener):
+                pages = Pages(client, state, feed, read_only=read_only, logins=logins)
+                app = build(pages, addresses=addresses, logins=logins)
+                async with _serving(_Server(_config(app, connections_max)), listener):
                     try:
                         yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
                     finally:
@@ -60,10 +71,11 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _config(app: object) -> uvicorn.Config:
+def _config(app: object, connections_max: int) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
-        http="h11",
+        http=BoundedConnection,
+        limit_concurrency=connections_max,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -96,6 +108,9 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
         raise ConfigurationError(f"--host {host} cannot be used: {error.strerror or error}") from error
     with listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # By default up to 4 MB of the kernel's memory for each client that reads slowly, and a third of it has to be
+        # read before its progress can be seen.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         try:
             listener.bind(address)
         except (OSError, OverflowError) as error:

@@ -1,4 +1,4 @@
-"""One stage and one Chromium for a module: tests use sessions of their own."""
+"""For tests of the server a dashboard each; for those of the page one stage and one Chromium for a module."""
 
 from collections.abc import AsyncIterator
 
@@ -6,7 +6,22 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page
 
-from tests.dashboard.stage import Stage, chromium, new_page, staged
+from jido_nats import Client, LocalServer
+from tests.dashboard.stage import Stage, chromium, new_page, shown, staged
+
+
+@pytest.fixture
+async def client(server: LocalServer) -> AsyncIterator[Client]:
+    """A client of that server."""
+    async with Client.connect(server.url) as client:
+        yield client
+
+
+@pytest.fixture
+async def url(server: LocalServer) -> AsyncIterator[str]:
+    """A dashboard of that server."""
+    async with shown(server.url) as url:
+        yield url
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -14,6 +14,7 @@ from tests.dashboard import scene
 
 WAIT_MS = 15_000
 LEASE_S = 2
+TOKEN = "a-long-random-token"
 
 expect.set_options(timeout=WAIT_MS)
 
@@ -43,16 +44,16 @@ async def staged(**settings: Any) -> AsyncIterator[Stage]:
 
 def shown(nats_url: str, **options: Any) -> AbstractAsyncContextManager[str]:
     """Another dashboard, on a free port."""
-    return dashboard(ConnectOptions(servers=(nats_url,)), port=0, beat_s=1, **options)
+    return dashboard(ConnectOptions(servers=(nats_url,)), port=0, **{"beat_s": 0.5, **options})
 
 
 @asynccontextmanager
-async def chromium() -> AsyncIterator[Browser]:
+async def chromium(*arguments: str) -> AsyncIterator[Browser]:
     """The system's Chromium, without a window."""
     path = shutil.which("chromium")
     assert path is not None, "tests/interop/install.sh installs Chromium"
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = await playwright.chromium.launch(executable_path=path, args=["--no-sandbox", *arguments])
         try:
             yield browser
         finally:

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,37 +15,17 @@ from typing import Any
 import pytest
 
 from jido_nats import Client, LocalServer, SessionManager, Settings
-from jido_nats.broker.options import ConnectOptions
 from jido_nats.core.position import parse_position
 from jido_nats.dashboard import serve
 from jido_nats.dashboard.serve import dashboard
-from jido_nats.errors import ConfigurationError
 from tests.conftest import StartManager
+from tests.dashboard.stage import TOKEN, shown
 from tests.tools.backup import Backup
 from tests.tools.http import EventSource, ask, listening
 from tests.tools.programs import ROOT, running
 from tests.tools.proxy import Proxy
 from tests.tools.roles import SECRETS, as_user
 from tests.tools.support import LEASE_S, Puppet, Stranger, eventually, wait_for_ever
-
-TOKEN = "a-long-random-token"
-
-
-@pytest.fixture
-async def client(server: LocalServer) -> AsyncIterator[Client]:
-    async with Client.connect(server.url) as client:
-        yield client
-
-
-@pytest.fixture
-async def url(server: LocalServer) -> AsyncIterator[str]:
-    async with shown(server) as url:
-        yield url
-
-
-def shown(server: LocalServer | Proxy, **options: Any) -> AbstractAsyncContextManager[str]:
-    """A dashboard of that server, on a free port."""
-    return dashboard(ConnectOptions(servers=(server.url,)), port=0, beat_s=0.5, **options)
 
 
 async def snapshot(url: str) -> Any:
@@ -146,7 +126,7 @@ async def test_a_session_that_ended_before_the_dashboard_began_is_in_the_snapsho
     await client.create_session(session_id="s1")
     await client.terminate_session("s1")
 
-    async with shown(server) as url:
+    async with shown(server.url) as url:
         rows = (await snapshot(url))["sessions"]
 
     assert [row[:2] for row in rows] == [["s1", "terminated"]]
@@ -158,7 +138,7 @@ async def test_rates_begin_with_what_was_before_the_dashboard(
     await client.create_session(session_id="s1")
     await client.terminate_session("s1")
 
-    async with shown(server) as url:
+    async with shown(server.url) as url:
         rates = (await snapshot(url))["rates"]
 
     assert sum(events for _, events, _ in rates) == 5
@@ -182,7 +162,7 @@ async def test_an_event_s_id_is_its_position_in_the_stream(
 async def test_a_browser_whose_connection_is_cut_gets_every_event_once(
     server: LocalServer, client: Client, stranger: Stranger, manager: SessionManager, events_max: int
 ) -> None:
-    async with shown(server, events_max=events_max) as url:
+    async with shown(server.url, events_max=events_max) as url:
         position = (await snapshot(url))["position_token"]
         async with Proxy(int(url.rpartition(":")[2])) as proxy:
             async with following(proxy.url.replace("nats:", "http:"), position) as browser:
@@ -202,14 +182,14 @@ async def test_a_browser_whose_connection_is_cut_gets_every_event_once(
 async def test_a_browser_misses_nothing_while_the_dashboard_is_made_anew(
     server: LocalServer, client: Client, stranger: Stranger, manager: SessionManager
 ) -> None:
-    async with shown(server) as url:
+    async with shown(server.url) as url:
         position = (await snapshot(url))["position_token"]
         async with following(url, position) as browser:
             await storm(client)
             await eventually(lambda: len(browser.seen) == 28)
 
             await client.create_session(session_id="later")
-    async with shown(server) as url, following(url, browser.position) as again:
+    async with shown(server.url) as url, following(url, browser.position) as again:
         await client.terminate_session("later")
         expected = await sequences(stranger, sequence_of(position))
         await eventually(lambda: len(browser.seen) + len(again.seen) >= len(expected))
@@ -220,7 +200,7 @@ async def test_a_browser_misses_nothing_while_the_dashboard_is_made_anew(
 async def test_a_browser_misses_nothing_while_nats_is_away(
     server: LocalServer, client: Client, stranger: Stranger, manager: SessionManager, tmp_path: Any
 ) -> None:
-    async with Proxy(server.port) as proxy, shown(proxy) as url:
+    async with Proxy(server.port) as proxy, shown(proxy.url) as url:
         position = (await snapshot(url))["position_token"]
         async with listening(url, f"/api/stream?after={position}") as news, following(url, position) as browser:
             assert (await news.named("state")).data["connected"]
@@ -242,7 +222,7 @@ async def test_a_browser_that_reads_slowly_is_let_go(
 ) -> None:
     await client.create_session(session_id="s1")
     event = json.loads((await stranger.stored())[1].data) | {"error": "x" * 10_000}
-    async with shown(server, events_max=400) as url:
+    async with shown(server.url, events_max=400) as url:
         position = (await snapshot(url))["position_token"]
         async with listening(url, f"/api/stream?after={position}") as slow:
             await slow.named("state")
@@ -274,7 +254,7 @@ async def test_a_position_that_the_stream_has_forgotten_means_a_new_snapshot(
     await client.create_session(session_id="s1")
     await eventually(lambda: has_forgotten(stranger, 3))
 
-    async with shown(server) as url, listening(url, "/api/stream?after=0") as source:
+    async with shown(server.url) as url, listening(url, "/api/stream?after=0") as source:
         assert await source.named("reset")
 
 
@@ -303,7 +283,7 @@ async def test_a_browser_is_reset_when_the_server_comes_back_with_an_older_store
         async with (
             SessionManager.connect(server.url, worker=wait_for_ever, settings=settings) as manager,
             Client.connect(server.url, timeout_s=20) as client,
-            shown(server) as url,
+            shown(server.url) as url,
         ):
             await manager.start_serving()
             await client.create_session(session_id="kept")
@@ -412,7 +392,7 @@ async def test_a_session_whose_record_has_expired_has_its_history(
     await client.terminate_session("s1", detail="enough")
     await eventually(lambda: is_forgotten(stranger, "s1"))
 
-    async with shown(server) as url:
+    async with shown(server.url) as url:
         life = (await ask(url, path="/api/sessions/s1")).json
 
     assert life["record"] is None
@@ -429,7 +409,7 @@ async def test_a_session_has_its_history_without_a_manager(server: LocalServer, 
         await manager.start_serving()
         await client.create_session(session_id="s1")
 
-    async with shown(server) as url:
+    async with shown(server.url) as url:
         life = (await ask(url, path="/api/sessions/s1")).json
 
     assert (life["record"]["reason"], life["record"]["version"]) == ("manager_stopped", 4)
@@ -516,7 +496,7 @@ async def test_a_refused_command_says_why(
 
 async def test_read_only_refuses_every_command(server: LocalServer, client: Client, manager: SessionManager) -> None:
     await client.create_session(session_id="s1")
-    async with shown(server, read_only=True) as url:
+    async with shown(server.url, read_only=True) as url:
         refused = [
             await ask(url, "POST", path, {})
             for path in ("/api/sessions", *(f"/api/sessions/s1/{verb}" for verb in ("idle", "terminate", "send")))
@@ -526,36 +506,6 @@ async def test_read_only_refuses_every_command(server: LocalServer, client: Clie
     assert {(answer.status, answer.code) for answer in refused} == {(403, "read_only")}
     assert told
     assert [(record.session_id, record.version) for record in await client.list_sessions()] == [("s1", 2)]
-
-
-async def test_another_site_may_not_command(url: str, client: Client, manager: SessionManager) -> None:
-    forged = (
-        {"Origin": "https://evil.example"},
-        {"Origin": "null"},
-        {"Origin": "http://127.0.0.1:1"},
-        {"Origin": "http://["},
-    )
-    plain = {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}
-
-    answers = [await ask(url, "POST", "/api/sessions", {}, headers=headers) for headers in (*forged, *plain)]
-    own = await ask(url, "POST", "/api/sessions", {}, headers={"Origin": url})
-
-    assert [answer.status for answer in answers] == [403, 403, 403, 403, 415, 415]
-    assert own.status == 201
-    assert len(await client.list_sessions()) == 1
-
-
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[", "a@b:c"])
-async def test_a_name_that_was_made_to_point_here_is_refused(url: str, manager: SessionManager, host: str) -> None:
-    answer = await ask(url, path="/api/sessions", headers={"Host": host})
-
-    assert (answer.status, answer.code) == (403, "wrong_host")
-
-
-async def test_localhost_is_a_name_of_this_machine(url: str, manager: SessionManager) -> None:
-    port = url.rpartition(":")[2]
-
-    assert (await ask(url, headers={"Host": f"localhost:{port}"})).status == 200
 
 
 async def test_every_answer_forbids_what_is_not_our_own(url: str, manager: SessionManager) -> None:
@@ -590,63 +540,6 @@ async def test_the_page_names_no_other_place(url: str, manager: SessionManager) 
     assert not [text for text in (page, *files) if "https://" in text]
 
 
-async def test_without_the_token_nothing_is_given_out(server: LocalServer, manager: SessionManager) -> None:
-    async with shown(server, token=TOKEN) as url:
-        paths = ["/", "/api/sessions", "/api/sessions/s1", "/api/stream?after=0", "/static/app.js", "/nowhere"]
-        tries: list[dict[str, str]] = [{}, {"Authorization": "Bearer wrong"}, {"Cookie": f"{cookie_name(url)}=wrong"}]
-        answers = [await ask(url, path=path, headers=headers) for path in paths for headers in tries]
-        answers += [await ask(url, path="/?token=wrong"), await ask(url, path=f"/api/sessions?token={TOKEN}")]
-        answers += [await ask(url, "POST", "/api/sessions", {}), await ask(url, "POST", f"/?token={TOKEN}", {})]
-
-    assert {answer.status for answer in answers} == {401}
-    assert b"requires a token" in answers[0].body
-    assert not any("set-cookie" in answer.headers for answer in answers)
-
-
-async def test_a_link_with_the_token_opens_the_dashboard_for_good(server: LocalServer, manager: SessionManager) -> None:
-    async with shown(server, token=TOKEN) as url:
-        entered = await ask(url, path=f"/?token={TOKEN}")
-        cookie = entered.headers["set-cookie"]
-        later = await ask(url, path="/api/sessions", headers={"Cookie": cookie.partition(";")[0]})
-
-    assert (entered.status, later.status) == (200, 200)
-    assert {"HttpOnly", "SameSite=Strict", "Path=/"} < set(cookie.split("; "))
-    assert TOKEN not in cookie
-
-
-async def test_programs_bring_the_token_as_a_bearer(server: LocalServer, manager: SessionManager) -> None:
-    async with shown(server, token=TOKEN) as url:
-        answer = await ask(url, path="/api/sessions", headers={"Authorization": f"Bearer {TOKEN}"})
-
-    assert answer.status == 200
-
-
-def cookie_name(url: str) -> str:
-    return f"jido_dashboard_{url.rpartition(':')[2]}"
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
-async def test_listening_beyond_loopback_wants_a_token(server: LocalServer, host: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"add --token .*, or listen on 127\.0\.0\.1"):
-        async with shown(server, host=host):
-            pass
-
-
-async def test_with_a_token_it_listens_beyond_loopback(server: LocalServer, manager: SessionManager) -> None:
-    async with shown(server, host="0.0.0.0", token=TOKEN) as url:
-        answer = await ask(
-            url, path="/api/sessions", headers={"Host": "dash.example", "Authorization": f"Bearer {TOKEN}"}
-        )
-
-    assert answer.status == 200
-
-
-async def test_an_empty_token_is_none(server: LocalServer) -> None:
-    with pytest.raises(ConfigurationError, match="--token is empty"):
-        async with shown(server, token=""):
-            pass
-
-
 async def test_the_command_says_where_the_dashboard_is(server: LocalServer, manager: SessionManager) -> None:
     async with running("dashboard", "--server", server.url, "--port", "0", "--token", TOKEN) as program:
         await program.said("once; the browser keeps a cookie")
@@ -657,11 +550,22 @@ async def test_the_command_says_where_the_dashboard_is(server: LocalServer, mana
     assert TOKEN not in program.out + program.err
 
 
+async def test_the_command_takes_what_browsers_open(server: LocalServer, manager: SessionManager) -> None:
+    env = {"JIDO_DASHBOARD_TOKEN": TOKEN, "JIDO_DASHBOARD_PUBLIC_URL": "https://dash.example.org"}
+    async with running("dashboard", "--server", server.url, "--port", "0", env=env) as program:
+        await program.said("Open https://dash.example.org/?token=… once")
+    async with running("dashboard", "--server", server.url, "--public-url", "dash", env=env) as program:
+        finished = await program.finished()
+
+    assert (finished.code, finished.err.count("\n")) == (1, 1)
+    assert "--public-url dash: give the address that browsers open, as https://host" in finished.err
+
+
 async def test_it_ends_its_streams_and_does_not_wait_for_them(
     server: LocalServer, manager: SessionManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serve, "STOP_TIMEOUT_S", 10)
-    async with AsyncExitStack() as stack, shown(server) as url:
+    async with AsyncExitStack() as stack, shown(server.url) as url:
         position = (await snapshot(url))["position_token"]
         for path in (f"/api/stream?after={position}", "/api/sessions/s1/output"):
             await anext(aiter(await stack.enter_async_context(listening(url, path))))

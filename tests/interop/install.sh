@@ -1,9 +1,9 @@
 #!/bin/sh
-# Installs what the programs in this folder, tests/deploy and tests/system need beside Go, Node, Rust, a JDK with Maven: Debian's packages, as root.
+# Installs what the programs in this folder, tests/deploy, tests/dashboard and tests/system need beside Go, Node, Rust, a JDK with Maven: Debian's packages, as root.
 # Quick where all is there already.
 set -eu
 
-packages="gcc make pkg-config libc6-dev libnats-dev libjansson-dev chromium systemd openssl libfaketime"
+packages="gcc make pkg-config libc6-dev libnats-dev libjansson-dev chromium systemd openssl libfaketime caddy nginx-light"
 
 missing=""
 for package in $packages; do

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, cast
@@ -38,13 +39,21 @@ class ServerSent(NamedTuple):
 
 
 async def ask(
-    url: str, method: str = "GET", path: str = "/", body: Any = None, headers: Mapping[str, str] | None = None
+    url: str,
+    method: str = "GET",
+    path: str = "/",
+    body: Any = None,
+    headers: Mapping[str, str] | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> Answer:
-    """The answer; a body that is no bytes goes as JSON, with its Content-Type unless one is given."""
+    """The answer; a body that is no bytes goes as JSON, with its Content-Type unless one is given.
+
+    `tls`: for an https URL; its host is then looked for on this machine.
+    """
     content = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
     implied = {} if body is None else {"Content-Type": "application/json", "Content-Length": str(len(content))}
     async with asyncio.timeout(READ_TIMEOUT_S):
-        reader, writer = await _send(url, method, path, {**implied, **(headers or {})}, content)
+        reader, writer = await _send(url, method, path, {**implied, **(headers or {})}, content, tls)
         try:
             status, found = await _head(reader)
             return Answer(status, found, await reader.read())
@@ -88,9 +97,11 @@ class EventSource:
 
 
 @asynccontextmanager
-async def listening(url: str, path: str, headers: Mapping[str, str] | None = None) -> AsyncIterator[EventSource]:
-    """A stream that was opened."""
-    reader, writer = await _send(url, "GET", path, headers or {}, b"")
+async def listening(
+    url: str, path: str, headers: Mapping[str, str] | None = None, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[EventSource]:
+    """A stream that was opened; `tls` as for `ask`."""
+    reader, writer = await _send(url, "GET", path, headers or {}, b"", tls)
     try:
         async with asyncio.timeout(READ_TIMEOUT_S):
             status, found = await _head(reader)
@@ -101,10 +112,13 @@ async def listening(url: str, path: str, headers: Mapping[str, str] | None = Non
 
 
 async def _send(
-    url: str, method: str, path: str, headers: Mapping[str, str], body: bytes
+    url: str, method: str, path: str, headers: Mapping[str, str], body: bytes, tls: ssl.SSLContext | None
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     host, port = urlsplit(url).hostname or "", urlsplit(url).port
-    reader, writer = await asyncio.open_connection(host, port, limit=4 * 1024 * 1024)
+    where = (host, port) if tls is None else ("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection(
+        *where, limit=4 * 1024 * 1024, ssl=tls, server_hostname=None if tls is None else host
+    )
     lines = {"Host": f"{host}:{port}", **headers}
     head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
     writer.write(f"{method} {path} HTTP/1.0\r\n{head}\r\n".encode() + body)  # 1.0: no chunks, the end is the end

@@ -40,6 +40,12 @@ def test_a_dependency_is_pinned_to_a_version_in_its_range(requirement: Requireme
     assert requirement.specifier.contains(pins("deploy/constraints-dev.txt")[canonicalize_name(requirement.name)])
 
 
+@pytest.mark.parametrize("requirement", requirements(), ids=str)
+def test_a_dependency_has_a_lowest_version(requirement: Requirement) -> None:
+    """Otherwise `.ci/run lowest` would test with the first version that there ever was."""
+    assert {">=", "=="} & {specifier.operator for specifier in requirement.specifier}
+
+
 def test_the_image_has_the_versions_that_are_tested() -> None:
     assert pins("deploy/docker/constraints.txt").items() <= pins("deploy/constraints-dev.txt").items()
 

@@ -14,6 +14,8 @@ export const getSession = (id) => call("GET", `/api/sessions/${encodeURIComponen
 export const createSession = (request) => call("POST", "/api/sessions", request);
 export const command = (id, verb, request = {}) => call("POST", `/api/sessions/${encodeURIComponent(id)}/${verb}`, request);
 
+export const logOut = () => call("POST", "/api/logout", {});
+
 /** An id that makes it safe to send a message again. */
 export function newMessageId() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");

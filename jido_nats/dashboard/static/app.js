@@ -1,5 +1,6 @@
 // The page: the current view, the connection state, keyboard shortcuts, the theme.
 
+import { logOut } from "./api.js";
 import { announce, byId, setText } from "./dom.js";
 import { askForEnd, openDialog, prepareDialogs } from "./dialogs.js";
 import { Feed } from "./feed.js";
@@ -24,6 +25,7 @@ let secondAt = 0;
 feed.onReset = () => {
   byId("new-session").hidden = store.readOnly;
   byId("read-only").hidden = !store.readOnly;
+  byId("log-out").hidden = !store.requiresToken;
   if (shownId !== null) session.load(); // its events since the last one seen were not sent
 };
 prepareDialogs((id) => {
@@ -32,6 +34,7 @@ prepareDialogs((id) => {
 byId("new-session").addEventListener("click", () => openDialog("create"));
 byId("keys-button").addEventListener("click", () => openDialog("keys"));
 byId("theme").addEventListener("click", nextTheme);
+byId("log-out").addEventListener("click", leave);
 addEventListener("hashchange", route);
 addEventListener("keydown", onKey);
 showTheme();
@@ -110,13 +113,17 @@ function showPhase(phase, detail) {
     if (kind !== "wait") announce(text);
   }
   const trouble = {
-    refused: "The dashboard requires its token again: open the link with ?token=… once more.",
+    refused: "The dashboard requires its token again: reload the page.",
     problem: detail,
     live: problem && connected ? problem : "",
   }[phase];
-  byId("trouble").hidden = !trouble;
-  setText(byId("trouble"), trouble ?? "");
+  showTrouble(trouble);
   document.documentElement.dataset.stale = String(kind === "bad" && store.loaded);
+}
+
+function showTrouble(text) {
+  byId("trouble").hidden = !text;
+  setText(byId("trouble"), text ?? "");
 }
 
 function onKey(event) {
@@ -146,6 +153,16 @@ function onShortcut(event) {
   else if (event.key in actions) actions[event.key]();
   else return;
   event.preventDefault();
+}
+
+/** Log out, and ask for the token. */
+async function leave() {
+  try {
+    await logOut();
+    location.replace("/");
+  } catch (error) {
+    showTrouble(error.message);
+  }
 }
 
 function nextTheme() {

@@ -15,6 +15,7 @@ export class Store {
     this.managers = [];
     this.state = { connected: true, loaded: false, problem: null, managers_problem: null };
     this.readOnly = true;
+    this.requiresToken = false;
     this.loaded = false;
     this.clockOffset = 0;
     this.revision = 0; // grows with every change of the rows
@@ -31,6 +32,7 @@ export class Store {
   restart(snapshot) {
     this.clockOffset = Date.parse(snapshot.now) - Date.now();
     this.readOnly = snapshot.read_only;
+    this.requiresToken = snapshot.requires_token;
     this.managers = snapshot.managers;
     this.rates = new Map(snapshot.rates.map(([second, events, failures]) => [second, { events, failures }]));
     this.rows.clear();
