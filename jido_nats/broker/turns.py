@@ -90,7 +90,7 @@ class Turns:
         return None
 
     def _wake(self, party: Party) -> None:
-        """Give the party its turn, and queue its caller, and it among the caller's parties, behind the others."""
+        """Give the party its turn, and queue its caller, and it among the caller's parties, after the others."""
         parties = self._waiting.pop(party.caller)
         waiting = parties.pop(party)
         while waiting:
