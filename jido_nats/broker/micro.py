@@ -45,6 +45,11 @@ class Request(NamedTuple):
     headers: Mapping[str, str]
     data: bytes
 
+    @property
+    def size(self) -> int:
+        """About how many bytes it has, headers included."""
+        return len(self.data) + sum(len(name) + len(value) for name, value in self.headers.items())
+
     def encoding(self) -> Encoding:
         """The encoding of the request, and of its reply; `BadRequest` for an unknown one."""
         content_type = next((value for name, value in self.headers.items() if name.lower() == "content-type"), None)
@@ -114,7 +119,7 @@ class MicroService:
         version: str,
         description: str,
         bytes_max: float = math.inf,
-        wait_max_s: float = math.inf,
+        wait_max_s: float | None = None,
     ) -> None:
         self._connection = connection
         self._identity = {"name": name, "id": service_id, "version": version, "metadata": {}}
@@ -173,10 +178,10 @@ class MicroService:
             return  # no reply subject, or one that is not an inbox: not executed
         request = Request(message.subject, message.headers or {}, message.data)
         party = endpoint.party_of(message)
-        if (self._bytes and self._bytes + len(request.data) > self._bytes_max) or not endpoint.lane.enter(party):
+        if (self._bytes and self._bytes + request.size > self._bytes_max) or not endpoint.lane.enter(party):
             self._refuse(endpoint, message.reply, request)
             return
-        self._bytes += len(request.data)
+        self._bytes += request.size
         work = self._handle(endpoint, message.reply, request, party)
         task = asyncio.create_task(work, name=f"{endpoint.name} {request.subject}")
         self._tasks.add(task)
@@ -196,20 +201,25 @@ class MicroService:
             return
         finally:
             endpoint.lane.leave(party)
-            self._bytes -= len(request.data)
+            self._bytes -= request.size
         await self._respond(endpoint, reply_to, request, reply)
         endpoint.processing_ns += time.perf_counter_ns() - started
 
     async def _take_turn(self, endpoint: Endpoint, request: Request, party: Party) -> Reply:
         PARTY.set(party)  # of this request's task, and of those that it starts
-        waits_until = time.monotonic() + self._wait_max_s
-        async with endpoint.lane.turns:
+        turns = endpoint.lane.turns
+        try:
+            async with asyncio.timeout(self._wait_max_s):
+                await turns.acquire()
+        except TimeoutError:
+            return endpoint.refuse(request)
+        try:
             async with self._intake:
-                for _ in range(1 + len(request.data) // BEGUN_BYTES):
+                for _ in range(1 + request.size // BEGUN_BYTES):
                     await asyncio.sleep(0)
-            if time.monotonic() > waits_until:
-                return endpoint.refuse(request)
             return await endpoint.handler(request)
+        finally:
+            turns.release()
 
     async def _respond(self, endpoint: Endpoint, reply_to: str, request: Request, reply: Reply) -> None:
         if len(reply.data) > self._connection.payload_bytes_max:

@@ -40,6 +40,13 @@ class Turns:
         self._waiting: dict[str, dict[Party, deque[asyncio.Future[None]]]] = {}
 
     async def __aenter__(self) -> None:
+        await self.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.release()
+
+    async def acquire(self) -> None:
+        """Wait for a turn of the current task's party, and take it until `release`."""
         party = PARTY.get()
         if self._has_room(party):  # else those that wait have none, or have their turn already
             self._take(party)
@@ -53,7 +60,8 @@ class Turns:
                 self._release(party)
             raise
 
-    async def __aexit__(self, *_: object) -> None:
+    def release(self) -> None:
+        """The turn is over; call it in a context with the same party."""
         self._release(PARTY.get())
 
     def _has_room(self, party: Party) -> bool:
