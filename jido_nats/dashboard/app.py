@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import importlib.resources
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -22,7 +22,7 @@ from jido_nats.dashboard.access import AccessControl, refusal
 from jido_nats.dashboard.addresses import Addresses
 from jido_nats.dashboard.event_feed import EventFeed
 from jido_nats.dashboard.logins import Logins
-from jido_nats.dashboard.output_feed import stream_output
+from jido_nats.dashboard.output_feed import OutputFeed
 from jido_nats.dashboard.session_page import describe_session
 from jido_nats.dashboard.state import DashboardState
 from jido_nats.errors import (
@@ -60,12 +60,20 @@ class Pages:
     """The request handlers; set `closing` to end every stream."""
 
     def __init__(
-        self, client: Client, state: DashboardState, feed: EventFeed, *, read_only: bool, logins: Logins | None
+        self,
+        client: Client,
+        state: DashboardState,
+        feed: EventFeed,
+        outputs: OutputFeed,
+        *,
+        read_only: bool,
+        logins: Logins | None,
     ) -> None:
         self.closing = asyncio.Event()
         self._client = client
         self._state = state
         self._feed = feed
+        self._outputs = outputs
         self._read_only = read_only
         self._logins = logins
         self._static = _static_files()
@@ -107,14 +115,23 @@ class Pages:
 
     async def output(self, request: Request) -> Response:
         """A session's output: everything that is stored, then live."""
-        return EventSource(stream_output(self._client, _session_id(request), _position(request)), self.closing)
+        position = _position(request.headers.get("Last-Event-ID"))
+        return EventSource([self._outputs.stream(_session_id(request), position)], self.closing)
 
     async def stream(self, request: Request) -> Response:
-        """Every event after a position, then live."""
-        position = _position(request)
+        """Every event after a position, then live; with `session`, its output after `output_after` too.
+
+        A browser that reconnects sends the last id in a header, which takes precedence.
+        """
+        asked = request.query_params
+        position = _position(request.headers.get("Last-Event-ID") or asked.get("after"))
         if position is None:
             raise BadRequest("?after=<the position_token of /api/sessions> is required")
-        return EventSource(self._feed.stream(position), self.closing)
+        streams = [self._feed.stream(position)]
+        if "session" in asked:
+            session_id = subjects.check_session_id(asked["session"])
+            streams.append(self._outputs.stream(session_id, _position(asked.get("output_after"))))
+        return EventSource(streams, self.closing)
 
     async def log_out(self, request: Request) -> Response:
         """End the login of the request's cookie, and the streams that it has open."""
@@ -188,17 +205,18 @@ class Forbidden(CommandError):
 
 
 class EventSource(Response):
-    """A stream of Server-Sent Events, until it ends, the browser disconnects, or `closing` is set."""
+    """Streams of Server-Sent Events as one, until one ends, the browser disconnects, or `closing` is set."""
 
-    def __init__(self, messages: AsyncGenerator[bytes, None], closing: asyncio.Event) -> None:
+    def __init__(self, streams: Sequence[AsyncGenerator[bytes, None]], closing: asyncio.Event) -> None:
         super().__init__(media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
         del self.headers["Content-Length"]
-        self._messages = messages
+        self._streams = streams
         self._closing = closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        tasks = [asyncio.create_task(wait) for wait in (self._send(send), _disconnected(receive), self._closed())]
+        sending = [self._send(stream, send) for stream in self._streams]
+        tasks = [asyncio.create_task(wait) for wait in (*sending, _disconnected(receive), self._closed())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -207,9 +225,9 @@ class EventSource(Response):
             await asyncio.gather(*tasks, return_exceptions=True)
         await send({"type": "http.response.body", "body": b""})
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, stream: AsyncGenerator[bytes, None], send: Send) -> None:
         try:
-            async with contextlib.aclosing(self._messages) as messages:
+            async with contextlib.aclosing(stream) as messages:
                 async for data in messages:
                     if data:
                         await send({"type": "http.response.body", "body": data, "more_body": True})
@@ -252,13 +270,9 @@ def _session_id(request: Request) -> str:
     return subjects.check_session_id(request.path_params["session_id"])
 
 
-def _position(request: Request) -> Position | None:
-    """Where a stream resumes: a browser that reconnects sends it in a header, which takes precedence.
-
-    Raises `BadRequest` for what is neither a `position_token` nor a sequence.
-    """
-    text = request.headers.get("Last-Event-ID") or request.query_params.get("after")
-    if text is None or text == "":
+def _position(text: str | None) -> Position | None:
+    """Where a stream resumes; None from an empty text. Raises `BadRequest` unless it is a token or a sequence."""
+    if not text:
         return None
     position = parse_position(text)
     if not position.is_verifiable:

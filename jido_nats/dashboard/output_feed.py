@@ -1,66 +1,201 @@
-"""Output and conversation of one session, as Server-Sent Events whose `id` is a position of the output stream."""
+"""Output and conversation of sessions, as Server-Sent Events whose `id` is a position of the output stream.
+
+All browsers that show a session share one consumer and one subscription, which follow its output from the moment when
+the first of them came until the last has left. What was stored before, each reads for itself: with a consumer that is
+gone as soon as it has caught up with the shared one.
+"""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
-from typing import Final
+import itertools
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Final, NamedTuple
 
 from jido_nats.client.client import Client
 from jido_nats.client.streams import OutputMessage
 from jido_nats.core.position import Position
-from jido_nats.dashboard.event_feed import BEAT_S, RECONNECT
+from jido_nats.dashboard.event_feed import BEAT_S, PACE_S, RECONNECT
 from jido_nats.dashboard.state import message
-from jido_nats.errors import JidoError, PositionUnavailable
+from jido_nats.errors import InternalError, JidoError, PositionUnavailable
 
-WAITING_MAX: Final = 1000
+TAIL_BYTES_MAX: Final = 4 * 1024 * 1024
+RETRY_S: Final = 5.0
+
+log = logging.getLogger(__name__)
 
 
-async def stream_output(client: Client, session_id: str, position: Position | None) -> AsyncGenerator[bytes, None]:
-    """Everything stored after `position` (None: all), then live; ephemeral output only live."""
-    waiting: asyncio.Queue[bytes] = asyncio.Queue(WAITING_MAX)
+class OutputFeed:
+    """The output of every session that a browser shows, with a `stream` for each browser."""
 
-    def on_output(received: OutputMessage) -> None:
-        if getattr(received.output, "ephemeral", False):
-            with contextlib.suppress(asyncio.QueueFull):  # a slow reader may miss ephemeral output
-                waiting.put_nowait(message("output", received.output))
+    def __init__(self, client: Client, *, beat_s: float = BEAT_S) -> None:
+        self._client = client
+        self._beat_s = beat_s
+        self._tails: dict[str, _Tail] = {}
 
-    yield RECONNECT
-    async with client.listen_output(session_id, on_output):
-        reading = asyncio.create_task(_read(client, session_id, position, waiting), name="dashboard: output")
+    async def stream(self, session_id: str, position: Position | None) -> AsyncGenerator[bytes, None]:
+        """Everything stored after `position` (None: all), then live; ephemeral output only live.
+
+        `output_caught_up`: what was stored has been sent. `output_reset`: the stream is another one than that of
+        `position`, and is sent from its beginning. `output_problem`: it cannot be read, and is tried again.
+        Ends if the browser reads too slowly.
+        """
+        reader = _Reader(position)
+        yield RECONNECT
+        while True:
+            try:
+                async with contextlib.aclosing(self._follow(session_id, reader)) as messages:
+                    async for data in messages:
+                        yield data
+                return
+            except PositionUnavailable:
+                reader = _Reader(None)
+                yield message("output_reset", {})
+            except JidoError as error:
+                yield message("output_problem", {"message": str(error)})
+                await asyncio.sleep(RETRY_S)
+
+    async def _follow(self, session_id: str, reader: "_Reader") -> AsyncGenerator[bytes, None]:
+        async with self._tail(session_id) as tail:
+            place = tail.end
+            async with self._client.output(session_id=session_id, since=reader.since) as outputs:
+                async for stored in outputs.stored():
+                    yield reader.take([_Item.of(stored, outputs.position_token)])
+            yield message("output_caught_up", {})
+            while (items := tail.after(place)) is not None:
+                place += len(items)
+                yield reader.take(items) or await tail.changed(self._beat_s)
+                if items:
+                    await asyncio.sleep(PACE_S)
+
+    @contextlib.asynccontextmanager
+    async def _tail(self, session_id: str) -> AsyncIterator["_Tail"]:
+        """The session's shared tail, which is open; the last to leave closes it."""
+        tail = self._tails.get(session_id)
+        if tail is None:
+            tail = self._tails[session_id] = _Tail(self._client, session_id)
+        tail.readers += 1
         try:
-            while not reading.done() or not waiting.empty():
-                yield await _next(waiting)
+            await tail.opened()
+            yield tail
         finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+            tail.readers -= 1
+            if (tail.readers == 0 or tail.error is not None) and self._tails.get(session_id) is tail:
+                del self._tails[session_id]
+            if tail.readers == 0:
+                await tail.close()
 
 
-async def _read(client: Client, session_id: str, position: Position | None, waiting: "asyncio.Queue[bytes]") -> None:
-    """Queue the stored output; an error is sent as a `problem`."""
-    since: str | int = "all"
-    if position is not None:
-        since = position.token if position.is_verifiable else position.sequence + 1
-    try:
-        async with client.output(session_id=session_id, since=since) as outputs:
-            caught_up = False
-            while True:
-                if outputs.caught_up and not caught_up:
-                    caught_up = True
-                    await waiting.put(message("caught_up", {}))
-                kept = await anext(outputs)
-                await waiting.put(message("output", kept.output, outputs.position_token))
-    except PositionUnavailable:
-        await waiting.put(message("reset", {}))
-    except JidoError as error:
-        await waiting.put(message("problem", {"message": str(error)}))
+class _Item(NamedTuple):
+    """One output, encoded; an ephemeral one has no position."""
+
+    sequence: int
+    position_token: str | None
+    data: bytes
+
+    @classmethod
+    def of(cls, received: OutputMessage, position_token: str | None) -> "_Item":
+        return cls(received.sequence, position_token, message("output", received.output, position_token))
 
 
-async def _next(waiting: "asyncio.Queue[bytes]") -> bytes:
-    try:
-        async with asyncio.timeout(BEAT_S):
-            found = [await waiting.get()]
-    except TimeoutError:
-        return message("beat", {})
-    while not waiting.empty():
-        found.append(waiting.get_nowait())
-    return b"".join(found)
+class _Reader:
+    """How far one browser has read."""
+
+    def __init__(self, position: Position | None) -> None:
+        self._sequence = 0 if position is None else position.sequence
+        self.since: str | int = "all"
+        if position is not None:
+            self.since = position.token if position.is_verifiable else position.sequence + 1
+
+    def take(self, items: "list[_Item]") -> bytes:
+        """Those that it has not read yet."""
+        new: list[bytes] = []
+        for item in items:
+            if item.position_token is None:
+                new.append(item.data)
+            elif item.sequence > self._sequence:
+                self._sequence, self.since = item.sequence, item.position_token
+                new.append(item.data)
+        return b"".join(new)
+
+
+class _Tail:
+    """The last output of a session, from the moment when this was opened. Ends with `error`."""
+
+    def __init__(self, client: Client, session_id: str) -> None:
+        self.readers = 0
+        self.error: JidoError | None = None
+        self._items: deque[_Item] = deque()
+        self._bytes = 0
+        self._dropped = 0
+        self._opened = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._task = asyncio.create_task(self._run(client, session_id), name=f"dashboard: output of {session_id}")
+
+    async def opened(self) -> None:
+        """Return when everything that is stored from now on will be here. Raises what prevents it."""
+        await self._opened.wait()
+        if self.error is not None:
+            raise self.error
+
+    @property
+    def end(self) -> int:
+        """The place after the last item."""
+        return self._dropped + len(self._items)
+
+    def after(self, place: int) -> list[_Item] | None:
+        """The items from that place on; None if some of them are no longer here. Raises the error that ended it."""
+        if place < self._dropped:
+            return None
+        items = list(itertools.islice(reversed(self._items), self.end - place))[::-1]
+        if not items and self.error is not None:
+            raise self.error
+        return items
+
+    async def changed(self, within_s: float) -> bytes:
+        """Wait for something new; a keep-alive message if nothing arrives in time."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._changed.wait()
+        except TimeoutError:
+            return message("beat", {})
+        return b""
+
+    async def close(self) -> None:
+        """End the consumer and the subscription."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self, client: Client, session_id: str) -> None:
+        try:
+            async with (
+                client.listen_output(session_id, self._on_live),
+                client.output(session_id=session_id) as outputs,
+            ):
+                self._opened.set()
+                async for stored in outputs:
+                    self._add(_Item.of(stored, outputs.position_token))
+        except JidoError as error:
+            self.error = error
+        except Exception:
+            log.exception("reading the output of a session failed", extra={"session_id": session_id})
+            self.error = InternalError("internal error of the dashboard; see its log")
+        self._opened.set()
+        self._wake()
+
+    def _on_live(self, received: OutputMessage) -> None:
+        if getattr(received.output, "ephemeral", False):
+            self._add(_Item.of(received, None))
+
+    def _add(self, item: _Item) -> None:
+        self._items.append(item)
+        self._bytes += len(item.data)
+        while self._bytes > TAIL_BYTES_MAX:
+            self._bytes -= len(self._items.popleft().data)
+            self._dropped += 1
+        self._wake()
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()

@@ -15,6 +15,7 @@ from jido_nats.dashboard.app import Pages, build
 from jido_nats.dashboard.connections import CONNECTIONS_MAX, BoundedConnection
 from jido_nats.dashboard.event_feed import BEAT_S, EventFeed
 from jido_nats.dashboard.logins import LOGIN_IDLE_S, Logins
+from jido_nats.dashboard.output_feed import OutputFeed
 from jido_nats.dashboard.state import EVENTS_MAX, DashboardState
 from jido_nats.errors import ConfigurationError
 
@@ -54,7 +55,8 @@ async def dashboard(
         async with Client.connect(connection) as client:
             state = DashboardState(events_max=events_max)
             async with EventFeed(client, state, beat_s=beat_s) as feed:
-                pages = Pages(client, state, feed, read_only=read_only, logins=logins)
+                outputs = OutputFeed(client, beat_s=beat_s)
+                pages = Pages(client, state, feed, outputs, read_only=read_only, logins=logins)
                 app = build(pages, addresses=addresses, logins=logins)
                 async with _serving(_Server(_config(app, connections_max)), listener):
                     try:

@@ -86,4 +86,15 @@ async def new_page(browser: Browser, **options: Any) -> AsyncIterator[Page]:
         yield page
     finally:
         await context.close()
-    assert not not_ready.found
+    assert not not_ready.found, not_ready.found
+
+
+async def be_seen(page: Page, state: str) -> None:
+    """What a browser does when its tab is left and entered; headless, a page is always visible."""
+    await page.evaluate(
+        """(state) => {
+          Object.defineProperty(document, "visibilityState", { value: state, configurable: true });
+          document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        state,
+    )

@@ -174,10 +174,10 @@ async def test_a_log_out_ends_the_streams_of_that_browser(server: LocalServer, m
         browser, other = await logged_in(url), await logged_in(url)
         path = "/api/sessions/s1/output"
         async with listening(url, path, browser) as ending, listening(url, path, other) as staying:
-            await ending.named("caught_up")
+            await ending.named("output_caught_up")
             await ask(url, "POST", "/api/logout", {}, browser)
             rest = [event.name async for event in ending]
-            await staying.named("caught_up")
+            await staying.named("output_caught_up")
             await staying.named("beat")
 
     assert set(rest) <= {"beat"}

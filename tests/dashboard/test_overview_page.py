@@ -8,7 +8,7 @@ from playwright.async_api import Browser, Locator, Page, expect
 
 from jido_nats import Client
 from jido_nats.core import codec
-from tests.dashboard.stage import Stage, new_page, shown
+from tests.dashboard.stage import Stage, be_seen, new_page, shown
 from tests.tools.proxy import Proxy
 from tests.tools.support import eventually, stranger_at
 
@@ -298,7 +298,7 @@ async def test_a_hidden_page_lets_go_of_its_connection(browser: Browser, stage: 
         before = await applied(page)
 
         await be_seen(page, "hidden")
-        await page.clock.fast_forward("00:31")
+        await page.clock.fast_forward("00:06")
         await expect(page.locator("#connection-text")).to_have_text("Paused while hidden")
         await live_and_die(stage.client, name)
         await be_seen(page, "visible")
@@ -306,17 +306,6 @@ async def test_a_hidden_page_lets_go_of_its_connection(browser: Browser, stage: 
         await is_live(page)
         await eventually(lambda: has_applied(page, before + 7))
         assert await applied(page) - before == 7
-
-
-async def be_seen(page: Page, state: str) -> None:
-    """What a browser does when its tab is left and entered; headless, a page is always visible."""
-    await page.evaluate(
-        """(state) => {
-          Object.defineProperty(document, "visibilityState", { value: state, configurable: true });
-          document.dispatchEvent(new Event("visibilitychange"));
-        }""",
-        state,
-    )
 
 
 async def test_nats_being_away_is_shown(browser: Browser, stage: Stage) -> None:

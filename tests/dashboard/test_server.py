@@ -273,7 +273,7 @@ async def test_a_position_of_another_life_of_the_stream_means_a_new_snapshot(
         if other.sequence == 1:
             continue
         async with listening(url, "/api/sessions/s1/output", {"Last-Event-ID": other.token}) as source:
-            assert await source.named("reset")
+            assert await source.named("output_reset")
 
 
 async def test_a_browser_is_reset_when_the_server_comes_back_with_an_older_store(tmp_path: Path) -> None:
@@ -449,11 +449,78 @@ async def test_output_that_is_not_kept_is_heard_live(
 ) -> None:
     await client.create_session(session_id="s1")
     async with listening(url, "/api/sessions/s1/output") as source:
-        await source.named("caught_up")
+        await source.named("output_caught_up")
         await puppet.sessions["s1"].emit("token", "Hel", ephemeral=True)
         said = await source.named("output")
 
     assert (said.data["data"], said.id) == ("Hel", None)
+
+
+async def outputs(source: EventSource, count: int) -> list[Any]:
+    return [(await source.named("output")).data["data"] for _ in range(count)]
+
+
+async def has_consumers(stranger: Stranger, count: int) -> bool:
+    return (await stranger.js.stream_info("JIDO_OUTPUT")).state.consumer_count == count
+
+
+async def test_readers_of_a_session_share_a_consumer_whenever_they_come(
+    url: str, client: Client, manager: SessionManager, puppet: Puppet, stranger: Stranger
+) -> None:
+    await client.create_session(session_id="s1")
+    session = puppet.sessions["s1"]
+    async with AsyncExitStack() as stack:
+        sources = []
+        for number in range(4):
+            source = await stack.enter_async_context(listening(url, "/api/sessions/s1/output"))
+            await source.named("output_caught_up") if number == 0 else None
+            sources.append(source)
+            await session.emit("step", number)
+        assert [await outputs(source, 4) for source in sources] == [[0, 1, 2, 3]] * 4
+        await session.emit("token", "live", ephemeral=True)
+        assert [await outputs(source, 1) for source in sources] == [["live"]] * 4
+        await eventually(lambda: has_consumers(stranger, 1))
+
+    await eventually(lambda: has_consumers(stranger, 0))
+
+
+async def test_one_stream_has_the_events_and_the_output_of_a_session(
+    url: str, client: Client, manager: SessionManager, puppet: Puppet
+) -> None:
+    after = (await snapshot(url))["position_token"]
+    async with listening(url, f"/api/stream?after={after}&session=s1&output_after=") as source:
+        await client.create_session(session_id="s1")
+        await puppet.sessions["s1"].emit("step", 1)
+        step = await source.named("output")
+        await client.idle_session("s1")
+        event = await source.named("change")
+    async with listening(url, f"/api/stream?after={event.id}&session=s1&output_after={step.id}") as source:
+        await puppet.sessions["s1"].emit("step", 2)
+
+        assert (await source.named("output")).data["data"] == 2
+
+
+async def test_a_reader_of_output_that_was_lost_is_reset_and_reads_the_new(tmp_path: Path, puppet: Puppet) -> None:
+    async with LocalServer(store_dir=tmp_path / "store") as server:
+        backup = Backup(server, tmp_path / "store", tmp_path / "copy")
+        async with (
+            SessionManager.connect(server.url, worker=puppet, settings=Settings(lease_s=2)) as manager,
+            Client.connect(server.url, timeout_s=20) as client,
+            shown(server.url) as url,
+        ):
+            await manager.start_serving()
+            await client.create_session(session_id="s1")
+            await puppet.sessions["s1"].emit("step", "kept")
+            await puppet.sessions["s1"].flush()
+            await backup.take()
+            async with listening(url, "/api/sessions/s1/output") as source:
+                await source.named("output_caught_up")
+                await puppet.sessions["s1"].emit("step", "lost")
+                assert (await source.named("output")).data["data"] == "lost"
+                await backup.restore()
+                await source.named("output_reset")
+
+                assert (await source.named("output")).data["data"] == "kept"
 
 
 async def test_commands_are_carried_out(url: str, client: Client, manager: SessionManager, puppet: Puppet) -> None:
@@ -585,7 +652,7 @@ async def test_a_signal_ends_it_while_browsers_listen(
         paths = [f"/api/stream?after={position}", "/api/sessions/s1/output"]
         async with listening(url, paths[0]) as first, listening(url, paths[1]) as second:
             await first.named("state")
-            await second.named("caught_up")
+            await second.named("output_caught_up")
             finished = await program.end(number)
 
     assert (finished.code, finished.err) == (130, "")

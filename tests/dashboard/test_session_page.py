@@ -154,13 +154,21 @@ async def test_a_command_that_fails_says_so_beside_the_buttons(browser: Browser,
     await stage.client.create_session(session_id=name)
     async with Proxy(int(stage.url.rpartition(":")[2])) as proxy, new_page(browser) as page:
         await page.goto(f"{proxy.url.replace('nats:', 'http:')}/#/session/{name}")
-        await has_status(page, "active")
+        await expect(page.get_by_role("button", name="Make idle")).to_be_visible()
         proxy.refuse()
         proxy.cut()
 
         await page.get_by_role("button", name="Make idle").click()
 
         await expect(page.locator("#action-error")).to_contain_text("does not answer")
+
+
+async def test_an_answer_that_is_cut_short_is_no_answer(page: Page, stage: Stage, name: str) -> None:
+    await page.route(f"**/api/sessions/{name}", lambda route: route.fulfill(status=200, body='{"record":'))
+
+    await look_at(page, stage, name)
+
+    await expect(page.locator("#session-error")).to_contain_text("does not answer")
 
 
 async def test_a_limit_has_to_be_one(page: Page) -> None:

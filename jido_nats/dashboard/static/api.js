@@ -28,15 +28,19 @@ async function call(method, path, body) {
     options.body = stringify(body);
   }
   let answer;
+  let reply = {};
   try {
     answer = await fetch(path, options);
+    const text = await answer.text();
+    if (text !== "" && (answer.ok || isJson(answer))) reply = parse(text);
   } catch {
     throw new ApiError("unreachable", "The dashboard does not answer. The command may or may not have been carried out: try again.");
   }
-  const reply = await answer.text().then(parse).catch(() => ({}));
   if (!answer.ok) throw new ApiError(reply.error?.code ?? "internal", sentence(reply.error?.message ?? `Error ${answer.status}`));
   return reply;
 }
+
+const isJson = (answer) => answer.headers.get("Content-Type")?.startsWith("application/json");
 
 /** A message as a sentence; a name at its start is not capitalized. */
 function sentence(text) {

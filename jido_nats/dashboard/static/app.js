@@ -18,7 +18,7 @@ const feed = new Feed(store, showPhase);
 const overview = new Overview(store, feed, (id) => {
   location.hash = `#/session/${encodeURIComponent(id)}`;
 });
-const session = new SessionView(store, askForEnd);
+const session = new SessionView(store, feed, askForEnd);
 let shownId; // null: all sessions
 let secondAt = 0;
 

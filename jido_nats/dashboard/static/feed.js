@@ -1,15 +1,19 @@
-// The connection to the dashboard: a snapshot, then every event after it, across every interruption.
+// The connection to the dashboard: a snapshot, then every event after it, across every interruption, and the output of
+// the session that is shown. One stream has both, so that a tab needs one connection; the page opens it again by
+// itself, after the last event and the last output that it saw.
 //
-// The browser reconnects by itself with the last id that it saw (Last-Event-ID); if it gives up, or the page closed
-// the stream while it was hidden, the page sends that id itself.
+// A hidden page closes its stream. Of the visible ones, some keep theirs open; the others take turns with it.
 
 import { parse } from "./json.js";
+import { Slot } from "./slot.js";
 
 const RETRY_MS = 1000;
 const RETRY_MAX_MS = 10_000;
 const SILENCE_MAX_MS = 15_000; // the dashboard sends something every 5 s
 const CHECK_MS = 2000;
-const HIDDEN_MS = 30_000; // a browser opens at most six connections to a host, shared by all its tabs
+const HIDDEN_MS = 5000;
+const TURN_MS = 1000; // how long a page without a slot keeps its stream, and how long it then pauses
+const PAUSE_MS = 2000;
 
 export class Feed {
   /** `onPhase(phase, detail)`: loading, live, reconnecting, paused, refused, or problem. */
@@ -20,8 +24,11 @@ export class Feed {
     this.phase = "";
     this.source = null;
     this.heardAt = 0;
+    this.hidden = false; // for so long that it has no stream
     this.retryMs = RETRY_MS;
     this.timer = 0;
+    this.slot = new Slot();
+    this.output = null; // { id, position, on }: the session whose output is followed
     this.onReset = () => {};
   }
 
@@ -29,12 +36,20 @@ export class Feed {
     document.addEventListener("visibilitychange", () => this.#onVisibility());
     addEventListener("online", () => this.source === null && this.#again(0));
     setInterval(() => this.#check(), CHECK_MS);
+    this.#onVisibility();
     this.load();
+  }
+
+  /** Follow the output of that session, from its beginning, and of no other: `on(name, data)`; null: of none. */
+  watch(id, on) {
+    this.output = id === null ? null : { id, position: "", on };
+    if (this.source !== null || this.phase === "live") this.follow();
   }
 
   /** Load a snapshot, then follow from its position. */
   async load() {
     this.#close();
+    if (this.hidden) return undefined;
     if (!this.store.loaded) this.#setPhase("loading");
     let answer;
     try {
@@ -61,11 +76,13 @@ export class Feed {
     return this.follow();
   }
 
-  /** Open the stream after the last event seen. */
+  /** Open the stream after the last event and output seen; not while the page is hidden. */
   follow() {
     this.#close();
+    if (this.hidden) return;
+    this.slot.take();
     this.heardAt = performance.now();
-    const source = new EventSource(`/api/stream?after=${encodeURIComponent(this.position)}`);
+    const source = new EventSource(this.#address());
     this.source = source;
     const on = (name, handler) =>
       source.addEventListener(name, (message) => {
@@ -74,6 +91,7 @@ export class Feed {
       });
     on("open", () => {
       this.retryMs = RETRY_MS;
+      this.timer = setTimeout(() => this.#pause(), TURN_MS);
       this.#setPhase("live");
     });
     on("change", (message) => {
@@ -89,10 +107,37 @@ export class Feed {
     });
     on("beat", () => {});
     on("reset", () => this.load());
+    for (const name of ["output", "output_reset", "output_problem", "output_caught_up"]) on(name, (message) => this.#onOutput(name, message));
     on("error", () => {
+      const refused = source.readyState === EventSource.CLOSED;
+      this.#close();
       this.#setPhase("reconnecting");
-      if (source.readyState === EventSource.CLOSED) this.#again();
+      if (refused) this.#again();
+      else this.timer = setTimeout(() => this.follow(), RETRY_MS);
     });
+  }
+
+  #address() {
+    const asked = new URLSearchParams({ after: this.position });
+    if (this.output !== null) {
+      asked.set("session", this.output.id);
+      asked.set("output_after", this.output.position);
+    }
+    return `/api/stream?${asked}`;
+  }
+
+  #onOutput(name, message) {
+    const data = parse(message.data);
+    if (name === "output_reset") this.output.position = "";
+    else if (name === "output" && !data.ephemeral) this.output.position = message.lastEventId;
+    this.output.on(name, data);
+  }
+
+  /** Without a slot: leave the connection to other tabs for a while. */
+  #pause() {
+    if (this.slot.held) return;
+    this.#close();
+    this.timer = setTimeout(() => this.follow(), PAUSE_MS);
   }
 
   #again(afterMs = this.retryMs) {
@@ -110,15 +155,21 @@ export class Feed {
   #onVisibility() {
     clearTimeout(this.hiddenTimer);
     if (document.visibilityState === "hidden") {
-      this.hiddenTimer = setTimeout(() => {
-        if (this.source === null) return;
-        this.#close();
-        this.#setPhase("paused");
-      }, HIDDEN_MS);
-    } else if (this.phase === "paused") {
+      this.hiddenTimer = setTimeout(() => this.#leave(), HIDDEN_MS);
+    } else if (this.hidden) {
+      this.hidden = false;
       this.#setPhase("reconnecting");
-      this.follow();
+      if (this.store.loaded) this.follow();
+      else this.load();
     }
+  }
+
+  #leave() {
+    if (this.phase === "refused") return;
+    this.hidden = true;
+    this.#close();
+    this.slot.release();
+    this.#setPhase("paused");
   }
 
   #close() {
@@ -127,7 +178,8 @@ export class Feed {
     this.source = null;
   }
 
-  #setPhase(phase, detail = "") {
+  #setPhase(shown, detail = "") {
+    const phase = this.hidden ? "paused" : shown; // a request may have been under way
     this.phase = phase;
     this.onPhase(phase, detail);
   }

@@ -11,6 +11,9 @@ const MINUTE = 60 * SECOND;
 const HOUR = 60 * MINUTE;
 const DAY = 24 * HOUR;
 
+/** What a session id looks like. */
+export const SESSION_ID = /^[A-Za-z0-9_-]{1,64}$/;
+
 /** 10,000 */
 export const number = (value) => numberFormat.format(value);
 

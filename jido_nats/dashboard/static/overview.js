@@ -2,13 +2,12 @@
 
 import { Chart } from "./chart.js";
 import { announce, byId, el, setText } from "./dom.js";
-import { age, moment, number, shortId } from "./format.js";
+import { age, moment, number, SESSION_ID, shortId } from "./format.js";
 import { STATUSES } from "./store.js";
 import { Table } from "./table.js";
 
 const CHART_MS = 500;
 const TILES_MS = 100;
-const TOKEN = /^[A-Za-z0-9_-]{1,64}$/;
 const LEASE_LOW = 0.34; // a lease is renewed three times within its duration
 const ANNOUNCE_MS = 700;
 
@@ -97,7 +96,7 @@ export class Overview {
     setText(byId("empty-title"), title);
     setText(byId("empty-text"), text);
     byId("clear").hidden = !filtered;
-    byId("open-by-id").hidden = !TOKEN.test(query);
+    byId("open-by-id").hidden = !SESSION_ID.test(query);
     setText(byId("open-by-id"), `Look up ${shortId(query)} in the stream`);
   }
 
@@ -195,7 +194,7 @@ export class Overview {
       const [only] = this.table.visible;
       const query = this.search.value.trim();
       if (this.table.visible.length === 1) this.open(only.id);
-      else if (this.table.visible.length === 0 && TOKEN.test(query)) this.open(query);
+      else if (this.table.visible.length === 0 && SESSION_ID.test(query)) this.open(query);
       else this.table.focus();
     }
   }

@@ -2,17 +2,19 @@
 
 import { ApiError, command, getSession, newMessageId } from "./api.js";
 import { announce, byId, chip, el, setText } from "./dom.js";
-import { age, duration, FAILURES, moment, pretty, words } from "./format.js";
+import { age, duration, FAILURES, moment, pretty, SESSION_ID, words } from "./format.js";
 import { parse } from "./json.js";
 
 const SHOWN_MAX = 1000; // events, and outputs, shown at one time
+const NO_OUTPUT = "No output yet.";
 const SEGMENTS_MAX = 400;
 const NEAR_END_PX = 40;
 const MS = (time) => Date.parse(time);
 
 export class SessionView {
-  constructor(store, askForEnd) {
+  constructor(store, feed, askForEnd) {
     this.store = store;
+    this.feed = feed;
     this.askForEnd = askForEnd;
     this.id = null;
     store.listeners.add((event) => this.#onEvent(event));
@@ -28,9 +30,8 @@ export class SessionView {
 
   /** Show a session, and keep it updated until `close`. */
   async open(id) {
-    this.close();
     this.id = id;
-    Object.assign(this, { record: null, events: new Map(), missing: false, outputs: [], numbers: new Set() });
+    Object.assign(this, { record: null, events: new Map(), missing: false, outputs: [] });
     setText(byId("session-id"), id);
     setText(byId("session-error"), "");
     setText(byId("action-error"), "");
@@ -39,7 +40,7 @@ export class SessionView {
     this.messageId = null;
     this.#clearOutput();
     this.#draw();
-    this.#listen();
+    this.feed.watch(SESSION_ID.test(id) ? id : null, (name, data) => this.#onOutput(name, data));
     await this.load();
   }
 
@@ -67,8 +68,7 @@ export class SessionView {
 
   close() {
     this.id = null;
-    this.output?.close();
-    this.output = null;
+    this.feed.watch(null);
   }
 
   /** Update growing durations; called once a second while the view is shown. */
@@ -263,27 +263,17 @@ export class SessionView {
     );
   }
 
-  #listen() {
-    const source = new EventSource(`/api/sessions/${encodeURIComponent(this.id)}/output`);
-    this.output = source;
-    source.addEventListener("output", (message) => this.#onOutput(parse(message.data)));
-    source.addEventListener("problem", (message) => {
-      setText(byId("output-empty"), `The output cannot be read: ${JSON.parse(message.data).message}`);
-      source.close();
-    });
-    source.addEventListener("reset", () => {
-      source.close();
-      this.#clearOutput();
-      this.#listen();
-    });
+  #onOutput(name, data) {
+    if (name === "output_reset") this.#clearOutput();
+    else if (name === "output_problem") setText(byId("output-empty"), `The output cannot be read: ${data.message}`);
+    else if (name === "output_caught_up") setText(byId("output-empty"), NO_OUTPUT);
+    else this.#addOutput(data);
   }
 
-  #onOutput(output) {
-    const key = `${output.ephemeral ? "live" : "kept"}.${output.number}`;
-    if (this.numbers.has(key)) return;
-    this.numbers.add(key);
+  #addOutput(output) {
     this.outputs.push(output);
     if (this.outputs.length === 1) requestAnimationFrame(() => this.#drawOutput());
+    if (this.outputs.length > 2 * SHOWN_MAX) this.outputs.splice(0, SHOWN_MAX); // no frames are drawn of a hidden page
   }
 
   #drawOutput() {
@@ -322,11 +312,10 @@ export class SessionView {
   }
 
   #clearOutput() {
-    this.numbers.clear();
     this.outputs = [];
     byId("output").replaceChildren();
     byId("output-empty").hidden = false;
-    setText(byId("output-empty"), "No output yet.");
+    setText(byId("output-empty"), NO_OUTPUT);
   }
 
   async #act(verb) {
