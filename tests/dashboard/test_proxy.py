@@ -151,3 +151,20 @@ async def test_a_browser_logs_in_commands_and_logs_out_behind_the_proxy(
         assert await page.context.cookies() == []
         assert TOKEN not in page.url
         assert len(await client.list_sessions()) == 1
+
+
+async def test_behind_a_proxy_with_http_2_every_tab_keeps_its_stream(
+    server: LocalServer, client: Client, manager: SessionManager, tmp_path: Path
+) -> None:
+    async with (
+        behind(caddy, server, tmp_path) as (url, _),
+        chromium(f"--host-resolver-rules=MAP {NAME} 127.0.0.1") as browser,
+        new_page(browser, ignore_https_errors=True) as first,
+    ):
+        await first.goto(f"{url}/?token={TOKEN}")
+        pages = [first, *[await first.context.new_page() for _ in range(7)]]
+        for page in pages:
+            await page.goto(url)
+            await expect(page.locator("#connection-text")).to_have_text("Live")
+
+        assert all([await page.evaluate("dashboard.feed.slot.held") for page in pages])
