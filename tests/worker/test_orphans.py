@@ -104,6 +104,7 @@ async def test_what_ignores_sigterm_is_killed_wherever_it_is(
     async with serving(server.url, *tools(tool, mark), "--stop-timeout-s", "0.5"):
         await stranger.create(session_id)
         await used(stranger, session_id)
+        await eventually(lambda: that_run("sleep", mark))  # now it ignores the signal
 
         await stranger.ask(f"jido.session.terminate.{session_id}")
 
