@@ -28,6 +28,7 @@ async def refusal_of(server: str) -> str | None:
                 while data := await reader.read(4096):
                     said += data
             finally:
-                writer.close()
+                writer.transport.abort()
+                await asyncio.sleep(0)  # until it is closed
     found = _ERROR.search(said)
     return found[1].decode("utf-8", "replace") if found else None

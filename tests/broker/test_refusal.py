@@ -48,7 +48,10 @@ async def test_what_cannot_be_asked_says_nothing(url: str) -> None:
 
 
 async def test_a_server_that_hangs_up_without_a_word_is_not_called_absent() -> None:
+    hung_up: list[asyncio.StreamWriter] = []
+
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hung_up.append(writer)
         writer.write(b'INFO {"server_id":"x","version":"2.15.1","proto":1,"max_payload":1048576,"headers":true}\r\n')
         await reader.readline()
         writer.transport.abort()
@@ -58,3 +61,6 @@ async def test_a_server_that_hangs_up_without_a_word_is_not_called_absent() -> N
         with pytest.raises(ServerUnusable, match="closes the connection at once; its log says why"):
             async with Client.connect(f"nats://127.0.0.1:{port}"):
                 pass
+        for writer in hung_up:  # some attempts may still be waiting
+            writer.transport.abort()
+            await asyncio.gather(writer.wait_closed(), return_exceptions=True)
