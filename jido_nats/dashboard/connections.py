@@ -18,6 +18,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 # With half as many more that wait, fewer than the 1,024 files that a process may usually have open.
 CONNECTIONS_MAX: Final = 600
+# asyncio accepts so many at once, before it hands over the first, and they have to fit into those 1,024 as well.
+BACKLOG: Final = 256
 STALL_TIMEOUT_S: Final = 20.0
 LOOK_S: Final = 1.0
 

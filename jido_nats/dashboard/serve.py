@@ -12,7 +12,7 @@ from jido_nats.broker.options import ConnectOptions
 from jido_nats.client.client import Client
 from jido_nats.dashboard.addresses import Addresses, check_reach
 from jido_nats.dashboard.app import Pages, build
-from jido_nats.dashboard.connections import CONNECTIONS_MAX, BoundedConnection
+from jido_nats.dashboard.connections import BACKLOG, CONNECTIONS_MAX, BoundedConnection
 from jido_nats.dashboard.event_feed import BEAT_S, EventFeed
 from jido_nats.dashboard.logins import LOGIN_IDLE_S, Logins
 from jido_nats.dashboard.output_feed import OutputFeed
@@ -78,6 +78,7 @@ def _config(app: object, connections_max: int) -> uvicorn.Config:
         app,  # type: ignore[arg-type]
         http=BoundedConnection,
         limit_concurrency=connections_max,
+        backlog=BACKLOG,
         ws="none",
         lifespan="off",
         log_config=None,
