@@ -71,6 +71,11 @@ def caller_of(message: Message) -> str:
     return f"{info.acc} {info.server} {info.id}"
 
 
+def by_caller(message: Message) -> Party:
+    """The party of a request that is for nothing in particular: its caller."""
+    return Party(caller_of(message))
+
+
 class _RequestInfo(msgspec.Struct):
     acc: str
     server: str = ""

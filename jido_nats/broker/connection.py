@@ -33,7 +33,7 @@ REQUEST_TIMEOUT_S: Final = 2.0
 RECONNECT_WAIT_S: Final = 0.1
 RECONNECT_WAIT_MAX_S: Final = 1.0
 IN_FLIGHT_MAX: Final = 192
-IN_FLIGHT_EACH_MAX: Final = 32
+IN_FLIGHT_CALLER_MAX: Final = 32  # of them on behalf of one caller
 POLL_S: Final = 0.5
 ECHO_TIMEOUT_S: Final = 2.0
 # Message id, content type, traceparent, an error's text, and the headers that NATS adds.
@@ -65,7 +65,7 @@ class Connection:
         self.troubles = Troubles(name)
         self._outage = outage
         # Bounds the JetStream requests in flight: the others wait here, where their timeouts have not started.
-        self.gate = Turns(IN_FLIGHT_MAX, each_caller=IN_FLIGHT_EACH_MAX)
+        self.gate = Turns(IN_FLIGHT_MAX, each_caller=IN_FLIGHT_CALLER_MAX)
         self._reconnect_task: asyncio.Task[None] | None = None
         self._discards: set[asyncio.Task[None]] = set()
         self._echo: asyncio.Task[None] | None = None

@@ -59,6 +59,11 @@ class StreamLife:
         """The position of the last message; before the first, that where the reader begins."""
         return Position(self._sequence, self._time_ns, self._begin.created_ns) if self._sequence else self._begin
 
+    @property
+    def reconnected(self) -> bool:
+        """Whether there has been a reconnect since the last check; without one it is the same server."""
+        return self._connection.reconnects != self._reconnects
+
     async def begin(self, start: Start) -> tuple[Start, StreamState]:
         """Note where the reader begins; the start as a sequence if it was "new", and the state of the stream.
 
@@ -80,8 +85,9 @@ class StreamLife:
 
     async def check(self) -> StreamState:
         """The state of the stream, before the reader goes on. Raises `PositionUnavailable` if it is another one."""
+        reconnected, reconnects = self.reconnected, self._connection.reconnects
         state = await check_position(self._connection, self._stream, self.at)
-        if self._recent is not None and self._connection.reconnects != self._reconnects:  # else it is the same server
-            self._reconnects = self._connection.reconnects
+        if reconnected and self._recent is not None:
             await check_latest(self._connection, self._stream, self._recent)
+        self._reconnects = reconnects
         return state

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from jido_nats.broker.admission import Lane, caller_of
+from jido_nats.broker.admission import Lane, by_caller
 from jido_nats.broker.connection import Connection, Message, Subscription
 from jido_nats.broker.turns import PARTY, Party, Turns
 from jido_nats.core import codec, subjects
@@ -39,16 +39,19 @@ T = TypeVar("T")
 
 
 class Request(NamedTuple):
-    """A request: its subject, headers and payload."""
+    """A request: its subject, headers and payload; `size`: about how many bytes it has, headers included."""
 
     subject: str
     headers: Mapping[str, str]
     data: bytes
+    size: int = 0
 
-    @property
-    def size(self) -> int:
-        """About how many bytes it has, headers included."""
-        return len(self.data) + sum(len(name) + len(value) for name, value in self.headers.items())
+    @classmethod
+    def of(cls, message: Message) -> "Request":
+        """The request in a message."""
+        headers = message.headers or {}
+        size = len(message.data) + sum(len(name) + len(value) for name, value in headers.items())
+        return cls(message.subject, headers, message.data, size)
 
     def encoding(self) -> Encoding:
         """The encoding of the request, and of its reply; `BadRequest` for an unknown one."""
@@ -93,7 +96,7 @@ class Endpoint:
     queue: str = QUEUE_GROUP
     listed: bool = True
     lane: Lane = field(default_factory=Lane, repr=False)
-    party_of: Callable[[Message], Party] = lambda message: Party(caller_of(message))
+    party_of: Callable[[Message], Party] = by_caller
     refuse: Callable[[Request], Reply] = overloaded
     requests: int = 0
     errors: int = 0
@@ -176,7 +179,7 @@ class MicroService:
     def _on_request(self, endpoint: Endpoint, message: Message) -> None:
         if not subjects.is_inbox(message.reply):
             return  # no reply subject, or one that is not an inbox: not executed
-        request = Request(message.subject, message.headers or {}, message.data)
+        request = Request.of(message)
         party = endpoint.party_of(message)
         if (self._bytes and self._bytes + request.size > self._bytes_max) or not endpoint.lane.enter(party):
             self._refuse(endpoint, message.reply, request)

@@ -47,7 +47,7 @@ class NatsClient(Client):
         return str(self._server_info.get("server_id", ""))
 
     async def connect(self, *servers: Any, **options: Any) -> None:
-        """Connect, as nats-py does."""
+        """Connect, as nats-py does, and read more at once from then on."""
         await super().connect(*servers, **options)
         reader = getattr(self._transport, "_io_reader", None)  # a WebSocket has none
         if isinstance(reader, asyncio.StreamReader):

@@ -43,12 +43,10 @@ class PolledConsumer(Consumer):
         super().__init__(connection, stream, filters, start)
         self._batch = batch
         self._messages: deque[StreamMessage] = deque()
-        # The sequence from which to ask for more.
-        self._wanted = start.sequence or 1
+        self._wanted = 1  # the sequence from which to ask for more
         self._life = StreamLife(connection, stream, recent=recent)
         # Whether the last batch reached the end of the stream.
         self._exhausted = False
-        self._reconnects = connection.reconnects
 
     @property
     def at(self) -> Position:
@@ -70,7 +68,8 @@ class PolledConsumer(Consumer):
     async def next(self) -> StreamMessage:
         """See `Consumer.next`."""
         while not self._messages:
-            await self._check_life()
+            if self._life.reconnected:
+                await self._life.check()
             await self._look_ahead()
             if not self._messages:
                 await asyncio.sleep(POLL_S)
@@ -88,11 +87,6 @@ class PolledConsumer(Consumer):
         self._life.passed(message.subject, message.sequence, message.time_ns)
         self.caught_up = self.caught_up or (self._exhausted and not self._messages)
         return message
-
-    async def _check_life(self) -> None:
-        if self._connection.reconnects != self._reconnects:
-            await self._life.check()
-            self._reconnects = self._connection.reconnects
 
     async def _look_ahead(self) -> None:
         """Fetch until there is another message, so that the last one is known to be the last."""

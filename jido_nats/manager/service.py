@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 import msgspec
 
 from jido_nats import trace
-from jido_nats.broker.admission import Lane, caller_of
+from jido_nats.broker.admission import Lane, by_caller, caller_of
 from jido_nats.broker.connection import Message
 from jido_nats.broker.micro import Endpoint, MicroService, Reply, Request, error_reply, overloaded
 from jido_nats.broker.turns import Party, Turns
@@ -73,7 +73,7 @@ class Service:
         self._manager_id = manager_id
         self._handler = handler
         self._stats = stats
-        self._lanes = lanes(settings.commands_max)
+        self._lanes = _lanes(settings.commands_max)
         self._creating: list[Endpoint] = []
 
     async def start(self) -> None:
@@ -87,7 +87,7 @@ class Service:
             queue="",
             listed=False,
             lane=self._lanes[Admission.CHANGE],
-            party_of=_about_session,
+            party_of=_by_subject,
             refuse=partial(self._refuse, "forwarded"),
         )
         await self._endpoints.start([*public, forwarded, self._consumers.endpoint()])
@@ -99,7 +99,7 @@ class Service:
             command.subject,
             partial(self._handle, verb),
             lane=self._lanes[command.admission],
-            party_of=_about_nothing if command.about is About.NOTHING else _about_session,
+            party_of=by_caller if command.about is About.NOTHING else _by_subject,
             refuse=partial(self._refuse, verb),
         )
 
@@ -172,7 +172,7 @@ class Service:
             raise BadRequest(f"the request is not a valid {verb} command in {encoding}: {error}") from error
 
 
-def lanes(commands_max: int) -> Mapping[Admission, Lane]:
+def _lanes(commands_max: int) -> Mapping[Admission, Lane]:
     """A lane for each class of commands. A caller gets a half of it at most, and an eighth for each of its sessions."""
     turns = {
         Admission.CREATE: Turns(),  # a start may take long; its JetStream requests take turns at their gate
@@ -192,12 +192,8 @@ def lanes(commands_max: int) -> Mapping[Admission, Lane]:
     }
 
 
-def _about_session(message: Message) -> Party:
+def _by_subject(message: Message) -> Party:
     return Party(caller_of(message), message.subject)
-
-
-def _about_nothing(message: Message) -> Party:
-    return Party(caller_of(message))
 
 
 def _hide(error: Exception, request: Request) -> CommandError:

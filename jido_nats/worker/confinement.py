@@ -23,6 +23,8 @@ _NOT_INHERITED_PREFIXES: Final = ("NATS_", "JIDO_", "WATCHDOG_", "LISTEN_")
 _NOT_INHERITED: Final = frozenset(("NOTIFY_SOCKET", "CREDENTIALS_DIRECTORY", "SERVE"))
 # What a program inherits also if there is a list.
 _ALWAYS_INHERITED: Final = frozenset(("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ"))
+# What belongs to the manager's user: a program of another user does not inherit it.
+_PERSONAL: Final = ("HOME", "USER", "LOGNAME", "MAIL", "SHELL")
 # Capabilities by their bit: to change the user and its groups, and to end what runs as another user.
 _CAPABILITIES: Final = {"CAP_KILL": 5, "CAP_SETGID": 6, "CAP_SETUID": 7}
 # At the soft limit a program is killed by SIGXCPU, which says why; one that ignores that is killed at the hard limit.
@@ -63,7 +65,7 @@ class Confinement:
         """What has to be started to run this program."""
         if self._user is None and not self._limits:
             return argv
-        limits = ",".join(f"{name}={soft}:{hard}" for name, soft, hard in _rlimits(self._limits))
+        limits = ",".join("{}={}:{}".format(*_rlimit(name, value)) for name, value in self._limits.items())
         return [sys.executable, "-I", "-S", _LAUNCH, str(self._user or ""), limits, *argv]
 
     def environment(self, inherited: Mapping[str, str]) -> dict[str, str]:
@@ -95,9 +97,6 @@ def check_confined(settings: Settings, confined: Confinement | None) -> None:
             if confined is None
             else "worker_user, worker_limit and worker_env are not those that the Program was given"
         )
-
-
-_PERSONAL: Final = ("HOME", "USER", "LOGNAME", "MAIL", "SHELL")
 
 
 def _is_inherited(name: str) -> bool:
@@ -154,17 +153,14 @@ def _missing_capabilities() -> list[str]:
     return [name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1]
 
 
-def _rlimits(limits: Mapping[str, int]) -> list[tuple[str, int, int]]:
-    """The operating system's names of limits, each with its soft and its hard value."""
-    return [
-        (confinement.LIMITS[name][0], value, value + CPU_GRACE_S if name == "cpu" else value)
-        for name, value in limits.items()
-    ]
+def _rlimit(name: str, value: int) -> tuple[str, int, int]:
+    """The operating system's name of a limit, its soft and its hard value."""
+    return confinement.LIMITS[name][0], value, value + CPU_GRACE_S if name == "cpu" else value
 
 
 def _check_limits(limits: Mapping[str, int]) -> None:
-    for name, _, hard in _rlimits(limits):
-        mine = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1]
+    for name, value in limits.items():
+        rlimit, _, hard = _rlimit(name, value)
+        mine = resource.getrlimit(getattr(resource, f"RLIMIT_{rlimit}"))[1]
         if mine != resource.RLIM_INFINITY and hard > mine:
-            option = next(key for key, (rlimit, _) in confinement.LIMITS.items() if rlimit == name)
-            raise ConfigurationError(f"--worker-limit {option}: this manager's own hard limit is lower, {mine}")
+            raise ConfigurationError(f"--worker-limit {name}: this manager's own hard limit is lower, {mine}")

@@ -340,7 +340,7 @@ class _Exchange:
 
 
 def variables_of(record: SessionRecord, inherited: Mapping[str, str]) -> dict[str, str]:
-    """What a program finds in its environment about its session, beside what it has inherited.
+    """What a program finds in its environment about its session, in addition to what it has inherited.
 
     `PYTHONUNBUFFERED`: what a Python program prints would otherwise wait in its buffer, since stdout is a pipe.
     """

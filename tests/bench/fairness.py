@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import nats
-from nats.aio.msg import Msg
 from rich.console import Console
 from rich.table import Table
 
@@ -30,6 +29,7 @@ from jido_nats import Client, JidoError, LocalServer
 from jido_nats.bench.samples import percentile
 from jido_nats.core.commands import COMMANDS, Role
 from tests.bench.flood import SESSION
+from tests.tools.burst import Burst
 from tests.tools.programs import ROOT, Program, running
 from tests.tools.roles import PASSWORDS, SECRETS, as_user
 
@@ -177,24 +177,11 @@ async def measure_rates(verbs: Sequence[str], rates: Sequence[float], seconds: f
 async def measure_burst(creates: int) -> bool:
     """Print what became of them; whether all were answered, and the manager was not disconnected."""
     payload = json.dumps({"metadata": {"x": ["y" * 10] * 2000}}).encode()
-    answers = Counter[str]()
-
-    async def on_answer(answer: Msg) -> None:
-        answers[(answer.headers or {}).get("Nats-Service-Error-Code", "200")] += 1
-
     async with deployment() as (server, _, manager):
         options = {"user": "client", "password": PASSWORDS["client"], "inbox_prefix": "_INBOX.client"}
         client = await nats.connect(server.url, pending_size=64 * 1024 * 1024, **options)
-        inbox = client.new_inbox()
-        await client.subscribe(inbox, cb=on_answer)
-        began = time.perf_counter()
-        for number in range(creates):
-            await client.publish("jido.session.create", payload, reply=inbox)
-            if number % 50 == 0:
-                await asyncio.sleep(0)
-        await client.flush(60)
-        while answers.total() < creates and time.perf_counter() - began < 60:
-            await asyncio.sleep(0.1)
+        burst, began = Burst(client), time.perf_counter()
+        answered = await burst.ask([("jido.session.create", payload)] * creates)
         took = time.perf_counter() - began
         lost = manager.err.count("connection lost")
         memory = next(
@@ -203,9 +190,10 @@ async def measure_burst(creates: int) -> bool:
             if line.startswith("VmHWM")
         )
         await client.close()
-    print(f"{creates:,} creates of {len(payload):,} bytes in {took:.1f} s: {dict(answers)}")
-    print(f"never answered: {creates - answers.total():,}; connections lost: {lost}; memory: {int(memory) // 1024} MB")
-    return answers.total() == creates and not lost
+    missing = creates - burst.codes.total()
+    print(f"{creates:,} creates of {len(payload):,} bytes in {took:.1f} s: {dict(burst.codes)}")
+    print(f"never answered: {missing:,}; connections lost: {lost}; memory: {int(memory) // 1024} MB")
+    return answered and not lost
 
 
 async def recover(client: Client, alone: Phase) -> float:

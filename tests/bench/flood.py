@@ -18,6 +18,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from jido_nats import Session
+from tests.tools.burst import code_of
 from tests.tools.roles import PASSWORDS
 
 SESSION = "example"
@@ -85,7 +86,7 @@ class Flood:
             await asyncio.sleep(BURST_S)
 
     def _count(self, answer: Msg) -> None:
-        self.answers[(answer.headers or {}).get("Nats-Service-Error-Code", "200")] += 1
+        self.answers[code_of(answer)] += 1
 
 
 async def run(url: str, user: str, verb: str, outstanding: int, rate: float) -> None:

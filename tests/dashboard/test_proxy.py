@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import pytest
 import trustme
-from playwright.async_api import expect
+from playwright.async_api import Page, expect
 
 from jido_nats import Client, LocalServer, SessionManager
 from tests.dashboard.stage import TOKEN, chromium, new_page, shown
@@ -130,15 +130,22 @@ async def test_behind_the_proxy_of_the_page_everything_works(
     assert change.data["event"]["session_id"] == "s1"
 
 
-async def test_a_browser_logs_in_commands_and_logs_out_behind_the_proxy(
-    server: LocalServer, client: Client, manager: SessionManager, tmp_path: Path
-) -> None:
+@contextlib.asynccontextmanager
+async def logged_in(server: LocalServer, folder: Path) -> AsyncIterator[tuple[str, Page]]:
+    """The URL of a dashboard with a proxy in front of it, and a browser's page that has shown the token there."""
     async with (
-        behind(caddy, server, tmp_path) as (url, _),
+        behind(caddy, server, folder) as (url, _),
         chromium(f"--host-resolver-rules=MAP {NAME} 127.0.0.1") as browser,
         new_page(browser, ignore_https_errors=True) as page,
     ):
         await page.goto(f"{url}/?token={TOKEN}")
+        yield url, page
+
+
+async def test_a_browser_logs_in_commands_and_logs_out_behind_the_proxy(
+    server: LocalServer, client: Client, manager: SessionManager, tmp_path: Path
+) -> None:
+    async with logged_in(server, tmp_path) as (_, page):
         await page.get_by_role("button", name="New session").click()
         await page.get_by_role("button", name="Create").click()
         await expect(page.locator("#session-status")).to_have_text("active")
@@ -156,12 +163,7 @@ async def test_a_browser_logs_in_commands_and_logs_out_behind_the_proxy(
 async def test_behind_a_proxy_with_http_2_every_tab_keeps_its_stream(
     server: LocalServer, client: Client, manager: SessionManager, tmp_path: Path
 ) -> None:
-    async with (
-        behind(caddy, server, tmp_path) as (url, _),
-        chromium(f"--host-resolver-rules=MAP {NAME} 127.0.0.1") as browser,
-        new_page(browser, ignore_https_errors=True) as first,
-    ):
-        await first.goto(f"{url}/?token={TOKEN}")
+    async with logged_in(server, tmp_path) as (url, first):
         pages = [first, *[await first.context.new_page() for _ in range(7)]]
         for page in pages:
             await page.goto(url)
