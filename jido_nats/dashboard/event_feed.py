@@ -159,14 +159,10 @@ class EventFeed:
         return Chunk(b"".join(data), position)
 
     async def _idle(self, wake: asyncio.Event) -> bytes:
-        """Wait for something new; a keep-alive message if nothing arrives in time."""
-        try:
-            async with asyncio.timeout(self._beat_s):
-                await wake.wait()
-        except TimeoutError:
-            return message("beat", {})
-        wake.clear()
-        return b""
+        beat = await woken(wake, self._beat_s)
+        if not beat:
+            wake.clear()
+        return beat
 
     @contextlib.contextmanager
     def _waking(self) -> Iterator[asyncio.Event]:
@@ -289,6 +285,16 @@ class _Reader:
             if self._announced.get(name) is not announcement:
                 self._announced[name] = announcement
                 yield announcement
+
+
+async def woken(wake: asyncio.Event, within_s: float) -> bytes:
+    """Wait until there is something new; a keep-alive message if nothing arrives in time."""
+    try:
+        async with asyncio.timeout(within_s):
+            await wake.wait()
+    except TimeoutError:
+        return message("beat", {})
+    return b""
 
 
 async def _end(tasks: "list[asyncio.Task[None]]") -> None:

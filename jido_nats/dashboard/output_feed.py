@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from jido_nats.client.client import Client
 from jido_nats.client.streams import OutputMessage
 from jido_nats.core.position import Position
-from jido_nats.dashboard.event_feed import BEAT_S, PACE_S, RECONNECT
+from jido_nats.dashboard.event_feed import BEAT_S, PACE_S, RECONNECT, woken
 from jido_nats.dashboard.state import message
 from jido_nats.errors import InternalError, JidoError, PositionUnavailable
 
@@ -155,12 +155,7 @@ class _Tail:
 
     async def changed(self, within_s: float) -> bytes:
         """Wait for something new; a keep-alive message if nothing arrives in time."""
-        try:
-            async with asyncio.timeout(within_s):
-                await self._changed.wait()
-        except TimeoutError:
-            return message("beat", {})
-        return b""
+        return await woken(self._changed, within_s)
 
     async def close(self) -> None:
         """End the consumer and the subscription."""
