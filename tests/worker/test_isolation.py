@@ -61,8 +61,8 @@ async def test_an_endless_loop_harms_nobody(stranger: Stranger, start_manager: S
     looping, other = new_id(), new_id()
     await stranger.create(looping)
     await stranger.create(other)
-    await eventually(lambda: said(stranger, looping))
     await send(stranger, looping, "loop")
+    await eventually(partial(has_said, stranger, looping, 2))
 
     assert (await stranger.ask(f"jido.session.idle.{other}"))["status"] == "idle"
     assert (await stranger.ask(f"jido.session.terminate.{looping}"))["error"]["code"] == "stop_timeout"

@@ -66,13 +66,17 @@ export class Overview {
     const labels = { terminated: "ended" };
     byId("tiles").append(tile("live", "live"), ...STATUSES.map((status) => tile(status, labels[status] ?? status)), tile("all", "all"));
     this.tiles = [...byId("tiles").children];
-    this.#choose("live");
+    this.#show("live");
   }
 
   #choose(status) {
+    this.#show(status);
+    this.#announceCount();
+  }
+
+  #show(status) {
     for (const tile of this.tiles) tile.setAttribute("aria-pressed", String(tile.dataset.status === status));
     this.table.setStatus(status);
-    this.#announceCount();
   }
 
   #drawTiles() {

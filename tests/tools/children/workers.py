@@ -21,6 +21,7 @@ async def does(session: Session) -> None:
     async for message in session.messages():
         match message.content:
             case "loop":
+                await session.emit("looping", True)
                 while True:
                     pass
             case "exit":
