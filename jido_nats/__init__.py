@@ -16,6 +16,7 @@ from jido_nats.client.watch import (
 )
 from jido_nats.core.codec import Encoding
 from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated, UnknownEvent
+from jido_nats.core.manager_info import ManagerInfo
 from jido_nats.core.output import ConversationAdded, Output, SessionOutput
 from jido_nats.core.requests import SendReply
 from jido_nats.core.session import Reason, SessionRecord, Status
@@ -28,6 +29,7 @@ from jido_nats.errors import (
     InternalError,
     InvalidTransition,
     JidoError,
+    NoSuchWorker,
     NotAllowed,
     NotFound,
     Overloaded,
@@ -41,7 +43,6 @@ from jido_nats.errors import (
 )
 from jido_nats.manager.manager import SessionManager
 from jido_nats.manager.metrics import Durations, Snapshot, Stats
-from jido_nats.store.leases import ManagerInfo
 from jido_nats.worker.inbox import Message, Messages
 from jido_nats.worker.program import Program
 from jido_nats.worker.session import Session, Worker
@@ -68,6 +69,7 @@ __all__ = [
     "ManagerWatch",
     "Message",
     "Messages",
+    "NoSuchWorker",
     "NotAllowed",
     "NotFound",
     "Output",

@@ -21,7 +21,7 @@ from jido_nats.core.requests import (
     SendRequest,
     TerminateRequest,
 )
-from jido_nats.core.session import SessionRecord, Status
+from jido_nats.core.session import DEFAULT_WORKER, SessionRecord, Status
 from jido_nats.errors import InternalError, JidoError
 
 T = TypeVar("T")
@@ -36,6 +36,8 @@ class SessionApi(ABC):
         session_id: str | None = None,
         metadata: dict[str, Any] | None = None,
         llm_config: dict[str, Any] | None = None,
+        worker: str = DEFAULT_WORKER,
+        labels: dict[str, str] | None = None,
         idle_after_s: float | None = None,
         idle_timeout_s: float | None = None,
         max_lifetime_s: float | None = None,
@@ -44,17 +46,20 @@ class SessionApi(ABC):
 
         With your own `session_id` it is safe to retry: if the same request created the session before, its record is
         returned, with `replayed` set.
+        `worker`: the kind of worker, by its name; `labels`: what the manager that runs it has to have, all of them.
         `metadata` is published in `session_created`; `llm_config` is only stored. Both are plain JSON objects.
         Time limits, in seconds (0: no limit; None: the manager's setting): an `active` session becomes `idle` after
         `idle_after_s` without a message, output or `touch()`; an `idle` one ends after `idle_timeout_s`; any session
         ends `max_lifetime_s` after its creation.
-        Raises `StartFailed`, `AlreadyExists`, `Overloaded`, `BadRequest`, `TooLarge`, `Unavailable`; every error has
-        the id, also one that was not given, as `session_id`.
+        Raises `NoSuchWorker`, `StartFailed`, `AlreadyExists`, `Overloaded`, `BadRequest`, `TooLarge`, `Unavailable`;
+        every error has the id, also one that was not given, as `session_id`.
         """
         request = CreateRequest(
             session_id=session_id,
             metadata={} if metadata is None else metadata,
             llm_config=llm_config,
+            worker=worker,
+            labels={} if labels is None else labels,
             idle_after_s=idle_after_s,
             idle_timeout_s=idle_timeout_s,
             max_lifetime_s=max_lifetime_s,
@@ -74,11 +79,13 @@ class SessionApi(ABC):
         *,
         status: Status | str | None = None,
         metadata: dict[str, Any] | None = None,
+        worker: str | None = None,
         include_terminated: bool = False,
     ) -> list[SessionRecord]:
         """Return the live sessions, ordered by id.
 
-        `status`: only those in this status; `metadata`: only those that have all of these pairs;
+        `status`: only those in this status; `metadata`: only those that have all of these pairs; `worker`: only those
+        with this kind of worker;
         `include_terminated`: ended sessions too, until their records expire.
         Raises `BadRequest` for an unknown status, `Unavailable`.
         """
@@ -86,6 +93,7 @@ class SessionApi(ABC):
         request = ListRequest(
             status=None if status is None else requests.status_named(status),
             metadata={} if metadata is None else metadata,
+            worker=worker,
             include_terminated=include_terminated,
             limit=requests.LIST_LIMIT_MAX,
         )

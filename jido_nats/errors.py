@@ -4,6 +4,7 @@ JidoError
 ├── CommandError              a command was answered with an error (has .status and .code)
 │   ├── BadRequest            400  fix the request
 │   ├── NotFound              404  no such session, or its record has expired
+│   ├── NoSuchWorker          404  no manager runs that kind of worker with these labels
 │   ├── InvalidTransition     409  the session's status does not allow it
 │   ├── AlreadyExists         409  choose another session id
 │   ├── TooLarge              413  send less
@@ -64,6 +65,13 @@ class NotFound(CommandError):
 
     status = 404
     code = "not_found"
+
+
+class NoSuchWorker(CommandError):
+    """No manager runs that kind of worker with these labels; the message names what there is."""
+
+    status = 404
+    code = "no_such_worker"
 
 
 class InvalidTransition(CommandError):

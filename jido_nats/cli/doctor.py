@@ -16,7 +16,8 @@ from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.broker.stream_info import last_position
 from jido_nats.cli import monitoring
 from jido_nats.core import subjects
-from jido_nats.core.session import SessionRecord, Status
+from jido_nats.core.manager_info import ManagerInfo
+from jido_nats.core.session import DEFAULT_WORKER, SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.errors import BrokerError, JidoError, NoResponders, NotAllowed, ServerUnusable
 from jido_nats.store import topology
@@ -247,17 +248,48 @@ async def _managers(context: CheckContext) -> Findings:
     for info in context.leases.managers.values():
         where = f"{info.manager_id} on {info.host} (pid {info.pid}, version {info.version})"
         text = f"{where} has a lease, and reported {info.sessions} sessions"
+        text += _offered(info)
         if info.draining:
             yield Finding(Level.OK, "managers", f"{text}; it is draining: it stops once they have ended")
         elif info.full:
             yield Finding(Level.WARNING, "managers", f"{text}, and is full")
         else:
             yield Finding(Level.OK, "managers", text)
+    for finding in _workers(list(context.leases.managers.values())):
+        yield finding
     versions = {info.version for info in context.leases.managers.values()}
     if len(versions) > 1:
         yield Finding(
             Level.WARNING, "managers", f"managers of several versions are running: {', '.join(sorted(versions))}"
         )
+
+
+def _offered(info: ManagerInfo) -> str:
+    """A manager's kinds of worker and its labels, if they say more than that it runs one kind."""
+    kinds = [
+        f"{name} ({'only waits' if kind.waits else 'full' if kind.full else kind.sessions})"
+        for name, kind in info.kinds.items()
+        if len(info.kinds) > 1 or name != DEFAULT_WORKER
+    ]
+    labels = [f"{name}={value}" for name, value in info.labels.items()]
+    return "".join(f", {what}: {', '.join(texts)}" for what, texts in (("workers", kinds), ("labels", labels)) if texts)
+
+
+def _workers(managers: list[ManagerInfo]) -> list[Finding]:
+    """Whether sessions of some kind only wait, or cannot be created now."""
+    found: list[Finding] = []
+    for name in sorted({name for info in managers for name in info.kinds}):
+        offered = [(info, info.kinds[name]) for info in managers if name in info.kinds]
+        waiting = [info.manager_id for info, kind in offered if kind.waits]
+        if len(waiting) == len(offered):
+            text = f"the worker {name!r} only waits at every manager that has it ({_some(waiting)}); --worker gives one"
+            found.append(Finding(Level.WARNING, "workers", text))
+        elif waiting:
+            text = f"{_some(waiting)} was started without a worker, and takes no sessions while others have {name!r}"
+            found.append(Finding(Level.OK, "workers", text))
+        if len(managers) > 1 and all(info.full or kind.full for info, kind in offered if not kind.waits):
+            found.append(Finding(Level.WARNING, "workers", f"every manager that runs the worker {name!r} is full"))
+    return found
 
 
 async def _sessions(context: CheckContext) -> Findings:

@@ -110,11 +110,11 @@ def load_settings(file: Path | None, **overrides: Any) -> Settings:
     return settings_module.load(content, **overrides)
 
 
-def pairs_of(texts: tuple[str, ...]) -> dict[str, Any]:
-    """`KEY=VALUE` arguments as a dictionary. Raises `ConfigurationError`."""
+def pairs_of(texts: tuple[str, ...], option: str = "--metadata") -> dict[str, Any]:
+    """`KEY=VALUE` arguments of an option as a dictionary. Raises `ConfigurationError`."""
     for text in texts:
         if "=" not in text:
-            raise ConfigurationError(f"--metadata takes KEY=VALUE, not {text!r}")
+            raise ConfigurationError(f"{option} takes KEY=VALUE, not {text!r}")
     return dict(text.split("=", 1) for text in texts)
 
 

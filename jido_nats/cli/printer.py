@@ -17,7 +17,7 @@ from jido_nats.core import codec
 from jido_nats.core.events import Event, SessionCreated, SessionStatus, UnknownEvent
 from jido_nats.core.output import ConversationAdded
 from jido_nats.core.requests import SendReply
-from jido_nats.core.session import SessionRecord, Status
+from jido_nats.core.session import DEFAULT_WORKER, SessionRecord, Status
 
 STATUS_STYLES: Final = {
     Status.INITIALIZING: "cyan",
@@ -64,6 +64,8 @@ class Printer:
             )
             if record.reason:
                 line.append(f" {printable(record.reason)}")
+            if record.worker != DEFAULT_WORKER:
+                line.append(f" worker={printable(record.worker)}", "dim")
             if record.metadata:
                 line.append(f" {_short(record.metadata)}", "dim")
             self.console.print(line)
@@ -165,6 +167,8 @@ def event_text(event: Event, subject: str | None = None) -> Text:
         line = Text.assemble(
             (_clock(event.created_at), "dim"), f" {_brief(session_id)} v{event.version} ", ("created", "bold")
         )
+        if event.worker != DEFAULT_WORKER:
+            line.append(f" worker={printable(event.worker)}", "dim")
         if event.metadata:
             line.append(f" {_short(event.metadata)}", "dim")
     elif isinstance(event, SessionStatus):

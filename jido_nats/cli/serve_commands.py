@@ -31,12 +31,11 @@ from jido_nats.cli.process import (
     run_program,
     serve_until_signal,
 )
-from jido_nats.cli.worker_options import choose_worker, worker_options
+from jido_nats.cli.worker_options import ONLY_WAITS, WorkerOptions, Workers, only_programs, only_waits, worker_options
 from jido_nats.core.codec import Encoding
 from jido_nats.core.settings import Settings
 from jido_nats.manager.manager import SessionManager
-from jido_nats.worker.program import Program
-from jido_nats.worker.session import Worker
+from jido_nats.worker.program import adopting_orphans
 
 TRY_THESE: Final = """\
 Try, in another terminal:
@@ -79,9 +78,9 @@ def up(
     store_dir: Path | None,
     binary: Path | None,
     config_file: Path | None,
-    worker: str | None,
+    workers: tuple[str, ...],
     command: str | None,
-    isolation: str,
+    isolation: str | None,
     **overrides: Any,
 ) -> None:
     """Run a local server and a manager until Ctrl-C."""
@@ -90,19 +89,21 @@ def up(
         restore_sigchld()
         end_on_sigterm()
         settings = load_settings(config_file, **overrides)
-        run_worker = choose_worker(worker, command, isolation, settings)
+        chosen = WorkerOptions(workers, command, isolation).load(settings)
         server = LocalServer(port=port, store_dir=store_dir, binary=binary)
-        await _run_local(server, run_worker, settings, temporary=store_dir is None)
+        await _run_local(server, chosen, settings, temporary=store_dir is None)
 
     run_program(run())
 
 
-async def _run_local(server: LocalServer, worker: Worker, settings: Settings, *, temporary: bool) -> None:
-    async with server, SessionManager.connect(server.url, worker=worker, settings=settings) as manager:
+async def _run_local(server: LocalServer, workers: Workers, settings: Settings, *, temporary: bool) -> None:
+    async with server, SessionManager.connect(server.url, worker=workers, settings=settings) as manager:
         await manager.start_serving()
         click.echo(f"A NATS server with a session manager is running on {server.url}")
         if temporary:
             click.echo("Its data is deleted when it stops; --store-dir DIR keeps it.")
+        if only_waits(workers):
+            click.echo(f"{ONLY_WAITS}.")
         elsewhere = server.url != DEFAULT_SERVER
         where = {"where": f" --server {server.url}", "nats_where": f" -s {server.url}"}
         click.echo(TRY_THESE.format(**where if elsewhere else dict.fromkeys(where, "")))
@@ -129,9 +130,9 @@ async def _run_local(server: LocalServer, worker: Worker, settings: Settings, *,
 @partial(common_options, fast=True)
 async def serve(
     common: Common,
-    worker: str | None,
+    workers: tuple[str, ...],
     command: str | None,
-    isolation: str,
+    isolation: str | None,
     config_file: Path | None,
     api_user: str | None,
     api_password: str | None,
@@ -144,22 +145,25 @@ async def serve(
     prepare_process()
     logs.use_format(log_format)
     settings, api = load_settings(config_file, **overrides), _api_options(common.connection, api_user, api_password)
-    run_worker = choose_worker(worker, command, isolation, settings)
+    chosen = WorkerOptions(workers, command, isolation).load(settings)
     async with (
         systemd.served(),
-        _adopting_orphans(run_worker),
-        SessionManager.connect(common.connection, worker=run_worker, settings=settings, api=api) as manager,
+        _adopting_orphans(chosen),
+        SessionManager.connect(common.connection, worker=chosen, settings=settings, api=api) as manager,
         monitored(manager, metrics_host, metrics_port),
     ):
         await manager.start_serving()
         systemd.notify("READY=1")
         logs.announce(f"{manager.manager_id} serves on {common.connection.safe_servers()}; Ctrl-C stops it")
+        if only_waits(chosen):
+            logs.announce(ONLY_WAITS)
         await serve_until_signal(manager)
 
 
-def _adopting_orphans(worker: Worker) -> contextlib.AbstractAsyncContextManager[None]:
-    """With programs as workers: this process starts nothing else, so it may adopt what they orphan."""
-    return worker.adopting_orphans() if isinstance(worker, Program) else contextlib.nullcontext()
+def _adopting_orphans(workers: Workers) -> contextlib.AbstractAsyncContextManager[None]:
+    """With programs alone as workers: this process starts nothing else, so it may adopt what they orphan."""
+    programs = only_programs(workers)
+    return adopting_orphans(programs) if programs else contextlib.nullcontext()
 
 
 def _api_options(options: ConnectOptions, user: str | None, password: str | None) -> ConnectOptions:

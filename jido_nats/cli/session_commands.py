@@ -4,13 +4,15 @@ import click
 
 from jido_nats.cli.options import Common, common_options, json_object, pairs_of, text_of_stdin
 from jido_nats.client.client import Client
-from jido_nats.core.session import Status
+from jido_nats.core.session import DEFAULT_WORKER, Status
 
 
 @click.command()
 @click.option("--session-id", help="Choose the id; repeating the command then returns the same session.")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Published in the events; no secrets.")
 @click.option("--llm-config", metavar="JSON", help="JSON object, stored in the record; no secrets.")
+@click.option("--worker", default=DEFAULT_WORKER, show_default=True, help="The kind of worker.")
+@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Only at a manager with this label.")
 @click.option("--idle-after-s", type=float, help="active → idle after this long without a message or output; 0: never.")
 @click.option("--idle-timeout-s", type=float, help="End it when it has been idle for this long; 0: never.")
 @click.option("--max-lifetime-s", type=float, help="End it this long after its creation; 0: never.")
@@ -20,13 +22,22 @@ async def create(
     session_id: str | None,
     metadata: tuple[str, ...],
     llm_config: str | None,
+    worker: str,
+    labels: tuple[str, ...],
     **limits: float | None,
 ) -> None:
     """Create a session; prints its record once it is active."""
     pairs, config = pairs_of(metadata), json_object("--llm-config", llm_config)
     async with Client.connect(common.connection) as client:
         common.printer.record(
-            await client.create_session(session_id=session_id, metadata=pairs, llm_config=config, **limits)
+            await client.create_session(
+                session_id=session_id,
+                metadata=pairs,
+                llm_config=config,
+                worker=worker,
+                labels=pairs_of(labels, "--label"),
+                **limits,
+            )
         )
 
 
@@ -34,14 +45,18 @@ async def create(
 @click.option("--all", "include_terminated", is_flag=True, help="Include sessions that have ended.")
 @click.option("--status", type=click.Choice([s.value for s in Status]), help="Only sessions in this status.")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Only sessions with this metadata.")
+@click.option("--worker", help="Only sessions with this kind of worker.")
 @common_options
-async def list_(common: Common, include_terminated: bool, status: str | None, metadata: tuple[str, ...]) -> None:
+async def list_(
+    common: Common, include_terminated: bool, status: str | None, metadata: tuple[str, ...], worker: str | None
+) -> None:
     """List the live sessions, ordered by id."""
     async with Client.connect(common.connection) as client:
         common.printer.records(
             await client.list_sessions(
                 status=Status(status) if status else None,
                 metadata=pairs_of(metadata),
+                worker=worker,
                 include_terminated=include_terminated,
             )
         )

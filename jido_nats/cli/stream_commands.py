@@ -77,6 +77,7 @@ def _replay_progress(stream: EventStream | OutputStream, no_follow: bool) -> Ite
 @click.option("--session", "session_id", metavar="ID", help="Only this session.")
 @click.option("--status", type=click.Choice([s.value for s in Status]), help="Only sessions in this status.")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Only sessions with this metadata.")
+@click.option("--worker", help="Only sessions with this kind of worker.")
 @click.option("--position", metavar="TOKEN", help="Resume after this position_token, without a snapshot.")
 @click.option("--cursor", hidden=True)
 @click.option("--plain", is_flag=True, help="Print a line for each session and change, even in a terminal.")
@@ -86,6 +87,7 @@ async def watch(
     session_id: str | None,
     status: str | None,
     metadata: tuple[str, ...],
+    worker: str | None,
     position: str | None,
     cursor: str | None,
     plain: bool,
@@ -100,6 +102,7 @@ async def watch(
         "session_id": session_id,
         "status": Status(status) if status else None,
         "metadata": pairs_of(metadata),
+        "worker": worker,
     }
     async with Client.connect(common.connection) as client:
         if is_screen() and not (plain or common.printer.as_json):

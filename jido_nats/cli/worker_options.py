@@ -1,16 +1,28 @@
 """Options for what a manager runs for each session, and for how long."""
 
-import asyncio
-from collections.abc import Callable
-from typing import Final
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
 
 import click
 
+from jido_nats.cli.options import pairs_of
+from jido_nats.core.session import DEFAULT_WORKER
 from jido_nats.core.settings import Settings
 from jido_nats.errors import ConfigurationError
 from jido_nats.worker.loader import load_worker
 from jido_nats.worker.program import Program, isolated
-from jido_nats.worker.session import Session, Worker
+from jido_nats.worker.session import Worker, wait_forever
+
+_NAMED: Final = re.compile(r"([A-Za-z0-9_-]+)=(.*)", re.DOTALL)
+
+ONLY_WAITS: Final = "No worker was given, so sessions only wait until they are terminated; --worker or --exec gives one"
+
+Workers = Mapping[str, Worker]
+"""The workers of a manager, by name."""
+
+log = logging.getLogger(__name__)
 
 
 def worker_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -21,14 +33,28 @@ def worker_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 _WORKER: Final[tuple[Callable[..., Callable[..., None]], ...]] = (
-    click.option("--worker", help="The worker, as package.module:callable; without one, sessions only wait."),
-    click.option("--exec", "command", metavar="COMMAND", help="The worker: a program in any language."),
+    click.option(
+        "--worker",
+        "workers",
+        multiple=True,
+        metavar="[NAME=]WORKER",
+        help="The worker: package.module:callable, or a program in any language. Several kinds: each with a NAME. "
+        "Without one, sessions only wait.",
+    ),
+    click.option("--exec", "command", metavar="COMMAND", help="The worker without a name: a program."),
     click.option(
         "--isolation",
         type=click.Choice(["task", "process"]),
-        default="task",
-        show_default=True,
-        help="Run --worker in the manager's process, or each session in its own process.",
+        help="Run the Python worker without a name in the manager's process, or each session in its own process.  "
+        "[default: task]",
+    ),
+    click.option(
+        "--label",
+        "labels",
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=lambda _context, _option, values: pairs_of(values, "--label") or None,
+        help="What sessions may ask for in a manager (create --label); may be repeated.",
     ),
     click.option(
         "--wait-ready", is_flag=True, default=None, help="A session becomes active only when its worker reports ready."
@@ -54,25 +80,75 @@ _WORKER: Final[tuple[Callable[..., Callable[..., None]], ...]] = (
 )
 
 
-def choose_worker(worker: str | None, command: str | None, isolation: str, settings: Settings) -> Worker:
-    """The worker: a coroutine in this process, a coroutine in its own process, or a program."""
-    if worker is not None and command is not None:
-        raise ConfigurationError("--worker and --exec exclude each other; give one")
-    if command is not None:
-        return Program(
-            command,
-            stop_timeout_s=settings.stop_timeout_s,
-            wait_ready=settings.wait_ready,
-            user=settings.worker_user,
-            limit=settings.worker_limit,
-            env=settings.worker_env,
-        )
-    if worker is None:
-        return wait_forever
-    loaded = load_worker(worker)  # even if it runs in another process: a wrong name is reported at once
-    return isolated(worker, settings) if isolation == "process" else loaded
+class WorkerOptions(NamedTuple):
+    """What the options `--worker`, `--exec` and `--isolation` say."""
+
+    workers: tuple[str, ...]
+    command: str | None
+    isolation: str | None
+
+    def load(self, settings: Settings) -> Workers:
+        """The workers by name; without any, one that only waits. Raises `ConfigurationError`."""
+        chosen = self._by_name()
+        if self.isolation is not None and chosen and DEFAULT_WORKER not in chosen:
+            raise ConfigurationError(
+                "--isolation is for the worker without a name; set isolation under [workers.NAME] in the settings file"
+            )
+        for name in settings.workers.keys() - chosen.keys():
+            log.warning("the settings name a worker that this manager does not run", extra={"worker": name})
+        if not chosen:
+            return {DEFAULT_WORKER: wait_forever}
+        return {name: self._load(name, text, settings) for name, text in chosen.items()}
+
+    def _by_name(self) -> dict[str, str]:
+        chosen: dict[str, str] = {}
+        for given in self.workers:
+            named = _NAMED.fullmatch(given)
+            name, text = (named[1], named[2]) if named else (DEFAULT_WORKER, given)
+            if name in chosen:
+                raise ConfigurationError(f"--worker names {name!r} twice; give each worker a name of its own")
+            chosen[name] = text
+        if self.command is not None:
+            if DEFAULT_WORKER in chosen:
+                raise ConfigurationError(
+                    "--worker and --exec exclude each other; give one of them, or --worker NAME=… for several workers"
+                )
+            chosen[DEFAULT_WORKER] = self.command
+        return chosen
+
+    def _load(self, name: str, text: str, settings: Settings) -> Worker:
+        of_kind, is_default = settings.of_kind(name), name == DEFAULT_WORKER
+        isolation = (self.isolation if is_default else None) or settings.isolation_of(name)
+        if (is_default and self.command is not None) or not _is_python(text):
+            if isolation == "task":
+                raise ConfigurationError(f"the worker {name!r} is a program, which always has a process of its own")
+            return _program(text, of_kind)
+        loaded = load_worker(text)  # even if it runs in another process: a wrong name is reported at once
+        return isolated(text, of_kind) if isolation == "process" else loaded
 
 
-async def wait_forever(session: Session) -> None:
-    """The default worker: does nothing until it is terminated."""
-    await asyncio.Event().wait()
+def _program(command: str, settings: Settings) -> Program:
+    return Program(
+        command,
+        stop_timeout_s=settings.stop_timeout_s,
+        wait_ready=settings.wait_ready,
+        user=settings.worker_user,
+        limit=settings.worker_limit,
+        env=settings.worker_env,
+    )
+
+
+def only_waits(workers: Workers) -> bool:
+    """Whether no worker was given."""
+    return wait_forever in workers.values()
+
+
+def only_programs(workers: Workers) -> list[Program]:
+    """The workers, if all of them are programs; else none."""
+    programs = [worker for worker in workers.values() if isinstance(worker, Program)]
+    return programs if len(programs) == len(workers) else []
+
+
+def _is_python(text: str) -> bool:
+    """Whether it is package.module:callable; anything else is a command line."""
+    return ":" in text and not re.search(r"\s", text)

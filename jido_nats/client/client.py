@@ -156,6 +156,7 @@ class Client(SessionApi):
         session_id: str | None = None,
         status: Status | str | None = None,
         metadata: dict[str, Any] | None = None,
+        worker: str | None = None,
         include_terminated: bool = False,
         position: int | str | None = None,
         cursor: int | None = None,
@@ -177,6 +178,7 @@ class Client(SessionApi):
             ListRequest(
                 status=None if status is None else requests.status_named(status),
                 metadata={} if metadata is None else metadata,
+                worker=worker,
                 include_terminated=include_terminated,
             )
         )

@@ -23,13 +23,14 @@ from jido_nats.broker.stream_info import check_stream, stream_state
 from jido_nats.core import subjects
 from jido_nats.core.events import Event, KnownEvent, SessionCreated, SessionStatus, SessionTerminated, UnknownEvent
 from jido_nats.core.lifecycle import after_event
+from jido_nats.core.manager_info import ManagerInfo
 from jido_nats.core.position import Position
 from jido_nats.core.requests import ListRequest
-from jido_nats.core.session import Reason, SessionRecord, Status
+from jido_nats.core.session import DEFAULT_WORKER, Reason, SessionRecord, Status
 from jido_nats.errors import BrokerError
 from jido_nats.store.event_log import event_in
 from jido_nats.store.index import matches
-from jido_nats.store.leases import Leases, ManagerInfo, lease_time
+from jido_nats.store.leases import Leases, lease_time
 from jido_nats.store.records import SessionRecords, entry_of
 from jido_nats.store.snapshot import snapshot
 
@@ -262,4 +263,6 @@ def _known_by(session_id: str, arrived: "deque[_Arrival]") -> SessionRecord:
         created_at=at,
         updated_at=at,
         metadata=known.metadata if isinstance(known, SessionCreated) else {},
+        worker=known.worker if known is not None else DEFAULT_WORKER,
+        labels=known.labels if isinstance(known, SessionCreated) else {},
     )

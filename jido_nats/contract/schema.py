@@ -9,10 +9,10 @@ from jido_nats.core import requests, subjects
 from jido_nats.core.commands import COMMANDS
 from jido_nats.core.events import KnownEvent
 from jido_nats.core.lifecycle import TRANSITIONS
+from jido_nats.core.manager_info import ManagerInfo
 from jido_nats.core.output import Output
 from jido_nats.core.session import SessionRecord
 from jido_nats.errors import COMMAND_ERRORS, CommandError
-from jido_nats.store.leases import ManagerInfo
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 CONTRACT_VERSION: Final = "1.0.0"

@@ -5,22 +5,24 @@ from typing import Any
 
 import msgspec
 
-from jido_nats.core.session import Reason, Status
+from jido_nats.core.session import DEFAULT_WORKER, Reason, Status
 
 
 class SessionCreated(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="session_created"):
-    """A session was created; always version 1."""
+    """A session was created; always version 1. `worker`, `labels`: see `SessionRecord`."""
 
     session_id: str
     version: int
     created_at: datetime
     metadata: dict[str, Any]
+    worker: str = DEFAULT_WORKER
+    labels: dict[str, str] = {}
 
 
 class SessionStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="session_status"):
     """A session went from `previous_status` to `status`; `reason` and `error` are set if it is ending.
 
-    `output_incomplete`: see `SessionRecord`.
+    `worker`, `output_incomplete`: see `SessionRecord`.
     """
 
     session_id: str
@@ -28,6 +30,7 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     status: Status
     previous_status: Status
     updated_at: datetime
+    worker: str = DEFAULT_WORKER
     reason: Reason | None = None
     error: str | None = None
     detail: str | None = None
@@ -38,13 +41,14 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 class SessionTerminated(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="session_terminated"):
     """A session has ended; published after the `session_status` of the same version.
 
-    `output_incomplete`: see `SessionRecord`.
+    `worker`, `output_incomplete`: see `SessionRecord`.
     """
 
     session_id: str
     version: int
     updated_at: datetime
     reason: Reason
+    worker: str = DEFAULT_WORKER
     error: str | None = None
     detail: str | None = None
     forced: bool = False

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from jido_nats.core.events import Event, KnownEvent, SessionCreated, SessionStatus, SessionTerminated, UnknownEvent
-from jido_nats.core.session import Reason, SessionRecord, Status
+from jido_nats.core.session import DEFAULT_WORKER, WORKER_FEATURE, Reason, SessionRecord, Status
 from jido_nats.errors import InvalidTransition
 
 TRANSITIONS: Final[Mapping[Status, frozenset[Status]]] = {
@@ -38,6 +38,8 @@ def create(
     at: datetime,
     metadata: dict[str, Any] | None = None,
     llm_config: dict[str, Any] | None = None,
+    worker: str = DEFAULT_WORKER,
+    labels: dict[str, str] | None = None,
     after: int = 0,
     traceparent: str | None = None,
     idle_after_s: float | None = None,
@@ -54,13 +56,21 @@ def create(
         updated_at=at,
         metadata=metadata or {},
         llm_config=llm_config,
+        worker=worker,
+        labels=labels or {},
         after=after,
         traceparent=traceparent,
         idle_after_s=idle_after_s,
         idle_timeout_s=idle_timeout_s,
         max_lifetime_s=max_lifetime_s,
+        needs=features_of(worker, labels or {}),
     )
     return record, events_of(record)
+
+
+def features_of(worker: str, labels: Mapping[str, str]) -> tuple[str, ...]:
+    """What a session with this kind of worker and these labels needs; see `SessionRecord.needs`."""
+    return (WORKER_FEATURE,) if worker != DEFAULT_WORKER or labels else ()
 
 
 def opened(record: SessionRecord) -> tuple[SessionRecord, tuple[Event, ...]]:
@@ -121,6 +131,7 @@ def events_of(record: SessionRecord) -> tuple[Event, ...]:
         status=record.status,
         previous_status=record.previous_status,
         updated_at=record.updated_at,
+        worker=record.worker,
         reason=record.reason,
         error=record.error,
         detail=record.detail,
@@ -190,8 +201,15 @@ def rebuilt(session_id: str, events: Sequence[KnownEvent], *, owner: str) -> Ses
         return None
     first = events[0]
     at = first.created_at if isinstance(first, SessionCreated) else first.updated_at
-    metadata = first.metadata if isinstance(first, SessionCreated) else {}
-    record, _ = create(session_id, owner=owner, at=at, metadata=metadata)
+    created = first if isinstance(first, SessionCreated) else None
+    record, _ = create(
+        session_id,
+        owner=owner,
+        at=at,
+        metadata=created.metadata if created else {},
+        worker=first.worker,
+        labels=created.labels if created else {},
+    )
     for event in events:
         record = after_event(record, event)
     return record
@@ -204,6 +222,7 @@ def ended_event(status: SessionStatus) -> SessionTerminated:
         session_id=status.session_id,
         version=status.version,
         updated_at=status.updated_at,
+        worker=status.worker,
         reason=status.reason,
         error=status.error,
         detail=status.detail,
@@ -215,7 +234,12 @@ def ended_event(status: SessionStatus) -> SessionTerminated:
 def created_event(record: SessionRecord) -> SessionCreated:
     """The `session_created` of a session, from any of its versions."""
     return SessionCreated(
-        session_id=record.session_id, version=1, created_at=record.created_at, metadata=record.metadata
+        session_id=record.session_id,
+        version=1,
+        created_at=record.created_at,
+        metadata=record.metadata,
+        worker=record.worker,
+        labels=record.labels,
     )
 
 

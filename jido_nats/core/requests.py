@@ -9,9 +9,10 @@ import msgspec
 
 from jido_nats.core.codec import DecodeError, Encoding, check_plain, decode, encode
 from jido_nats.core.events import KnownEvent
-from jido_nats.core.session import SessionRecord, Status
+from jido_nats.core.placement import Wanted, check_labels
+from jido_nats.core.session import DEFAULT_WORKER, SessionRecord, Status
 from jido_nats.core.settings import Settings
-from jido_nats.core.subjects import check_session_id
+from jido_nats.core.subjects import check_session_id, is_token
 from jido_nats.errors import BadRequest, TooLarge
 
 LIST_LIMIT: Final = 100
@@ -43,6 +44,8 @@ class Empty(Request, frozen=True):
 class CreateRequest(Request, frozen=True, kw_only=True):
     """`jido.session.create`: every field is optional.
 
+    The session runs at a manager that has this kind of `worker`, and all of the `labels`.
+
     Time limits, in seconds: an `active` session becomes `idle` after `idle_after_s` without a message, output or
     `touch()`; an `idle` one ends after `idle_timeout_s`; any session ends `max_lifetime_s` after its creation.
     0: no limit; None: the manager's setting.
@@ -51,9 +54,15 @@ class CreateRequest(Request, frozen=True, kw_only=True):
     session_id: str | None = None
     metadata: dict[str, Any] = {}
     llm_config: dict[str, Any] | None = None
+    worker: str = DEFAULT_WORKER
+    labels: dict[str, str] = {}
     idle_after_s: float | None = None
     idle_timeout_s: float | None = None
     max_lifetime_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.worker == DEFAULT_WORKER:  # msgspec omits what *is* the default, not what is equal to it
+            msgspec.structs.force_setattr(self, "worker", DEFAULT_WORKER)
 
     def check(self) -> None:
         """Raise `BadRequest` unless a session can be created from it, sizes apart: see `check_size`."""
@@ -61,10 +70,20 @@ class CreateRequest(Request, frozen=True, kw_only=True):
             check_session_id(self.session_id)
         for name in ("metadata", "llm_config"):
             _check_plain(getattr(self, name), name, self.session_id)
+        check_worker(self.worker)
+        try:
+            check_labels(self.labels)
+        except ValueError as error:
+            raise BadRequest(str(error), session_id=self.session_id) from error
         for name in LIMITS:
             limit = getattr(self, name)
             if limit is not None and not (isinstance(limit, int | float) and 0 <= limit <= LIMIT_MAX_S):
                 raise BadRequest(f"{name} must be 0 (no limit) to {LIMIT_MAX_S} seconds", session_id=self.session_id)
+
+    @property
+    def wanted(self) -> Wanted:
+        """What its session needs of a manager."""
+        return Wanted(self.worker, self.labels)
 
     def check_size(self, bytes_max: int) -> None:
         """Raise `TooLarge` if `metadata` and `llm_config` together exceed the limit in JSON or in MessagePack.
@@ -81,10 +100,14 @@ class CreateRequest(Request, frozen=True, kw_only=True):
 
 
 class ListRequest(Request, frozen=True, kw_only=True):
-    """`jido.session.list`: live sessions by default; `metadata` selects those that have all of these pairs."""
+    """`jido.session.list`: live sessions by default; `metadata` selects those that have all of these pairs.
+
+    `worker`: only those with this kind of worker.
+    """
 
     status: Status | None = None
     metadata: dict[str, Any] = {}
+    worker: str | None = None
     include_terminated: bool = False
     limit: int = LIST_LIMIT
     cursor: str | None = None
@@ -95,6 +118,8 @@ class ListRequest(Request, frozen=True, kw_only=True):
             raise BadRequest(f"limit must be 1 to {LIST_LIMIT_MAX}")
         if self.status is not None:
             status_named(self.status)
+        if self.worker is not None:
+            check_worker(self.worker)
         if self.cursor is not None:
             try:
                 check_session_id(self.cursor)
@@ -229,6 +254,12 @@ def status_named(name: Status | str) -> Status:
     return Status(name)
 
 
+def check_worker(name: str) -> None:
+    """Raise `BadRequest` unless it can be the name of a kind of worker."""
+    if not is_token(name):
+        raise BadRequest("worker must be 1 to 64 letters, digits, '_' or '-'")
+
+
 def limits_of(asked: "CreateRequest | SessionRecord | Settings") -> dict[str, float | None]:
     """The time limits of a request, a record or the settings, by name; None if not set there."""
     limits = {name: getattr(asked, name) for name in LIMITS}
@@ -258,7 +289,7 @@ def check_text(name: str, text: str, length_max: int) -> None:
 
 def same_content(request: CreateRequest, record: SessionRecord) -> bool:
     """Whether this request, or an equal one, created the record."""
-    asked, made = [[r.metadata, r.llm_config, limits_of(r)] for r in (request, record)]
+    asked, made = [[r.metadata, r.llm_config, r.worker, r.labels, limits_of(r)] for r in (request, record)]
     # In Python 1 equals True and 1.0, in JSON it does not.
     return asked == made and deterministic(asked) == deterministic(made)
 

@@ -6,8 +6,12 @@ from typing import Any, Final, Self
 
 import msgspec
 
+# The kind of worker of a session that names none.
+DEFAULT_WORKER: Final = "default"
+# The feature of a session with another kind of worker, or with labels.
+WORKER_FEATURE: Final = "worker"
 # The features whose rules this version knows; see `SessionRecord.needs`.
-KNOWN_FEATURES: Final[frozenset[str]] = frozenset()
+KNOWN_FEATURES: Final[frozenset[str]] = frozenset({WORKER_FEATURE})
 
 
 class OpenEnum(StrEnum):
@@ -63,6 +67,7 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     `traceparent` (W3C Trace Context) is that of the command that caused this version, if it had one. Times are UTC.
     `output_incomplete`: the session ended before all of its output and conversation was known to be stored; the rest
     may still follow, or be missing.
+    `worker` is the session's kind of worker; its manager has all of the `labels`.
     `needs` names the features whose rules the record's writer relies on. A manager that does not know one of them
     never writes, claims or ends the record.
     """
@@ -76,6 +81,8 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     metadata: dict[str, Any]
     previous_status: Status | None = None
     llm_config: dict[str, Any] | None = None
+    worker: str = DEFAULT_WORKER
+    labels: dict[str, str] = {}
     reason: Reason | None = None
     error: str | None = None
     detail: str | None = None

@@ -2,13 +2,30 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from jido_nats.core import confinement, subjects
 from jido_nats.core.codec import Encoding
+from jido_nats.core.placement import check_labels
 from jido_nats.errors import ConfigurationError
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The settings of one kind of worker, where they differ from the manager's. Each has the same meaning there."""
+
+    isolation: Literal["task", "process"] | None = None  # Python: in the manager's process, or in one for each session
+    sessions_max: int | None = None  # live sessions of this kind at one manager
+    wait_ready: bool | None = None
+    start_timeout_s: float | None = None
+    stop_timeout_s: float | None = None
+    idle_after_s: float | None = None
+    idle_timeout_s: float | None = None
+    max_lifetime_s: float | None = None
+    worker_user: str | None = None
+    worker_limit: str | None = None
+    worker_env: tuple[str, ...] | None = None
 
 
 # The comments on the fields become deploy/docs/settings.md: run `python -m tests.tools.reference` after a change.
@@ -55,6 +72,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     worker_user: str | None = None  # user of the workers' programs: a name, or UID or UID:GID
     worker_limit: str | None = None  # their limits, such as "memory=512M,nofile=1024"
     worker_env: tuple[str, ...] | None = None  # what they inherit of the environment, as ["NAME,NAME", "NAME=VALUE"]
+    labels: dict[str, str] = {}  # what sessions may ask for, such as {gpu = "true"}
+    workers: dict[str, WorkerSettings] = {}  # of each kind of worker, by name, as [workers.NAME]; see below
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "encoding", Encoding(self.encoding))  # Python code may pass "msgpack"
@@ -71,6 +90,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError("replicas must be 1 to 5")
         _check("worker_limit", confinement.limits_of, self.worker_limit)
         _check("worker_env", confinement.variables_of, self.worker_env)
+        _check("labels", check_labels, self.labels)
+        for name in self.workers:
+            _check(f"workers.{name}", self._of_kind, name)
+
+    def of_kind(self, name: str) -> "Settings":
+        """The settings of the sessions with that kind of worker: the manager's, with those of the kind in their place.
+
+        Unlike the manager's, its `sessions_max` counts only these sessions.
+        """
+        return self._of_kind(name) if name in self.workers else self
+
+    def isolation_of(self, name: str) -> str | None:
+        """Where a Python worker of that kind runs, "task" or "process"; None if not set."""
+        return self.workers[name].isolation if name in self.workers else None
+
+    def _of_kind(self, name: str) -> "Settings":
+        if not subjects.is_token(name):
+            raise ValueError("the name of a kind of worker must be 1 to 64 letters, digits, '_' or '-'")
+        values = msgspec.structs.asdict(self.workers[name])
+        del values["isolation"]
+        changed = {setting: value for setting, value in values.items() if value is not None}
+        return msgspec.structs.replace(self, **changed, workers={})
 
 
 def _check(name: str, parse: Callable[[Any], object], value: object) -> None:

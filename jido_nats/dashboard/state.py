@@ -158,6 +158,7 @@ def row(record: SessionRecord) -> list[Any]:
         brief(record.metadata),
         record.reason,
         record.error and record.error[:ROW_TEXT_MAX],
+        record.worker,
     ]
 
 

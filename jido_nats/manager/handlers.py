@@ -1,8 +1,8 @@
 """The handlers of commands: carry a command out if the session runs here, else read the record or forward it."""
 
 import asyncio
-import contextlib
 import logging
+import random
 from collections.abc import Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
@@ -10,7 +10,7 @@ import msgspec
 
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.micro import reply_value
-from jido_nats.core import codec, lifecycle, requests
+from jido_nats.core import codec, lifecycle, placement, requests
 from jido_nats.core.commands import COMMANDS, Admission
 from jido_nats.core.events import SessionCreated
 from jido_nats.core.requests import (
@@ -32,6 +32,7 @@ from jido_nats.errors import (
     CommandError,
     InvalidTransition,
     JidoError,
+    NoSuchWorker,
     NotFound,
     NotSent,
     Overloaded,
@@ -40,7 +41,7 @@ from jido_nats.errors import (
 )
 from jido_nats.ids import new_session_id
 from jido_nats.manager.forwarding import Forwarder
-from jido_nats.manager.running import NotHere, SessionExists
+from jido_nats.manager.running import NoRoomHere, NotHere, SessionExists
 from jido_nats.manager.service import Call, Handler
 from jido_nats.manager.sessions import UNFINISHED, Sessions
 from jido_nats.manager.writer import WriterContext
@@ -121,18 +122,18 @@ class CommandHandlers:
             if not exists.record.sealed:
                 return await self._forward(call, exists.record, CreateReply)
             record, replayed = exists.record, True
-        except Overloaded:
-            if call.forwarded or not self._sessions.full:
-                raise
+        except NoRoomHere as here:
+            if call.forwarded:
+                raise here.error from None
             asked = msgspec.structs.replace(call.request, session_id=session_id)
             return await self._create_elsewhere(session_id, asked, timeout_s)
         return _created(call.request, record, replayed=replayed)
 
     def _create_timeout_s(self, call: Call[CreateRequest]) -> float:
         """How long a create may take before it is answered with `unavailable`, while the start goes on."""
-        timeout_s, start_s = self._settings.command_timeout_s, self._settings.start_timeout_s
-        if call.local and self._settings.wait_ready:
-            return timeout_s + start_s
+        timeout_s = self._settings.command_timeout_s
+        if call.local and (kind := self._settings.of_kind(call.request.worker)).wait_ready:
+            return timeout_s + kind.start_timeout_s
         return timeout_s * FORWARDED_SHARE if call.forwarded else timeout_s
 
     async def _start(self, session_id: str, request: CreateRequest, timeout_s: float) -> tuple[SessionRecord, bool]:
@@ -147,12 +148,31 @@ class CommandHandlers:
         return await self._carry_out(session_id, work, timeout_s, unfinished=STARTING)
 
     async def _create_elsewhere(self, session_id: str, request: CreateRequest, timeout_s: float) -> CreateReply:
-        """The reply of a manager that has room; `Overloaded` if none has."""
-        for manager_id in self._context.leases.others_with_room(self._context.manager_id):
-            with contextlib.suppress(Overloaded, NotSent):
+        """The reply of another manager that runs this kind of worker and has room.
+
+        Raises `NoSuchWorker` if none runs it, `Overloaded` if all that do are full, `Unavailable` if none answers.
+        """
+        leases, here, wanted = self._context.leases, self._context.manager_id, request.wanted
+        leases.check_read()
+        managers = leases.others(here) | {here: self._sessions.info}
+        candidates = placement.fitting(managers, wanted)
+        if not candidates:
+            raise placement.no_such_worker(managers, wanted)
+        candidates.pop(here, None)
+        refusal: CommandError = Overloaded(f"every manager that runs {wanted} is full; ask again later")
+        if candidates and all(info.draining for info in candidates.values()):
+            refusal = Unavailable(f"every manager that runs {wanted} is stopping; ask again")
+        while (manager_id := placement.choose(candidates, wanted.worker, random.sample)) is not None:
+            leases.passed_on(manager_id)
+            try:
                 data = await self._forwarder.forward(manager_id, "create", session_id, request, timeout_s=timeout_s)
                 return reply_value(data, CreateReply)
-        raise Overloaded("every manager is full; ask again later", session_id=session_id)
+            except NotSent:
+                refusal = Unavailable(f"the manager that runs {wanted} does not answer; ask again")
+            except (Overloaded, NoSuchWorker) as error:  # its lease is up to a third of the lease time old
+                refusal = Overloaded(f"the manager that runs {wanted} does not take it: {error}")
+            del candidates[manager_id]
+        raise refusal
 
     async def _list(self, call: Call[ListRequest]) -> ListReply:
         end = await self._context.event_log.end()  # first: what is published is committed
@@ -164,7 +184,8 @@ class CommandHandlers:
         return await self._read(call.session_id)
 
     async def _terminate(self, call: Call[TerminateRequest]) -> SessionRecord:
-        timeout_s = max(self._settings.command_timeout_s, self._settings.stop_timeout_s + 1)
+        stop_timeout_s = self._sessions.settings_of(call.session_id).stop_timeout_s
+        timeout_s = max(self._settings.command_timeout_s, stop_timeout_s + 1)
         work = self._sessions.terminate(call.session_id, Reason.REQUESTED, call.request.detail)
         try:
             record = await self._carry_out(call.session_id, work, timeout_s)

@@ -148,15 +148,18 @@ class _Collector:
         info = Gauge("jido_manager_info", "This manager; always 1.", labels=["manager_id", "version"])
         info.add_metric([now.manager_id, now.version], 1)
         yield info
-        sessions = Gauge("jido_sessions", "Sessions that this manager runs.", labels=["status"])
-        for status in Status:
-            sessions.add_metric([status], now.sessions.get(status, 0))
+        sessions = Gauge("jido_sessions", "Sessions that this manager runs.", labels=["status", "worker"])
+        for worker, counts in now.workers.items():
+            for status in Status:
+                sessions.add_metric([status, worker], counts.get(status, 0))
         yield sessions
         yield Gauge(
             "jido_sessions_foreign", "Sessions that only managers of newer versions may write.", value=now.foreign
         )
         transitions = Counter(
-            "jido_transitions", "Status changes of sessions, stored and published.", labels=["from", "to", "reason"]
+            "jido_transitions",
+            "Status changes of sessions, stored and published.",
+            labels=["from", "to", "reason", "worker"],
         )
         for labels, number in stats.transitions.items():
             transitions.add_metric(labels, number)

@@ -6,7 +6,7 @@ Every change is decided by the lifecycle and carried out by the session's writer
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -20,12 +20,13 @@ from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.errors import InvalidTransition, StartFailed, TooLarge
 from jido_nats.manager.conversation import Conversation, Conversations
+from jido_nats.manager.kinds import Kind
 from jido_nats.manager.running import NotHere, RunningSessions
 from jido_nats.manager.writer import SessionWriter, WriterContext, until_it_fits
 from jido_nats.worker.crash import error_text, log_crash
 from jido_nats.worker.inbox import Inbox
 from jido_nats.worker.run import Outcome, WorkerRun
-from jido_nats.worker.session import Session, Worker
+from jido_nats.worker.session import Session
 
 # How long a manager that stops waits for a worker that is being killed, before the record says `forced`.
 KILL_GRACE_S: Final = 1.0
@@ -41,11 +42,8 @@ class SessionDependencies:
     """What the sessions of one manager share."""
 
     context: WriterContext
-    worker: Worker
-    settings: Settings
     conversations: Conversations
     running: RunningSessions["LiveSession"]
-    default_limits: Mapping[str, float]
     now: Callable[[], datetime]
 
 
@@ -58,6 +56,7 @@ class LiveSession:
         "_ended",
         "_held_bytes",
         "_is_created",
+        "_kind",
         "_limits_from",
         "_ready",
         "_stopping",
@@ -70,9 +69,10 @@ class LiveSession:
         "writer",
     )
 
-    def __init__(self, deps: SessionDependencies, first: SessionRecord) -> None:
+    def __init__(self, deps: SessionDependencies, kind: Kind, first: SessionRecord) -> None:
         """`first`: the record that `create` commits."""
         self._deps = deps
+        self._kind = kind
         self.session_id = first.session_id
         self.writer = SessionWriter(deps.context, first, 0)
         self.lock = asyncio.Lock()
@@ -82,16 +82,22 @@ class LiveSession:
         self._is_created = False
         self._stopping = False
         self._limits_from = 0.0  # of `boottime`: time limits are not applied before
-        self._ready = asyncio.Event() if deps.settings.wait_ready else None
+        self._ready = asyncio.Event() if kind.settings.wait_ready else None
         self._ended: asyncio.Future[None] | None = None
         self._conversation: Conversation | None = None  # most sessions of a large deployment have none
         self._held_bytes = len(codec.encode([first.metadata, first.llm_config]))
         deps.conversations.held.total += self._held_bytes
+        kind.sessions += 1
 
     @property
     def record(self) -> SessionRecord:
         """Its record, as last committed."""
         return self.writer.record
+
+    @property
+    def settings(self) -> Settings:
+        """Those of its kind of worker."""
+        return self._kind.settings
 
     @property
     def is_here(self) -> bool:
@@ -123,6 +129,7 @@ class LiveSession:
     def removed(self) -> None:
         """Hold nothing for it any longer."""
         self._deps.conversations.held.total -= self._held_bytes
+        self._kind.sessions -= 1
         if self._conversation is not None:
             self._conversation.drop_messages()
 
@@ -194,7 +201,7 @@ class LiveSession:
 
     async def end(self, **why: Any) -> None:
         """To `terminated`, once the output is stored (at most `stop_timeout_s`); wake waiting callers; seal."""
-        conversation, timeout_s = self._conversation, self._deps.settings.stop_timeout_s
+        conversation, timeout_s = self._conversation, self._kind.settings.stop_timeout_s
         incomplete = conversation is not None and not await conversation.finish(timeout_s)
         why["output_incomplete"] = incomplete
         await until_it_fits(self.session_id, lambda: self.advance(Status.TERMINATED, **why))
@@ -212,7 +219,7 @@ class LiveSession:
         self.writer.revision = revision
         if self.run is not None:
             self.run.cancel()
-            await self.run.wait_ended(self._deps.settings.stop_timeout_s + KILL_GRACE_S)
+            await self.run.wait_ended(self._kind.settings.stop_timeout_s + KILL_GRACE_S)
         forced = self.run is not None and (self.run.forced or not self.run.ended)
         if self.record.status is Status.TERMINATED:
             await self.writer.seal()
@@ -237,7 +244,7 @@ class LiveSession:
 
     def due_at(self) -> float | None:
         """When (of `boottime`) the session's next time limit expires; None: never."""
-        limit = self._next_limit() if self._deps.default_limits or self.record.has_limits else None
+        limit = self._next_limit() if self._kind.default_limits or self.record.has_limits else None
         return None if limit is None else max(limit.moment, self._limits_from)
 
     async def apply_limit(self) -> None:
@@ -257,7 +264,7 @@ class LiveSession:
             self._limits_from = boottime() + LIMIT_WAIT_S
 
     def _next_limit(self) -> Limit | None:
-        return next_limit(self.record, self._deps.default_limits, began_at=self.began_at, active_at=self.active_at)
+        return next_limit(self.record, self._kind.default_limits, began_at=self.began_at, active_at=self.active_at)
 
     # The worker's host: see `WorkerHost`. A worker may outlive its session here; its requests are then refused.
 
@@ -335,7 +342,7 @@ class LiveSession:
     def _call_worker(self) -> str | None:
         """Create the worker's coroutine, which does not run yet; what went wrong, or None."""
         try:
-            self.run = WorkerRun(self._deps.worker, Session(self))
+            self.run = WorkerRun(self._kind.worker, Session(self))
         except BaseException as error:  # nothing cancels this; whatever a worker raises ends its own session only
             log_crash(self.session_id, error)
             return error_text(error)
@@ -359,7 +366,7 @@ class LiveSession:
         """From `initializing` to `active`, once the worker is ready; raises `StartFailed` if it is not."""
         if error is None:
             assert self.run is not None and self._ready is not None
-            timeout_s = self._deps.settings.start_timeout_s
+            timeout_s = self._kind.settings.start_timeout_s
             error = None if self._stopping else await self.run.wait_ready(self._ready, timeout_s)
             if self._stopping and not self._is_ready:
                 error = "the manager was stopped before the worker was ready"
@@ -373,7 +380,7 @@ class LiveSession:
         while self.run is not None and not self.run.ended:
             asked_last = self._stopping
             self.run.cancel()
-            ended = await self.run.wait_ended(self._deps.settings.stop_timeout_s + KILL_GRACE_S)
+            ended = await self.run.wait_ended(self._kind.settings.stop_timeout_s + KILL_GRACE_S)
             if asked_last and not ended:
                 await self.abandon(reason=Reason.START_FAILED, error=error)
                 return

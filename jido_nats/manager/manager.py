@@ -8,6 +8,8 @@ import asyncio
 import contextlib
 import importlib.metadata
 import logging
+from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import ClassVar, Final, Self, TypeVar
@@ -20,8 +22,9 @@ from jido_nats.broker.micro import MicroService
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.broker.outage import Outage
 from jido_nats.core import codec
+from jido_nats.core.manager_info import ManagerInfo
 from jido_nats.core.settings import Settings
-from jido_nats.errors import ConfigurationError, JidoError, NotAllowed, ServerUnusable
+from jido_nats.errors import JidoError, NotAllowed, ServerUnusable
 from jido_nats.ids import new_manager_id
 from jido_nats.manager.background import BackgroundTasks, Followers
 from jido_nats.manager.consumers import ConsumerRequests
@@ -29,6 +32,7 @@ from jido_nats.manager.conversation import Conversations
 from jido_nats.manager.failpoints import Failpoints
 from jido_nats.manager.forwarding import Forwarder
 from jido_nats.manager.handlers import CommandHandlers
+from jido_nats.manager.kinds import kinds_of
 from jido_nats.manager.loop_monitor import LoopMonitor
 from jido_nats.manager.metrics import Snapshot, Stats
 from jido_nats.manager.outbox import Outbox
@@ -42,12 +46,10 @@ from jido_nats.store import topology
 from jido_nats.store.event_log import EventLog
 from jido_nats.store.index import ClaimIndex, SessionIndex
 from jido_nats.store.lease import Lease
-from jido_nats.store.leases import Leases, ManagerInfo, describe
+from jido_nats.store.leases import Leases, describe
 from jido_nats.store.output_log import OutputLog
 from jido_nats.store.records import SessionRecords
-from jido_nats.worker.confinement import check_confined
 from jido_nats.worker.inbox import HeldBytes
-from jido_nats.worker.program import Program
 from jido_nats.worker.session import Worker
 
 CLOSE_GRACE_S: Final = 10.0
@@ -69,14 +71,19 @@ class SessionManager(SessionApi):
     # Tests set their own, to kill or freeze the process at a certain place.
     failpoints: ClassVar[Failpoints] = Failpoints()
 
-    def __init__(self, options: ConnectOptions, api: ConnectOptions, worker: Worker, settings: Settings) -> None:
+    def __init__(
+        self,
+        options: ConnectOptions,
+        api: ConnectOptions,
+        worker: Worker | Mapping[str, Worker],
+        settings: Settings,
+    ) -> None:
         self._options = options
         self._api = api
         self._worker = worker
         self._settings = settings
         self.manager_id: Final = new_manager_id()
         self.stats: Final = Stats()
-        self._description = describe(self.manager_id, VERSION)
         self._stop_serving = asyncio.Event()
         self._background = BackgroundTasks(self.manager_id)
         self._exit = contextlib.AsyncExitStack()
@@ -94,12 +101,13 @@ class SessionManager(SessionApi):
         cls,
         server: str | ConnectOptions = "nats://127.0.0.1:4222",
         *,
-        worker: Worker,
+        worker: Worker | Mapping[str, Worker],
         settings: Settings | None = None,
         api: ConnectOptions | None = None,
     ) -> "SessionManager":
         """A manager that runs `worker` for each session, to be entered with `async with`.
 
+        Several kinds of worker: a mapping from names to workers; a session that names none gets `default`.
         `server`: a URL, several separated by commas, or `ConnectOptions`. `api`: the options of the connection that
         answers commands, if that connects as another user (it should). Entering raises `ServerUnusable` (within
         seconds) or `ConfigurationError`.
@@ -111,9 +119,7 @@ class SessionManager(SessionApi):
         if self._entered:
             raise JidoError("a manager can be entered only once: create another with SessionManager.connect(...)")
         self._entered = True
-        if not callable(self._worker):
-            raise ConfigurationError(f"worker is {self._worker!r}, should be a coroutine function that takes a Session")
-        check_confined(self._settings, self._worker.confinement if isinstance(self._worker, Program) else None)
+        self._kinds = kinds_of(self._worker, self._settings)
         try:
             await self._start()
         except BaseException:
@@ -199,10 +205,12 @@ class SessionManager(SessionApi):
         not_ready += [] if self._serving else ["commands are not answered yet"]
         if self._stop_serving.is_set():
             not_ready.append(f"{self._phase or 'stopping'}, {len(self._sessions)} sessions are left")
+        by_status = self._sessions.by_status()
         return Snapshot(
             manager_id=self.manager_id,
             version=VERSION,
-            sessions=dict(self._sessions.by_status()),
+            sessions=dict(sum(by_status.values(), Counter())),
+            workers={name: dict(counts) for name, counts in by_status.items()},
             stats=self.stats,
             lease_age_s=self._lease.age_s,
             reconnects=sum(connection.reconnects for connection in self._connections),
@@ -233,7 +241,8 @@ class SessionManager(SessionApi):
         self._consumers = ConsumerRequests(connection, topology.readable(settings))
         self._index = index = SessionIndex()
         claims = ClaimIndex()
-        self._sessions = Sessions(context, self._worker, settings, await self._open_conversations(), now=_now)
+        description, conversations = describe(self.manager_id, VERSION), await self._open_conversations()
+        self._sessions = Sessions(context, description, self._kinds, settings, conversations, now=_now)
         self._handlers = CommandHandlers(context, self._sessions, index, Forwarder(connection), settings, connection)
         await self._take_lease(connection)
         self._followers = Followers(context.records, context.leases, context.event_log, index, claims, self._sessions)
@@ -331,7 +340,7 @@ class SessionManager(SessionApi):
             log.error("output of sessions could not be stored in time", extra={"sessions": left})
 
     async def _end_sessions(self) -> None:
-        silence_max_s = self._settings.stop_timeout_s + CLOSE_GRACE_S
+        silence_max_s = self._sessions.stop_timeout_s + CLOSE_GRACE_S
         until = f"giving up if none ends for {silence_max_s:g} s"
         async with reported("ending", self._sessions, until, level=logging.INFO):
             left = await self._sessions.close(silence_max_s)
@@ -341,21 +350,15 @@ class SessionManager(SessionApi):
     async def _watch_queue(self, service: Service) -> None:
         """Leave the queue group for `create` while this manager is full and another live one is not."""
         while True:
-            await service.take_creates(not self._sessions.full or not self._leases.others_with_room(self.manager_id))
+            others_have_room = any(not info.full for info in self._leases.others(self.manager_id).values())
+            await service.take_creates(not (self._sessions.info.full and others_have_room))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(QUEUE_WATCH_S):
                     await self._sessions.filled.wait()
             self._sessions.filled.clear()
 
     def _info(self) -> ManagerInfo:
-        sessions = self._sessions
-        return msgspec.structs.replace(
-            self._description,
-            sessions=len(sessions),
-            full=sessions.full,
-            draining=bool(self._phase),
-            serves=self._serving,
-        )
+        return msgspec.structs.replace(self._sessions.info, draining=bool(self._phase), serves=self._serving)
 
 
 def _now() -> datetime:

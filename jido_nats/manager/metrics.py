@@ -28,8 +28,8 @@ class Stats:
     """The counters of one manager."""
 
     def __init__(self) -> None:
-        # (from, to, reason), "" if there is none.
-        self.transitions: Counter[tuple[str, str, str]] = Counter()
+        # (from, to, reason, kind of worker), "" if there is none.
+        self.transitions: Counter[tuple[str, str, str, str]] = Counter()
         self.events_published = 0
         self.versions_unpublished = 0
         self.takeovers = 0
@@ -45,6 +45,8 @@ class Snapshot:
     manager_id: str
     version: str
     sessions: dict[Status, int]
+    # The same by kind of worker.
+    workers: dict[str, dict[Status, int]]
     stats: Stats
     lease_age_s: float
     reconnects: int

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from jido_nats.core.session import SessionRecord
-from jido_nats.errors import Fenced, JidoError, Unavailable
+from jido_nats.errors import CommandError, Fenced, JidoError, Unavailable
 from jido_nats.manager.deadlines import Deadlines
 
 T = TypeVar("T")
@@ -30,6 +30,14 @@ class SessionExists(Exception):
     def __init__(self, record: SessionRecord) -> None:
         super().__init__(record.session_id)
         self.record = record
+
+
+class NoRoomHere(Exception):
+    """A session cannot be created here, but perhaps at another manager; `.error`: the answer if it has to be here."""
+
+    def __init__(self, error: CommandError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Running(Protocol):
@@ -149,7 +157,7 @@ class RunningSessions(Generic[S]):
         if task.cancelled():
             return
         error = task.exception()
-        if error is not None and not isinstance(error, JidoError | SessionExists | NotHere):
+        if error is not None and not isinstance(error, JidoError | SessionExists | NotHere | NoRoomHere):
             session_id = task.get_name().partition(":")[0]
             log.error("a session's task failed", exc_info=error, extra={"session_id": session_id})
 

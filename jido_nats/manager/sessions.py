@@ -10,20 +10,24 @@ from collections.abc import Callable, Coroutine
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
+import msgspec
+
 from jido_nats import trace
 from jido_nats.broker.clock import boottime
-from jido_nats.core import lifecycle
-from jido_nats.core.requests import CreateRequest, SendReply, SendRequest, limits_of
+from jido_nats.core import lifecycle, placement
+from jido_nats.core.manager_info import ManagerInfo
+from jido_nats.core.placement import Wanted
+from jido_nats.core.requests import CreateRequest, SendReply, SendRequest
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
-from jido_nats.errors import InvalidTransition, Overloaded, StopTimeout, TooLarge, Unavailable
+from jido_nats.errors import CommandError, InvalidTransition, Overloaded, StopTimeout, TooLarge, Unavailable
 from jido_nats.manager.conversation import Conversations
+from jido_nats.manager.kinds import Kinds
 from jido_nats.manager.live_session import KILL_GRACE_S, LiveSession, SessionDependencies
-from jido_nats.manager.running import NotHere, RunningSessions, SessionExists
+from jido_nats.manager.running import NoRoomHere, NotHere, RunningSessions, SessionExists
 from jido_nats.manager.writer import WriterContext
 from jido_nats.store.index import ClaimIndex, SessionIndex
 from jido_nats.store.records import Entry
-from jido_nats.worker.session import Worker
 
 STOPS_AT_ONCE: Final = 256
 CLOSE_POLL_S: Final = 1.0
@@ -40,24 +44,20 @@ class Sessions:
     def __init__(
         self,
         context: WriterContext,
-        worker: Worker,
+        description: ManagerInfo,
+        kinds: Kinds,
         settings: Settings,
         conversations: Conversations,
         *,
         now: Callable[[], datetime],
     ) -> None:
         self._context = context
+        limits = {"sessions_max": settings.sessions_max, "labels": settings.labels}
+        self._description = msgspec.structs.replace(description, **limits)
+        self._kinds = kinds
         self._settings = settings
         self.running: Final[RunningSessions[LiveSession]] = RunningSessions()
-        self._deps = SessionDependencies(
-            context,
-            worker,
-            settings,
-            conversations,
-            self.running,
-            default_limits={name: limit for name, limit in limits_of(settings).items() if limit},
-            now=now,
-        )
+        self._deps = SessionDependencies(context, conversations, self.running, now)
         self._limit_gate = asyncio.Semaphore(STOPS_AT_ONCE)
         # How many requested changes are under way, whether or not their callers still wait.
         self._requested = 0
@@ -75,9 +75,35 @@ class Sessions:
             self._closing or len(self.running) >= self._settings.sessions_max or self._deps.conversations.held.is_full
         )
 
-    def by_status(self) -> Counter[Status]:
-        """How many sessions run here, by status."""
-        return Counter(live.record.status for live in self.running if live.is_here)
+    @property
+    def info(self) -> ManagerInfo:
+        """The manager's description, with its kinds of worker and the room that it has for more sessions."""
+        full = self.full
+        kinds = {name: kind.info(full=full) for name, kind in self._kinds.items()}
+        return msgspec.structs.replace(
+            self._description,
+            sessions=len(self),
+            full=all(kind.full for kind in kinds.values()),
+            workers=kinds,
+        )
+
+    @property
+    def stop_timeout_s(self) -> float:
+        """How long a worker of any kind may take to stop."""
+        return max(kind.settings.stop_timeout_s for kind in self._kinds.values())
+
+    def settings_of(self, session_id: str) -> Settings:
+        """The settings of a session's kind of worker, if it runs here; else the manager's."""
+        live = self.running.get(session_id)
+        return self._settings if live is None else live.settings
+
+    def by_status(self) -> dict[str, Counter[Status]]:
+        """How many sessions of each kind of worker run here, by status."""
+        counts: dict[str, Counter[Status]] = {name: Counter() for name in self._kinds}
+        for live in self.running:
+            if live.is_here:
+                counts[live.record.worker][live.record.status] += 1
+        return counts
 
     def written(self, session_id: str, revision: int) -> Entry | None:
         """The entry, if it is the last one that this manager wrote for a session that it runs."""
@@ -109,17 +135,17 @@ class Sessions:
     async def create(self, session_id: str, request: CreateRequest) -> tuple[SessionRecord, bool]:
         """(record, replayed) of a session that is `active`, or was created by the same request before.
 
-        Raises `SessionExists` for one that runs elsewhere, `AlreadyExists`, `StartFailed`, `Overloaded`, `Unavailable`.
+        Raises `SessionExists` for one that runs elsewhere, `NoRoomHere`, `AlreadyExists`, `StartFailed`, `Unavailable`.
         """
         chosen = request.session_id is not None
         while (live := self.running.get(session_id)) is not None:
             async with live.lock:  # held during its start
                 if live.is_here:
                     return live.record, True
-        await self._check_room(session_id, chosen=chosen)
-        live = LiveSession(self._deps, self._first_record(session_id, request))
+        await self._check_room(session_id, request)
+        live = LiveSession(self._deps, self._kinds[request.worker], self._first_record(session_id, request))
         async with self.running.starting(live):
-            if self.full:
+            if self.info.full:
                 self.filled.set()
             await live.create(chosen=chosen)
         return live.record, False
@@ -283,7 +309,7 @@ class Sessions:
     async def _stopped(self, live: LiveSession) -> SessionRecord:
         """The record of the end: the worker has `stop_timeout_s` to stop, then its output as long to be stored."""
         if live.record.status is not Status.TERMINATED:
-            timeout_s = self._settings.stop_timeout_s
+            timeout_s = live.settings.stop_timeout_s
             if not (await live.wait_ended(timeout_s) or (live.worker_ended and await live.wait_ended(timeout_s))):
                 raise StopTimeout(
                     f"the worker has not stopped within {timeout_s:g} s; stopping continues",
@@ -297,18 +323,28 @@ class Sessions:
         async with self._limit_gate, self.running.changing(live):
             await live.apply_limit()
 
-    async def _check_room(self, session_id: str, *, chosen: bool) -> None:
-        """Raise unless one more session can be created here."""
+    async def _check_room(self, session_id: str, request: CreateRequest) -> None:
+        """Raise unless this session can be created here: `SessionExists`, `NoRoomHere`, or `Unavailable`."""
         if self._closing:
             raise Unavailable("this manager is stopping; ask again")
-        if not self.full:
+        refusal = self._why_not_here(request.wanted)
+        if refusal is None:
             return
-        known = await self._context.records.get(session_id) if chosen else None
-        if known is not None and known.record is not None:  # a full manager still answers for an existing one
+        known = await self._context.records.get(session_id) if request.session_id is not None else None
+        if known is not None and known.record is not None:  # a manager without room still answers for it
             raise SessionExists(known.record)
-        raise Overloaded(
-            f"this manager runs {len(self.running)} sessions, as many as its limits allow; ask again later"
-        )
+        raise NoRoomHere(refusal)
+
+    def _why_not_here(self, wanted: Wanted) -> CommandError | None:
+        """Why this manager does not take a session, as the answer to a caller that can ask nobody else."""
+        info = self.info
+        here, kind = {info.manager_id: info}, self._kinds.get(wanted.worker)
+        others = self._context.leases.others(info.manager_id) if kind is not None and kind.waits else {}
+        if info.manager_id not in placement.fitting(here | others, wanted):
+            return placement.no_such_worker(here, wanted)
+        if info.kinds[wanted.worker].full:
+            return Overloaded(f"this manager has as many sessions with {wanted} as its limits allow; ask again later")
+        return None
 
     def _first_record(self, session_id: str, request: CreateRequest) -> SessionRecord:
         record, _ = lifecycle.create(
@@ -317,6 +353,8 @@ class Sessions:
             at=self._deps.now(),
             metadata=request.metadata,
             llm_config=request.llm_config,
+            worker=request.worker,
+            labels=request.labels,
             after=self._context.event_log.acknowledged,
             traceparent=trace.CURRENT.get(),
             idle_after_s=request.idle_after_s,

@@ -264,10 +264,10 @@ class SessionWriter:
 
     def _count(self) -> None:
         record, stats = self.record, self._context.stats
-        stats.transitions[record.previous_status or "", record.status, record.reason or ""] += 1
+        stats.transitions[record.previous_status or "", record.status, record.reason or "", record.worker] += 1
         stats.events_published += 2 if record.opening or record.status is Status.TERMINATED else 1
         if record.opening:
-            stats.transitions["", Status.INITIALIZING, ""] += 1
+            stats.transitions["", Status.INITIALIZING, "", record.worker] += 1
 
     async def _check_unchanged(self) -> None:
         entry = await self._context.records.get(self.record.session_id)

@@ -168,6 +168,8 @@ def matches(record: SessionRecord, request: ListRequest) -> bool:
             return False
     elif record.status is Status.TERMINATED and not request.include_terminated:
         return False
+    if request.worker not in (None, record.worker):
+        return False
     return all(key in record.metadata and _same(record.metadata[key], value) for key, value in request.metadata.items())
 
 

@@ -26,8 +26,9 @@ from jido_nats.broker.jetstream import EXPECTED_SEQUENCE, MESSAGE_TTL, last_mess
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.broker.outage import Outage
 from jido_nats.core import codec, subjects
+from jido_nats.core.manager_info import ManagerInfo
 from jido_nats.errors import Conflict, JidoError, NotSent, OutcomeUnknown
-from jido_nats.store.leases import MARKER_TTL_S, ManagerInfo
+from jido_nats.store.leases import MARKER_TTL_S
 
 RENEWALS_PER_LEASE: Final = 3
 RETRY_WAIT_S: Final = 0.2

@@ -37,6 +37,7 @@ from jido_nats.broker.jetstream import (
 from jido_nats.broker.life import RecentChanges
 from jido_nats.broker.stream_info import last_position, server_time_ns
 from jido_nats.core import codec, subjects
+from jido_nats.core.manager_info import ManagerInfo
 from jido_nats.core.position import NS_PER_S
 from jido_nats.core.session import KNOWN_FEATURES
 from jido_nats.errors import Conflict, NotSent, OutcomeUnknown, Unavailable
@@ -48,24 +49,6 @@ OVERDUE_S: Final = 5
 _SECONDS: Final = re.compile(r"\A(\d{1,9})s\Z")
 
 log = logging.getLogger(__name__)
-
-
-class ManagerInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A lease's entry: what `nats kv get JIDO_MANAGERS <id>` shows an operator."""
-
-    manager_id: str
-    host: str
-    pid: int
-    started_at: datetime
-    version: str
-    sessions: int = 0
-    full: bool = False
-    # It is stopping: it takes no new sessions, and the number of its sessions only falls.
-    draining: bool = False
-    # Whether it answers commands; an embedded manager need not.
-    serves: bool = True
-    # The features that this manager knows; see `SessionRecord.needs`.
-    knows: tuple[str, ...] = ()
 
 
 def describe(manager_id: str, version: str) -> ManagerInfo:
@@ -140,17 +123,26 @@ class Leases:
         self.gone.set()
         return True
 
-    def others_with_room(self, manager_id: str) -> list[str]:
-        """The other managers that, as of their last renewal, answer commands and are not full."""
-        return [name for name, info in self.managers.items() if name != manager_id and info.serves and not info.full]
+    def others(self, manager_id: str) -> dict[str, ManagerInfo]:
+        """The other managers that, as of their last renewal, answer commands."""
+        return {name: info for name, info in self.managers.items() if name != manager_id and info.serves}
+
+    def check_read(self) -> None:
+        """Raise `Unavailable` until every lease was read once."""
+        if self._follower is None or not self._follower.caught_up:
+            raise Unavailable("not done: the leases of the other managers are not read yet; ask again")
+
+    def passed_on(self, manager_id: str) -> None:
+        """A session was passed on to that manager: count it, until its next renewal does."""
+        if (info := self.managers.get(manager_id)) is not None:
+            self.managers[manager_id] = msgspec.structs.replace(info, sessions=info.sessions + 1)
 
     def check_known(self, features: Iterable[str]) -> None:
         """Raise `Unavailable` unless every manager, as of its last renewal, knows these features.
 
         A manager that starts later and does not know one leaves the records that need it to those that do.
         """
-        if self._follower is None or not self._follower.caught_up:
-            raise Unavailable("not done: the leases of the other managers are not read yet; ask again")
+        self.check_read()
         for feature in features:
             lacking = next((name for name, info in self.managers.items() if feature not in info.knows), None)
             if lacking is not None:

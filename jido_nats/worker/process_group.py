@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Final
 
 from jido_nats.worker.processes import ProcessTable, command_of, descendants, forbid_new_privileges
+from jido_nats.worker.reaper_handle import ReaperHandle
 from jido_nats.worker.subreaper import Subreaper
 
 POLL_S: Final = 0.02
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class Supervision:
-    """What the programs of one process share: the table of processes, and which of them are this process's own.
+    """What the programs of one process share: the table of processes, which of them are its own, and the reaper.
 
     `subreaper`: this process's, if it is one; then what leaves a program's process group is followed.
     """
@@ -39,6 +40,7 @@ class Supervision:
     def __init__(self) -> None:
         self.table = ProcessTable()
         self.own: set[int] = set()
+        self.reaper = ReaperHandle(self.own)
         self.subreaper: Subreaper | None = None
         # Programs inherit from the thread that starts them that they cannot gain privileges; the others keep theirs.
         self._starter = ThreadPoolExecutor(1, "jido_nats program starter", initializer=forbid_new_privileges)

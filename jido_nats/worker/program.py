@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -44,7 +44,6 @@ from jido_nats.worker.protocol import (
     Touch,
     lines_of,
 )
-from jido_nats.worker.reaper_handle import ReaperHandle
 from jido_nats.worker.run import WorkerFailed, WorkerKilled
 from jido_nats.worker.session import Session, host_of
 from jido_nats.worker.subreaper import RUN_ID, Subreaper
@@ -100,7 +99,6 @@ class Program:
         self._wait_ready = wait_ready
         self._python_worker = python_worker
         self._supervision = Supervision()
-        self._reaper = ReaperHandle(self._supervision.own)
         self._turns = RoundRobin()
 
     async def __call__(self, session: Session) -> None:
@@ -113,11 +111,11 @@ class Program:
         except OSError as error:
             raise WorkerFailed(f"{self._argv[0]} cannot be started: {error.strerror or error}") from error
         try:
-            self._reaper.add(group.id, run_id)
+            self._supervision.reaper.add(group.id, run_id)
             await self._run(session, group)
         finally:
             if group.gone:
-                self._reaper.remove(group.id)
+                self._supervision.reaper.remove(group.id)
             else:  # the event loop is being closed: the reaper ends what is left
                 group.kill_group()
             group.close()
@@ -156,15 +154,18 @@ class Program:
         await exchange.end()
         return forced
 
-    @contextlib.asynccontextmanager
-    async def adopting_orphans(self) -> AsyncIterator[None]:
-        """Inside, this process is a subreaper, and a session ends with all that its program has started.
 
-        Only for a process that starts nothing but this worker's programs: every other child counts as an orphan.
-        """
-        async with Subreaper.adopting(self._supervision.table, self._supervision.own) as subreaper:
-            self._supervision.subreaper = subreaper
-            yield
+@contextlib.asynccontextmanager
+async def adopting_orphans(workers: Iterable[Program]) -> AsyncIterator[None]:
+    """Inside, this process is a subreaper, and a session ends with all that its program has started.
+
+    Only for a process that starts nothing but these workers' programs: every other child counts as an orphan.
+    """
+    supervision = Supervision()
+    for worker in workers:
+        worker._supervision = supervision
+    async with Subreaper.adopting(supervision.table, supervision.own) as supervision.subreaper:
+        yield
 
 
 def isolated(name: str, settings: Settings) -> Program:

@@ -1,5 +1,6 @@
 """A session as its worker sees it, and the interface of a worker's host."""
 
+import asyncio
 import copy
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
@@ -75,6 +76,16 @@ class Session:
         return copy.deepcopy(self._host.record.llm_config)
 
     @property
+    def worker(self) -> str:
+        """The session's kind of worker, `default` if it names none."""
+        return self._host.record.worker
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels that its manager was to have, a copy."""
+        return dict(self._host.record.labels)
+
+    @property
     def status(self) -> Status:
         """The last status that was committed."""
         return self._host.record.status
@@ -124,6 +135,11 @@ class Session:
     def __repr__(self) -> str:
         record = self._host.record
         return f"<Session {record.session_id} {record.status} v{record.version}>"
+
+
+async def wait_forever(session: Session) -> None:
+    """The worker of a manager that was given none: it does nothing until it is terminated."""
+    await asyncio.Event().wait()
 
 
 def host_of(session: Session) -> WorkerHost:

@@ -13,9 +13,9 @@ import pytest
 from jido_nats.core import codec, requests
 from jido_nats.core.codec import Encoding
 from jido_nats.core.events import KnownEvent, SessionCreated, SessionStatus, SessionTerminated
+from jido_nats.core.manager_info import ManagerInfo
 from jido_nats.core.output import ConversationAdded, Output, SessionOutput
 from jido_nats.core.session import Reason, SessionRecord, Status
-from jido_nats.store.leases import ManagerInfo
 
 GOLDEN: Final = Path(__file__).parent.parent / "golden" / "v1.jsonl"
 KINDS: Final[dict[str, type[Any]]] = {

@@ -20,11 +20,11 @@ from playwright.async_api import Page, expect
 
 from jido_nats import Client, LocalServer, SessionManager, Settings
 from jido_nats.core import codec, lifecycle, subjects
+from jido_nats.core.manager_info import ManagerInfo
 from jido_nats.core.output import ConversationAdded, Output, SessionOutput
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.subjects import Publication
 from jido_nats.ids import new_manager_id, new_session_id
-from jido_nats.store.leases import ManagerInfo
 from tests.dashboard import scene
 from tests.dashboard.stage import chromium, new_page, shown
 

@@ -203,7 +203,7 @@ async def test_managers_show_their_leases(page: Page, stage: Stage) -> None:
     ("state", "tag"), [({"full": True}, "full"), ({"full": True, "draining": True}, "draining"), ({}, "")]
 )
 async def test_a_manager_shows_that_it_drains(page: Page, stage: Stage, state: dict[str, bool], tag: str) -> None:
-    lease = msgspec.structs.replace(stage.manager._description, manager_id="manager_other", **state)
+    lease = msgspec.structs.replace(stage.manager._info(), manager_id="manager_other", **state)
     async with stranger_at(stage.server.url) as stranger:
         await stranger.js.publish("$KV.JIDO_MANAGERS.manager_other", codec.encode(lease), headers={"Nats-TTL": "2s"})
 

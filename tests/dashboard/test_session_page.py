@@ -173,7 +173,7 @@ async def test_an_answer_that_is_cut_short_is_no_answer(page: Page, stage: Stage
 
 async def test_a_limit_has_to_be_one(page: Page) -> None:
     await page.get_by_role("button", name="New session").click()
-    await page.get_by_text("Id, LLM configuration, limits").click()
+    await page.get_by_text("Worker, id, LLM configuration, limits").click()
     await page.get_by_label("Maximum lifetime, s").fill("-1")
 
     await page.get_by_role("button", name="Create").click()
@@ -185,7 +185,7 @@ async def test_a_new_session_is_made_and_shown(page: Page, stage: Stage, name: s
     await expect(page.get_by_role("button", name="New session")).to_be_visible()
     await page.keyboard.press("n")
     await field(page, "Metadata").fill("project = atlas\nquery=a=b")
-    await page.get_by_text("Id, LLM configuration, limits").click()
+    await page.get_by_text("Worker, id, LLM configuration, limits").click()
     await field(page, "Id ").fill(name)
     await field(page, "LLM").fill('{"model": "m"}')
     await page.get_by_label("Idle after, s").fill("60")
@@ -203,14 +203,14 @@ async def test_a_new_session_is_made_and_shown(page: Page, stage: Stage, name: s
     ("label", "text", "error"),
     [
         ("Metadata", "no pair", "“no pair” is neither"),
-        ("Metadata", "{oops", "The metadata is not valid JSON"),
+        ("Metadata", "{oops", "The metadata cannot be read as JSON"),
         ("Id ", "a b", "1 to 64 letters"),
         ("LLM", "[1]", "must be a JSON object"),
     ],
 )
 async def test_what_cannot_be_made_says_why_in_the_dialog(page: Page, label: str, text: str, error: str) -> None:
     await page.get_by_role("button", name="New session").click()
-    await page.get_by_text("Id, LLM configuration, limits").click()
+    await page.get_by_text("Worker, id, LLM configuration, limits").click()
     await field(page, label).fill(text)
 
     await page.get_by_role("button", name="Create").click()
@@ -222,7 +222,7 @@ async def test_what_cannot_be_made_says_why_in_the_dialog(page: Page, label: str
 async def test_an_id_that_is_taken_is_told_in_the_dialog(page: Page, stage: Stage, name: str) -> None:
     await stage.client.create_session(session_id=name, metadata={"a": "b"})
     await page.get_by_role("button", name="New session").click()
-    await page.get_by_text("Id, LLM configuration, limits").click()
+    await page.get_by_text("Worker, id, LLM configuration, limits").click()
     await field(page, "Id ").fill(name)
 
     await page.get_by_role("button", name="Create").click()

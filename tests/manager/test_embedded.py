@@ -245,7 +245,7 @@ async def test_a_manager_is_entered_once(server: LocalServer) -> None:
 
 async def test_what_is_no_worker_is_told_when_the_manager_starts(server: LocalServer) -> None:
     nothing: Any = None
-    with pytest.raises(ConfigurationError, match="worker is None"):
+    with pytest.raises(ConfigurationError, match="the worker default is None"):
         async with SessionManager.connect(server.url, worker=nothing):
             pass
 

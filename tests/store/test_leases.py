@@ -14,9 +14,10 @@ import pytest
 from jido_nats import LocalServer
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.options import ConnectOptions
+from jido_nats.core.manager_info import ManagerInfo
 from jido_nats.errors import ServerUnusable
 from jido_nats.store.lease import Lease
-from jido_nats.store.leases import Leases, ManagerInfo, describe
+from jido_nats.store.leases import Leases, describe
 from tests.tools.programs import serving
 from tests.tools.support import DEADLINE_S, Stranger, eventually
 

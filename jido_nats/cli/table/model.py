@@ -15,7 +15,7 @@ from jido_nats.cli.escape import printable
 from jido_nats.client.watch import SessionChanged, SnapshotComplete, Watched, WatchedSession
 from jido_nats.core import codec
 from jido_nats.core.events import Event, SessionTerminated
-from jido_nats.core.session import SessionRecord, Status
+from jido_nats.core.session import DEFAULT_WORKER, SessionRecord, Status
 
 # How long ended sessions are still shown, and how many at most.
 ENDED_SHOWN_S: Final = 5.0
@@ -196,11 +196,13 @@ class SessionTable:
     def _is_found(self, record: SessionRecord) -> bool:
         if not self.search or self.search in record.session_id.casefold():
             return True
-        shown = " ".join(f"{name}={value}" for name, value in pairs(record.metadata))
+        shown = " ".join(f"{name}={value}" for name, value in pairs(record))
         return self.search in printable(shown).casefold()
 
 
-def pairs(metadata: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Metadata as it is shown and searched: text unchanged, other values as JSON."""
-    for name, value in metadata.items():
+def pairs(record: SessionRecord) -> Iterator[tuple[str, str]]:
+    """Kind of worker and metadata as they are shown and searched: text unchanged, other values as JSON."""
+    if record.worker != DEFAULT_WORKER:
+        yield "worker", record.worker
+    for name, value in record.metadata.items():
         yield name, value if isinstance(value, str) else codec.encode(value).decode()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
@@ -145,10 +145,10 @@ def sparks(numbers: Sequence[int]) -> str:
     return "".join(" " if not number else SPARKS[(number * len(SPARKS) - 1) // most] for number in numbers)
 
 
-def metadata_text(metadata: dict[str, Any], width: int) -> Text:
-    """`project=demo task=…`, cut to the width."""
+def metadata_text(record: SessionRecord, width: int) -> Text:
+    """`worker=coder project=demo task=…`, cut to the width."""
     text = Text()
-    for name, value in pairs(metadata):
+    for name, value in pairs(record):
         text.append(" " if text else "")
         text.append(f"{printable(name[:width])}=", "dim").append(printable(value[:width]))
         if len(text) > width:
@@ -243,7 +243,7 @@ def _row(record: SessionRecord, now: datetime, columns: Columns) -> Text:
         line.append("  ")
         if record.reason is not None:
             line.append(f"{printable(record.reason)} ", style)
-        line.append_text(metadata_text(record.metadata, columns.metadata))
+        line.append_text(metadata_text(record, columns.metadata))
     return line
 
 

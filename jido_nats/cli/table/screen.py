@@ -39,12 +39,14 @@ class WatchScreen:
         session_id: str | None = None,
         status: Status | None = None,
         metadata: dict[str, Any] | None = None,
+        worker: str | None = None,
     ) -> None:
         self._client = client
         self._server = server
         self._session_id = session_id
         self._status = status
         self._metadata = metadata or {}
+        self._worker = worker
         self._table = SessionTable(status)
         self._view = View(self._table)
         self._keys = Keys()
@@ -90,7 +92,11 @@ class WatchScreen:
 
     def _open(self, position: str | None) -> SessionWatch:
         return self._client.watch_sessions(
-            session_id=self._session_id, status=self._status, metadata=self._metadata, position=position
+            session_id=self._session_id,
+            status=self._status,
+            metadata=self._metadata,
+            worker=self._worker,
+            position=position,
         )
 
     async def _take_all(self, watch: SessionWatch) -> None:
@@ -133,6 +139,7 @@ class WatchScreen:
 
     def _filters(self) -> str:
         asked = [self._session_id or "", self._status or ""]
+        asked += [f"worker={self._worker}"] if self._worker else []
         return "  ".join(filter(None, [*asked, *(f"{name}={value}" for name, value in self._metadata.items())]))
 
     def _on_input(self, data: bytes) -> None:

@@ -64,9 +64,11 @@ function onSubmit(name, work) {
 }
 
 function createRequest() {
-  const request = { metadata: pairs(byId("create-metadata").value) };
+  const request = { metadata: pairs(byId("create-metadata").value, "The metadata"), labels: pairs(byId("create-labels").value, "The labels") };
+  const worker = byId("create-worker").value.trim();
   const id = byId("create-id").value.trim();
   const config = byId("create-config").value.trim();
+  if (worker) request.worker = worker;
   if (id) request.session_id = id;
   if (config) request.llm_config = object(config, "The LLM configuration");
   for (const [field, name] of Object.entries(LIMITS)) {
@@ -77,12 +79,12 @@ function createRequest() {
 }
 
 /** `key=value` lines, or a JSON object. */
-function pairs(text) {
-  if (text.trim().startsWith("{")) return object(text, "The metadata");
+function pairs(text, name) {
+  if (text.trim().startsWith("{")) return object(text, name);
   const found = {};
   for (const line of text.split("\n").filter((each) => each.trim())) {
     const at = line.indexOf("=");
-    if (at < 1) throw new FormError(`Metadata must be one key=value per line, or a JSON object: “${line.trim()}” is neither.`);
+    if (at < 1) throw new FormError(`${name} must be one key=value per line, or a JSON object: “${line.trim()}” is neither.`);
     found[line.slice(0, at).trim()] = line.slice(at + 1).trim();
   }
   return found;
@@ -93,7 +95,7 @@ function object(text, name) {
   try {
     value = parse(text);
   } catch (error) {
-    throw new FormError(`${name} is not valid JSON: ${error.message}.`);
+    throw new FormError(`${name} cannot be read as JSON: ${error.message}.`);
   }
   if (value === null || typeof value !== "object" || Array.isArray(value)) throw new FormError(`${name} must be a JSON object.`);
   return value;

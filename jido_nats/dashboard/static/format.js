@@ -53,3 +53,16 @@ export const FAILURES = new Set(["crashed", "start_failed", "owner_lost"]);
 
 /** A reason as words. */
 export const words = (reason) => reason.replaceAll("_", " ");
+
+/** What a row shows of a session's kind of worker and its metadata: [key, value] pairs. */
+export function shownPairs(worker = "default", metadata = {}) {
+  return [...(worker === "default" ? [] : [["worker", worker]]), ...Object.entries(metadata)];
+}
+
+/** A manager's kinds of worker and its labels, as far as they say more than that it runs one kind. */
+export function offerText({ workers = {}, labels = {} }) {
+  const kinds = Object.entries(workers ?? {});
+  const shown = kinds.filter(([name, kind]) => kinds.length > 1 || name !== "default" || kind.waits);
+  const words = ([name, { sessions = 0, full, waits }]) => (waits ? "no worker: sessions only wait" : `${name} ${number(sessions)}${full ? " (full)" : ""}`);
+  return [...shown.map(words), ...Object.entries(labels).map((pair) => pair.join("="))].join(" · ");
+}

@@ -2,7 +2,7 @@
 
 import { Chart } from "./chart.js";
 import { announce, byId, el, setText } from "./dom.js";
-import { age, moment, number, SESSION_ID, shortId } from "./format.js";
+import { age, moment, number, offerText, SESSION_ID, shortId } from "./format.js";
 import { STATUSES } from "./store.js";
 import { Table } from "./table.js";
 
@@ -135,9 +135,18 @@ export class Overview {
       this.managerNodes.delete(id);
     }
     setText(byId("managers-count"), managers.length ? number(managers.length) : "");
+    this.#suggestWorkers(managers);
     const empty = byId("managers-empty");
     empty.hidden = managers.length > 0;
     setText(empty, state.managers_problem ?? (this.store.loaded ? "No manager has a lease: commands get no reply. Start one with: jido-nats serve" : "…"));
+  }
+
+  /** The kinds of worker that there are, as suggestions for a new session. */
+  #suggestWorkers(managers) {
+    const names = [...new Set(managers.flatMap(({ workers }) => Object.keys(workers ?? {})))].sort();
+    if (names.join() === this.workers) return;
+    this.workers = names.join();
+    byId("create-workers").replaceChildren(...names.map((value) => el("option", { value })));
   }
 
   #managerNode(manager) {
@@ -146,6 +155,7 @@ export class Overview {
       lease: el("span", { class: "meter", "aria-hidden": "true" }, el("span", {})),
       left: el("span", { class: "number muted" }),
       state: el("span", { class: "tag" }),
+      offer: el("div", { class: "manager-offer muted", hidden: true }),
     };
     const started = Date.parse(manager.started_at);
     nodes.item = el(
@@ -164,6 +174,7 @@ export class Overview {
         el("span", { title: `since ${moment(started, this.store.now())}` }, `${manager.host} · pid ${manager.pid} · v${manager.version}`),
         el("span", { class: "lease" }, nodes.lease, nodes.left),
       ),
+      nodes.offer,
     );
     return nodes;
   }
@@ -173,6 +184,9 @@ export class Overview {
     const sessions = manager.sessions ?? 0;
     setText(nodes.state, manager.draining ? "draining" : "full");
     nodes.state.hidden = !manager.draining && !manager.full;
+    const offer = offerText(manager);
+    setText(nodes.offer, offer);
+    nodes.offer.hidden = offer === "";
     setText(nodes.sessions, sessions === 1 ? "1 session" : `${number(sessions)} sessions`);
     const share = connected ? Math.max(0, Math.min(1, left / (1000 * manager.lease_s))) : 0;
     nodes.lease.firstChild.style.width = `${Math.round(100 * share)}%`;

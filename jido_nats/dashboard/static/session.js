@@ -158,6 +158,8 @@ export class SessionView {
       ["Version", String(last.version)],
       ["Created", created && time(created, now)],
       ["Changed", time(last.updated_at, now)],
+      ["Worker", record.worker ?? this.#ordered()[0]?.worker ?? "default"],
+      ["Labels", record.labels && Object.entries(record.labels).map((pair) => pair.join("=")).join(" ")],
       ["Owner", record.owner && el("span", { class: "mono" }, record.owner)],
       ["Reason", last.reason && words(last.reason)],
       ["Detail", last.detail],

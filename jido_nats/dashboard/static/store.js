@@ -1,6 +1,6 @@
 // The page's state: sessions, event rates of the last minutes, managers. No DOM here.
 
-import { FAILURES } from "./format.js";
+import { FAILURES, shownPairs } from "./format.js";
 
 export const STATUSES = ["initializing", "active", "idle", "terminating", "terminated"];
 export const RATES_S = 300;
@@ -38,8 +38,9 @@ export class Store {
     this.rows.clear();
     this.ended = [];
     this.counts = Object.fromEntries(STATUSES.map((status) => [status, 0]));
-    for (const [id, status, version, owner, created, updated, metadata, reason, error] of snapshot.sessions) {
-      const row = { id, version, owner, created: Date.parse(created), updated: Date.parse(updated), metadata, reason, error };
+    for (const [id, status, version, owner, created, updated, metadata, reason, error, worker] of snapshot.sessions) {
+      const times = { created: Date.parse(created), updated: Date.parse(updated) };
+      const row = { id, version, owner, ...times, pairs: shownPairs(worker, metadata), reason, error };
       this.#put(row, status);
     }
     this.ended.sort((a, b) => this.rows.get(a).updated - this.rows.get(b).updated);
@@ -65,7 +66,7 @@ export class Store {
 
   #change(known, event, owner) {
     const at = Date.parse(event.created_at ?? event.updated_at ?? new Date(this.now()).toISOString());
-    const row = known ?? { id: event.session_id, version: 0, owner, created: at, metadata: event.metadata ?? {} };
+    const row = known ?? { id: event.session_id, version: 0, owner, created: at, pairs: shownPairs(event.worker, event.metadata) };
     row.version = event.version;
     row.updated = at;
     row.owner = owner || row.owner;
@@ -81,7 +82,7 @@ export class Store {
     if (status === "terminated" && row.status !== status) this.ended.push(row.id);
     row.status = status;
     row.failed = status === "terminated" && FAILURES.has(row.reason);
-    const pairs = Object.entries(row.metadata).map(([key, value]) => `${key}=${value}`);
+    const pairs = row.pairs.map(([key, value]) => `${key}=${value}`);
     row.label ??= pairs.join("\n");
     row.text = [row.id, row.owner, ...pairs, row.reason, row.error].join("\n").toLowerCase();
     this.rows.set(row.id, row);

@@ -159,7 +159,7 @@ export class Table {
 
   #fillMetadata(slot, row) {
     slot.label = row.label;
-    const pairs = Object.entries(row.metadata).slice(0, PAIRS_MAX);
+    const pairs = row.pairs.slice(0, PAIRS_MAX);
     while (slot.pairs.length < pairs.length) {
       const [key, value] = [document.createTextNode(""), document.createTextNode("")];
       const node = el("span", { class: "pair" }, el("span", {}, key), value);

@@ -1,0 +1,73 @@
+"""Which manager takes a session: who runs its kind of worker with its labels, and which of those has room."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
+
+from jido_nats.core.manager_info import ManagerInfo
+from jido_nats.errors import NoSuchWorker
+
+LABELS_MAX: Final = 32
+_LABEL: Final = re.compile(r"\A[A-Za-z0-9._/-]{1,64}\Z")
+
+
+class Wanted(NamedTuple):
+    """What a session needs: a kind of worker, at a manager that has all of these labels."""
+
+    worker: str
+    labels: Mapping[str, str]
+
+    def __str__(self) -> str:
+        with_labels = f" with the labels {_listed(self.labels)}" if self.labels else ""
+        return f"the worker {self.worker!r}{with_labels}"
+
+
+def fitting(managers: Mapping[str, ManagerInfo], wanted: Wanted) -> dict[str, ManagerInfo]:
+    """The managers that run this kind with these labels, full or not, by id; empty if none does.
+
+    Those whose workers only wait are among them only if there is no other.
+    """
+    found = {
+        manager_id: info
+        for manager_id, info in managers.items()
+        if wanted.worker in info.kinds and wanted.labels.items() <= info.labels.items()
+    }
+    working = {manager_id: info for manager_id, info in found.items() if not info.kinds[wanted.worker].waits}
+    return working or found
+
+
+def choose(
+    candidates: Mapping[str, ManagerInfo], worker: str, sample: Callable[[list[str], int], list[str]]
+) -> str | None:
+    """The less loaded of two at random among the candidates that have room; None: all are full.
+
+    `sample`: `random.sample`. Why two: Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 1996.
+    """
+    with_room = [name for name, info in candidates.items() if not (info.full or info.kinds[worker].full)]
+    two = sample(with_room, min(2, len(with_room)))
+    return min(two, key=lambda name: _load(candidates[name]), default=None)
+
+
+def no_such_worker(managers: Mapping[str, ManagerInfo], wanted: Wanted) -> NoSuchWorker:
+    """The error for a session that no manager can run; it names what there is."""
+    kinds = {(name, _listed(info.labels)) for info in managers.values() for name in info.kinds}
+    there = "; ".join(sorted(f"{name} ({labels})" if labels else name for name, labels in kinds))
+    return NoSuchWorker(f"no manager runs {wanted}; there is: {there or 'none'}")
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Raise `ValueError` unless these can be a manager's labels, or those that a session asks for."""
+    if len(labels) > LABELS_MAX:
+        raise ValueError(f"there are {len(labels)} labels; at most {LABELS_MAX} are allowed")
+    for name, value in labels.items():
+        if not (_LABEL.match(name) and _LABEL.match(value)):
+            given = f"{name[:100]}={value[:100]}"
+            raise ValueError(f"a label is 1 to 64 letters, digits, '.', '_', '-' or '/' on each side of =, not {given}")
+
+
+def _load(info: ManagerInfo) -> float:
+    return info.sessions / max(1, info.sessions_max)
+
+
+def _listed(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in sorted(labels.items()))
