@@ -281,13 +281,14 @@ def _workers(managers: list[ManagerInfo]) -> list[Finding]:
     for name in sorted({name for info in managers for name in info.kinds}):
         offered = [(info, info.kinds[name]) for info in managers if name in info.kinds]
         waiting = [info.manager_id for info, kind in offered if kind.waits]
-        if len(waiting) == len(offered):
+        working = [info.full or kind.full for info, kind in offered if not kind.waits]
+        if not working:
             text = f"the worker {name!r} only waits at every manager that has it ({_some(waiting)}); --worker gives one"
             found.append(Finding(Level.WARNING, "workers", text))
         elif waiting:
             text = f"{_some(waiting)} was started without a worker, and takes no sessions while others have {name!r}"
             found.append(Finding(Level.OK, "workers", text))
-        if len(managers) > 1 and all(info.full or kind.full for info, kind in offered if not kind.waits):
+        if len(working) > 1 and all(working):
             found.append(Finding(Level.WARNING, "workers", f"every manager that runs the worker {name!r} is full"))
     return found
 

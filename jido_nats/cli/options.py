@@ -101,13 +101,13 @@ def config_option(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("--config", "config_file", type=path, help="Settings file (TOML).")(command)
 
 
-def load_settings(file: Path | None, **overrides: Any) -> Settings:
+def load_settings(file: Path | None, *, labels: tuple[str, ...] = (), **overrides: Any) -> Settings:
     """The settings of a TOML file; flags that were given override it. Raises `ConfigurationError`."""
     try:
         content = file.read_bytes() if file is not None else b""
     except OSError as error:
         raise ConfigurationError(f"--config {file}: {error.strerror}") from error
-    return settings_module.load(content, **overrides)
+    return settings_module.load(content, labels=pairs_of(labels, "--label") or None, **overrides)
 
 
 def pairs_of(texts: tuple[str, ...], option: str = "--metadata") -> dict[str, Any]:

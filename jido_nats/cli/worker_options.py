@@ -7,7 +7,6 @@ from typing import Final, NamedTuple
 
 import click
 
-from jido_nats.cli.options import pairs_of
 from jido_nats.core.session import DEFAULT_WORKER
 from jido_nats.core.settings import Settings
 from jido_nats.errors import ConfigurationError
@@ -53,7 +52,6 @@ _WORKER: Final[tuple[Callable[..., Callable[..., None]], ...]] = (
         "labels",
         multiple=True,
         metavar="NAME=VALUE",
-        callback=lambda _context, _option, values: pairs_of(values, "--label") or None,
         help="What sessions may ask for in a manager (create --label); may be repeated.",
     ),
     click.option(
@@ -119,23 +117,29 @@ class WorkerOptions(NamedTuple):
     def _load(self, name: str, text: str, settings: Settings) -> Worker:
         of_kind, is_default = settings.of_kind(name), name == DEFAULT_WORKER
         isolation = (self.isolation if is_default else None) or settings.isolation_of(name)
-        if (is_default and self.command is not None) or not _is_python(text):
+        by_exec = is_default and self.command is not None
+        if by_exec or not _is_python(text):
             if isolation == "task":
                 raise ConfigurationError(f"the worker {name!r} is a program, which always has a process of its own")
-            return _program(text, of_kind)
+            return _program(text, of_kind, "--exec" if by_exec else "--worker")
         loaded = load_worker(text)  # even if it runs in another process: a wrong name is reported at once
         return isolated(text, of_kind) if isolation == "process" else loaded
 
 
-def _program(command: str, settings: Settings) -> Program:
-    return Program(
-        command,
-        stop_timeout_s=settings.stop_timeout_s,
-        wait_ready=settings.wait_ready,
-        user=settings.worker_user,
-        limit=settings.worker_limit,
-        env=settings.worker_env,
-    )
+def _program(command: str, settings: Settings, option: str) -> Program:
+    try:
+        return Program(
+            command,
+            stop_timeout_s=settings.stop_timeout_s,
+            wait_ready=settings.wait_ready,
+            user=settings.worker_user,
+            limit=settings.worker_limit,
+            env=settings.worker_env,
+        )
+    except ConfigurationError as error:
+        if option == "--exec":
+            raise
+        raise ConfigurationError(f"{error}; a Python worker is --worker package.module:callable") from error
 
 
 def only_waits(workers: Workers) -> bool:

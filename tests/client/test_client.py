@@ -4,6 +4,7 @@ import asyncio
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -77,13 +78,19 @@ async def test_the_client_chooses_the_id(client: Client, manager: SessionManager
 
 
 async def test_list_goes_through_every_page(client: Client, stranger: Stranger, manager: SessionManager) -> None:
-    kv = await stranger.js.key_value("JIDO_SESSIONS")
     records = [SEALED | {"session_id": f"s{number:04}"} for number in range(1010)]
-    await asyncio.gather(*(kv.put(record["session_id"], msgspec.json.encode(record)) for record in records))
+    for record in records:
+        await stranger.nc.publish(f"$KV.JIDO_SESSIONS.{record['session_id']}", msgspec.json.encode(record))
+    await eventually(partial(stored, stranger, len(records)))
 
     listed = await client.list_sessions(include_terminated=True)
 
     assert [record.session_id for record in listed] == [record["session_id"] for record in records]
+
+
+async def stored(stranger: Stranger, number: int) -> bool:
+    """Whether the bucket has so many messages."""
+    return bool((await stranger.js.stream_info("KV_JIDO_SESSIONS")).state.messages == number)
 
 
 async def test_errors_are_those_of_the_manager(client: Client, manager: SessionManager) -> None:

@@ -70,3 +70,31 @@ def test_invalid_toml_is_refused(toml: bytes) -> None:
 
 def test_an_encoding_may_be_given_by_its_name() -> None:
     assert Settings(encoding="msgpack").encoding is Encoding.MSGPACK  # type: ignore[arg-type]  # what people write
+
+
+def test_a_kind_of_worker_has_its_own_settings_in_the_place_of_the_managers() -> None:
+    settings = load(
+        b'idle_after_s = 5\nlabels = {gpu = "true"}\n[workers.coder]\nsessions_max = 3\nidle_after_s = 1.5\n'
+    )
+
+    coder = settings.of_kind("coder")
+    assert (coder.sessions_max, coder.idle_after_s, coder.stop_timeout_s) == (3, 1.5, 3.0)
+    assert settings.of_kind("other") is settings
+    assert (settings.labels, settings.sessions_max) == ({"gpu": "true"}, 100_000)
+
+
+@pytest.mark.parametrize(
+    ("toml", "named"),
+    [
+        ("[workers.coder]\nsessions_max = 0", "workers.coder: sessions_max"),
+        ("[workers.coder]\nlease_s = 3", "lease_s"),
+        ('[workers.coder]\nisolation = "thread"', "isolation"),
+        ('[workers."a.b"]\nsessions_max = 1', "workers.a.b"),
+        ('[workers.coder]\nworker_limit = "memory=lots"', "workers.coder: worker_limit"),
+        ('labels = {"a b" = "c"}', "labels"),
+        ("labels = {a = 1}", "labels"),
+    ],
+)
+def test_a_wrong_setting_of_a_kind_is_named(toml: str, named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        load(toml.encode())
