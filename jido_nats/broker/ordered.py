@@ -37,6 +37,8 @@ from jido_nats.core.position import Position
 from jido_nats.errors import NotSent, PositionUnavailable
 
 INACTIVE_S: Final = 30
+# The status of a heartbeat.
+HEARTBEAT: Final = "100"
 
 
 class OrderedConsumer(Consumer):
@@ -180,7 +182,7 @@ class OrderedConsumer(Consumer):
         return StreamMessage(message.subject, sequence, message.data, message.headers or {}, time_ns, pending)
 
     def _on_status(self, status: str, headers: dict[str, str]) -> None:
-        if status == "100":
+        if status == HEARTBEAT:
             self._retention.idle()
             return
         if status in ("404", "408"):  # one pull has ended; what it did not deliver is no longer outstanding
@@ -261,6 +263,8 @@ class OrderedConsumer(Consumer):
         self._received_at = self._alive_at = boottime()
         if self._strict and message.reply.startswith("$JS.ACK."):
             self._retention.received(message.reply)
+        elif self._strict and status_of(message) == HEARTBEAT:
+            self._retention.heartbeat()
         self._queue.append(message)
         self._arrived.set()
 

@@ -33,6 +33,8 @@ class RetentionGuard:
         self._received = 0
         self._last_reply = ""
         self._firsts: deque[int] = deque()
+        # For each heartbeat that has come and was not read: the end of the stream at the last look before it came.
+        self._heartbeats: deque[int] = deque()
 
     def opened(self, through: int, state: StreamState) -> None:
         """The reader begins after `through`. Raises `PositionUnavailable` if the stream has less than that."""
@@ -48,6 +50,7 @@ class RetentionGuard:
         """A consumer was created that begins after this sequence; None: with whatever the stream has."""
         self._after, self._received, self._last_reply = after, 0, ""
         self._firsts.clear()
+        self._heartbeats.clear()
 
     def pulled(self, first: int, *, ended_at: int | None) -> None:
         """A pull was sent, and the consumer's message number `first` is the first that it brings.
@@ -86,10 +89,14 @@ class RetentionGuard:
         if self._failure is not None:
             raise self._failure
 
+    def heartbeat(self) -> None:
+        """A heartbeat has come: the consumer had sent everything that the stream had at the last look."""
+        self._heartbeats.append(self._last)
+
     def idle(self) -> None:
-        """A heartbeat came, and no message since the last look: what the stream had then has been received."""
-        if not self._looks:
-            self.through = max(self.through, self._last)
+        """A heartbeat is read, and so is every message that came before it."""
+        if self._heartbeats:
+            self.through = max(self.through, self._heartbeats.popleft())
 
     async def close(self) -> None:
         """Forget the looks: the reader starts again at its position, or ends."""
@@ -102,7 +109,7 @@ class RetentionGuard:
     async def _look(self, through: int) -> None:
         try:
             state = await stream_state(self._connection, self._stream)
-            self._last = state.last
             self.check(through, state)
+            self._last = state.last
         except JidoError as error:
             self._failure = self._failure or error

@@ -182,6 +182,23 @@ async def test_an_ordered_reader_that_is_overtaken_by_the_retention_ends(
             await read(consumer, 2500)
 
 
+async def test_a_heartbeat_that_is_read_late_does_not_hide_that_messages_were_removed(
+    stranger: Stranger, connection: Connection
+) -> None:
+    await add_stream(stranger)
+    await publish(stranger, 300)
+    async with OrderedConsumer(connection, "T", ["t.*"], ALL, strict=True) as consumer:
+        await read(consumer, 1)
+        await eventually(lambda: consumer._queue and consumer._queue[-1].headers)  # a heartbeat, behind the messages
+        await publish(stranger, 2200)
+        await read(consumer, 260)  # which pulls more, and looks at the stream
+        await eventually(lambda: consumer._retention._last == 2500)
+        await read(consumer, 100)  # the heartbeat, too
+        await stranger.ask("$JS.API.STREAM.PURGE.T", {"seq": 2000})
+        with pytest.raises(PositionUnavailable, match="too old"):
+            await read(consumer, 2100)
+
+
 async def test_a_reader_of_a_stream_whose_beginning_is_removed_meanwhile_reads_all_that_follows(
     stranger: Stranger, connection: Connection
 ) -> None:
