@@ -16,11 +16,11 @@ from jido_nats.client.watch import (
 )
 from jido_nats.core.codec import Encoding
 from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionTerminated, UnknownEvent
-from jido_nats.core.manager_info import ManagerInfo
+from jido_nats.core.manager_info import KindInfo, ManagerInfo
 from jido_nats.core.output import ConversationAdded, Output, SessionOutput
 from jido_nats.core.requests import SendReply
 from jido_nats.core.session import Reason, SessionRecord, Status
-from jido_nats.core.settings import Settings
+from jido_nats.core.settings import Settings, WorkerSettings
 from jido_nats.errors import (
     AlreadyExists,
     BadRequest,
@@ -63,6 +63,7 @@ __all__ = [
     "InternalError",
     "InvalidTransition",
     "JidoError",
+    "KindInfo",
     "LocalServer",
     "ManagerInfo",
     "ManagerLease",
@@ -105,4 +106,5 @@ __all__ = [
     "Watched",
     "WatchedSession",
     "Worker",
+    "WorkerSettings",
 ]

@@ -29,12 +29,12 @@ class Stage(NamedTuple):
 
 
 @asynccontextmanager
-async def staged(**settings: Any) -> AsyncIterator[Stage]:
-    """All of it, running."""
+async def staged(worker: Any = scene.agent, **settings: Any) -> AsyncIterator[Stage]:
+    """All of it, running; `worker`: one, or several by name."""
     chosen = Settings(lease_s=LEASE_S, **settings)
     async with (
         LocalServer() as server,
-        SessionManager.connect(server.url, worker=scene.agent, settings=chosen) as manager,
+        SessionManager.connect(server.url, worker=worker, settings=chosen) as manager,
         Client.connect(server.url) as client,
     ):
         await manager.start_serving()
