@@ -8,6 +8,8 @@ from jido_nats.core.manager_info import ManagerInfo
 from jido_nats.errors import NoSuchWorker
 
 LABELS_MAX: Final = 32
+# How many kinds of worker an error names.
+NAMED_MAX: Final = 20
 _LABEL: Final = re.compile(r"\A[A-Za-z0-9._/-]{1,64}\Z")
 
 
@@ -51,8 +53,9 @@ def choose(
 def no_such_worker(managers: Mapping[str, ManagerInfo], wanted: Wanted) -> NoSuchWorker:
     """The error for a session that no manager can run; it names what there is."""
     kinds = {(name, _listed(info.labels)) for info in managers.values() for name in info.kinds}
-    there = "; ".join(sorted(f"{name} ({labels})" if labels else name for name, labels in kinds))
-    return NoSuchWorker(f"no manager runs {wanted}; there is: {there or 'none'}")
+    there = sorted(f"{name} ({labels})" if labels else name for name, labels in kinds)
+    more = [f"and {len(there) - NAMED_MAX} more"] if len(there) > NAMED_MAX else []
+    return NoSuchWorker(f"no manager runs {wanted}; there is: {'; '.join(there[:NAMED_MAX] + more) or 'none'}")
 
 
 def check_labels(labels: Mapping[str, str]) -> None:

@@ -125,6 +125,12 @@ def test_what_cannot_be_run_is_told_with_what_there_is() -> None:
     )
 
 
+def test_an_error_does_not_name_a_thousand_kinds() -> None:
+    managers = {"m": running(*(f"kind{number:03}" for number in range(1000)))}
+
+    assert str(placement.no_such_worker(managers, Wanted("x", {}))).endswith("; kind018; kind019; and 980 more")
+
+
 @pytest.mark.parametrize(
     "labels",
     [{"": "x"}, {"x": ""}, {"a b": "x"}, {"x": "a\n"}, {"x": "ü"}, {"x" * 65: "x"}, {f"l{n}": "x" for n in range(33)}],

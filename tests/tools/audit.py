@@ -86,6 +86,8 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     created_at: datetime | None = None
     updated_at: datetime | None = None
     metadata: dict[str, Any] | None = None
+    worker: str = "default"
+    labels: dict[str, str] = {}
     status: str | None = None
     previous_status: str | None = None
     reason: str | None = None
@@ -105,6 +107,8 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     created_at: datetime
     updated_at: datetime
     metadata: dict[str, Any]
+    worker: str = "default"
+    labels: dict[str, str] = {}
     previous_status: str | None = None
     reason: str | None = None
     error: str | None = None
@@ -531,10 +535,10 @@ def _unlike(record: Record, history: History) -> str:
     if step is not None and record.status != _status(step):
         differences.append(f"v{record.version} status: {record.status}, told {_status(step)}")
     if step is not None and step.type == STATUS:
-        fields = ("previous_status", *ENDING_FIELDS)
+        fields = ("previous_status", "worker", *ENDING_FIELDS)
         differences.append(_differences(record, step, fields))
     if first is not None and first.type == CREATED:
-        differences.append(_differences(record, first, ("created_at", "metadata")))
+        differences.append(_differences(record, first, ("created_at", "metadata", "worker", "labels")))
     return "; ".join(filter(None, differences))
 
 

@@ -16,6 +16,7 @@ from jido_nats import (
     Settings,
     Snapshot,
     Worker,
+    WorkerSettings,
 )
 
 
@@ -54,6 +55,16 @@ async def main() -> None:
             print(session.session_id, manager.manager_id)
             show(manager.snapshot())
             await manager.serve()
+
+
+async def several_kinds() -> None:
+    workers: dict[str, Worker] = {"coder": echo, "reviewer": Program("node agent.mjs", wait_ready=True)}
+    limits = {"coder": WorkerSettings(sessions_max=5, idle_after_s=1.5)}
+    async with SessionManager.connect(
+        worker=workers, settings=Settings(labels={"gpu": "true"}, workers=limits)
+    ) as manager:
+        session = await manager.create_session(worker="coder", labels={"gpu": "true"})
+        print(session.worker, session.labels["gpu"], await manager.list_sessions(worker="coder"))
 
 
 if __name__ == "__main__":
