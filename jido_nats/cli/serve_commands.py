@@ -33,18 +33,19 @@ from jido_nats.cli.process import (
 )
 from jido_nats.cli.worker_options import ONLY_WAITS, WorkerOptions, Workers, only_programs, only_waits, worker_options
 from jido_nats.core.codec import Encoding
+from jido_nats.core.session import DEFAULT_WORKER
 from jido_nats.core.settings import Settings
 from jido_nats.manager.manager import SessionManager
 from jido_nats.worker.program import adopting_orphans
 
 TRY_THESE: Final = """\
 Try, in another terminal:
-  jido-nats create --metadata project=demo{where}
+  jido-nats create --metadata project=demo{worker}{where}
   jido-nats list{where}
   jido-nats events --since all{where}
 or with the nats CLI:
   nats sub 'jido.client.>'{nats_where}
-  nats req jido.session.create ''{nats_where}
+  nats req jido.session.create '{request}'{nats_where}
   nats kv ls JIDO_SESSIONS{nats_where}
   nats sub --stream JIDO_CLIENT --all 'jido.client.>'{nats_where}
   nats micro info jido-session-manager{nats_where}
@@ -104,10 +105,19 @@ async def _run_local(server: LocalServer, workers: Workers, settings: Settings, 
             click.echo("Its data is deleted when it stops; --store-dir DIR keeps it.")
         if only_waits(workers):
             click.echo(f"{ONLY_WAITS}.")
-        elsewhere = server.url != DEFAULT_SERVER
-        where = {"where": f" --server {server.url}", "nats_where": f" -s {server.url}"}
-        click.echo(TRY_THESE.format(**where if elsewhere else dict.fromkeys(where, "")))
+        click.echo(_try_these(server.url, workers))
         await serve_until_signal(manager)
+
+
+def _try_these(url: str, workers: Workers) -> str:
+    """Commands that work with this server, and with one of its workers."""
+    name = DEFAULT_WORKER if DEFAULT_WORKER in workers else next(iter(workers))
+    chosen = {"worker": "", "request": ""}
+    if name != DEFAULT_WORKER:
+        chosen = {"worker": f" --worker {name}", "request": f'{{"worker":"{name}"}}'}
+    elsewhere = url != DEFAULT_SERVER
+    where = {"where": f" --server {url}" if elsewhere else "", "nats_where": f" -s {url}" if elsewhere else ""}
+    return TRY_THESE.format(**chosen, **where)
 
 
 @click.command()

@@ -129,6 +129,14 @@ async def test_up_without_a_worker_says_so() -> None:
         await program.said("sessions only wait")
 
 
+async def test_up_suggests_commands_that_its_workers_can_carry_out() -> None:
+    async with running("up", "--port", "0", "--worker", f"coder={PYTHON}") as program:
+        await program.said("Ctrl-C stops it")
+
+    assert "create --metadata project=demo --worker coder --server" in program.out
+    assert """create '{"worker":"coder"}' -s""" in program.out
+
+
 async def test_events_and_watch_show_the_kind(server: LocalServer, stranger: Stranger) -> None:
     async with serving(server.url, "--worker", f"coder={PYTHON}", "--worker", PYTHON):
         async with running("watch", "--plain", "--worker", "coder", "--server", server.url) as watching:
