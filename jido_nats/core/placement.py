@@ -27,25 +27,25 @@ class Wanted(NamedTuple):
 def fitting(managers: Mapping[str, ManagerInfo], wanted: Wanted) -> dict[str, ManagerInfo]:
     """The managers that run this kind with these labels, full or not, by id; empty if none does.
 
-    Those whose workers only wait are among them only if there is no other.
+    Those whose workers only wait are among them only if there is no other that answers commands.
     """
     found = {
         manager_id: info
         for manager_id, info in managers.items()
         if wanted.worker in info.kinds and wanted.labels.items() <= info.labels.items()
     }
-    working = {manager_id: info for manager_id, info in found.items() if not info.kinds[wanted.worker].waits}
+    working = {name: info for name, info in found.items() if info.serves and not info.kinds[wanted.worker].waits}
     return working or found
 
 
 def choose(
     candidates: Mapping[str, ManagerInfo], worker: str, sample: Callable[[list[str], int], list[str]]
 ) -> str | None:
-    """The less loaded of two at random among the candidates that have room; None: all are full.
+    """The less loaded of two at random among the candidates that answer commands and have room; None: there is none.
 
     `sample`: `random.sample`. Why two: Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 1996.
     """
-    with_room = [name for name, info in candidates.items() if not (info.full or info.kinds[worker].full)]
+    with_room = [n for n, info in candidates.items() if info.serves and not (info.full or info.kinds[worker].full)]
     two = sample(with_room, min(2, len(with_room)))
     return min(two, key=lambda name: _load(candidates[name]), default=None)
 

@@ -160,8 +160,10 @@ class CommandHandlers:
             raise placement.no_such_worker(managers, wanted)
         candidates.pop(here, None)
         refusal: CommandError = Overloaded(f"every manager that runs {wanted} is full; ask again later")
-        if candidates and all(info.draining for info in candidates.values()):
-            refusal = Unavailable(f"every manager that runs {wanted} is stopping; ask again")
+        if candidates and all(info.draining or not info.serves for info in candidates.values()):
+            refusal = Unavailable(
+                f"every manager that runs {wanted} is stopping, or answers no commands yet; ask again"
+            )
         while (manager_id := placement.choose(candidates, wanted.worker, random.sample)) is not None:
             leases.passed_on(manager_id)
             try:

@@ -170,6 +170,7 @@ class SessionManager(SessionApi):
             ) from error
         self._exit.push_async_callback(service.stop)
         self._serving = True
+        self._lease.renew_soon()  # the others pass sessions on to managers that serve
         self._background.start("queue", lambda: self._watch_queue(service))
 
     def stop(self) -> None:
@@ -350,7 +351,8 @@ class SessionManager(SessionApi):
     async def _watch_queue(self, service: Service) -> None:
         """Leave the queue group for `create` while this manager is full and another live one is not."""
         while True:
-            others_have_room = any(not info.full for info in self._leases.others(self.manager_id).values())
+            others = self._leases.others(self.manager_id).values()
+            others_have_room = any(info.serves and not info.full for info in others)
             await service.take_creates(not (self._sessions.info.full and others_have_room))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(QUEUE_WATCH_S):

@@ -124,8 +124,8 @@ class Leases:
         return True
 
     def others(self, manager_id: str) -> dict[str, ManagerInfo]:
-        """The other managers that, as of their last renewal, answer commands."""
-        return {name: info for name, info in self.managers.items() if name != manager_id and info.serves}
+        """The other managers, as of their last renewals."""
+        return {name: info for name, info in self.managers.items() if name != manager_id}
 
     def check_read(self) -> None:
         """Raise `Unavailable` until every lease was read once."""

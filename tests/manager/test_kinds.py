@@ -36,9 +36,8 @@ async def see_each_other(*managers: SessionManager) -> None:
     """Return when each has read every other's newest lease."""
 
     def seen() -> bool:
-        infos = {manager.manager_id: manager._info().workers for manager in managers}
-        known = [m._leases.others(m.manager_id) | {m.manager_id: m._info()} for m in managers]
-        return all({name: info.workers for name, info in each.items()} == infos for each in known)
+        infos = {manager.manager_id: manager._info() for manager in managers}
+        return all(m._leases.others(m.manager_id) | {m.manager_id: m._info()} == infos for m in managers)
 
     for manager in managers:
         manager._lease.renew_soon()
@@ -228,8 +227,35 @@ async def test_a_manager_that_is_stopping_is_worth_waiting_for(start_manager: St
     await stranger.js.publish("$KV.JIDO_MANAGERS.manager_gone", codec.encode(stopping), headers={"Nats-TTL": "9s"})
     await eventually(lambda: list(plain._leases.others(plain.manager_id)) == ["manager_gone"])
 
-    with pytest.raises(Unavailable, match="is stopping; ask again"):
+    with pytest.raises(Unavailable, match="is stopping, or answers no commands yet; ask again"):
         await plain.create_session(worker="coder")
+
+
+async def test_a_manager_that_answers_no_commands_yet_is_worth_waiting_for(
+    server: LocalServer, start_manager: StartManager
+) -> None:
+    plain = await start_manager(lease_s=300)  # which is renewed every 100 s
+    settings = Settings(lease_s=300)
+    async with SessionManager.connect(server.url, worker={"coder": wait_for_ever}, settings=settings) as embedded:
+        await eventually(lambda: embedded.manager_id in plain._leases.others(plain.manager_id))
+        with pytest.raises(Unavailable, match="answers no commands yet"):
+            await plain.create_session(worker="coder")
+
+        await embedded.start_serving()
+
+        await eventually(lambda: plain._leases.managers[embedded.manager_id].serves)
+        assert (await plain.create_session(worker="coder")).owner == embedded.manager_id
+
+
+async def test_a_worker_that_cannot_be_reached_does_not_stop_one_that_waits(
+    server: LocalServer, start_manager: StartManager
+) -> None:
+    waiting = await start_manager(wait_forever)
+    async with SessionManager.connect(server.url, worker=wait_for_ever, settings=Settings(lease_s=LEASE_S)) as embedded:
+        await eventually(lambda: embedded.manager_id in waiting._leases.others(waiting.manager_id))
+
+        assert (await waiting.create_session()).owner == waiting.manager_id
+        assert (await embedded.create_session()).owner == embedded.manager_id
 
 
 async def test_a_manager_that_does_not_answer_is_named_as_such(start_manager: StartManager, stranger: Stranger) -> None:

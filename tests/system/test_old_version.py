@@ -6,6 +6,7 @@ import itertools
 import json
 import signal
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, Final
 
 import pytest
@@ -15,7 +16,7 @@ from tests.tools import audit
 from tests.tools.old_version import NotInHistory, old_version
 from tests.tools.processes import ManagerProcess, manager_process
 from tests.tools.programs import NEW, Finished, Version, run, running
-from tests.tools.support import DEADLINE_S, LEASE_S, Stranger, brief, stranger_at
+from tests.tools.support import DEADLINE_S, LEASE_S, Stranger, brief, eventually, stranger_at
 
 pytestmark = pytest.mark.timeout(600)  # the first test of all installs the old version
 
@@ -329,3 +330,32 @@ async def test_the_old_command_line_watches_a_new_manager(
             await watch.said('"status":"idle"')
             assert watch.err == ""
             assert all(isinstance(json.loads(line), dict) for line in watch.out.splitlines())
+
+
+# Kinds of worker
+
+
+async def test_a_kind_of_worker_can_be_named_once_no_old_manager_is_left(
+    server: LocalServer, stranger: Stranger, old: Version
+) -> None:
+    coder = manager_process(server.url, worker="coder=tests.tools.agents:waiting", lease_s=LEASE_S)
+    async with running_manager(server, old) as leaving, coder:
+        told: dict[str, str] = {}
+        async with asyncio.timeout(DEADLINE_S):
+            while set(told) != {"bad_request", "unavailable"}:  # from the old one, and from the new one
+                error = (await stranger.create("s1", worker="coder"))["error"]
+                told[error["code"]] = error["message"]
+        assert "worker" in told["bad_request"]
+        assert "upgrade all managers first" in told["unavailable"]
+        assert (await eventually(partial(created, stranger, "s2")))["owner"] == leaving.manager_id
+
+        leaving.send(signal.SIGTERM)
+        await leaving.exit_code()
+
+        assert (await eventually(partial(created, stranger, "s1", worker="coder")))["worker"] == "coder"
+
+
+async def created(stranger: Stranger, session_id: str, **fields: Any) -> dict[str, Any] | None:
+    """The session's record, if it can be created."""
+    answer = await stranger.create(session_id, **fields)
+    return None if "error" in answer else answer
