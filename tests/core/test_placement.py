@@ -71,6 +71,15 @@ def test_a_full_manager_is_not_chosen(full: ManagerInfo) -> None:
     assert placement.choose({"full": full, "m": manager(sessions=99_999)}, "default", random.sample) == "m"
 
 
+def test_a_manager_that_answers_no_commands_fits_and_is_not_chosen() -> None:
+    silent, waiting = running("default", serves=False), manager(workers=WAITS)
+
+    assert placement.fitting({"silent": silent}, Wanted("default", {})).keys() == {"silent"}
+    assert placement.choose({"silent": silent}, "default", random.sample) is None
+    found = placement.fitting({"silent": silent, "waiting": waiting}, Wanted("default", {}))
+    assert placement.choose(found, "default", random.sample) == "waiting"
+
+
 def test_the_less_loaded_of_two_is_chosen() -> None:
     managers = {"half": manager(sessions=50, sessions_max=100), "tenth": manager(sessions=100, sessions_max=1000)}
 
