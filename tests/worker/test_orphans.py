@@ -64,7 +64,7 @@ async def test_what_a_program_has_left_ends_with_its_session(
     server: LocalServer, stranger: Stranger, mark: str, tool: str
 ) -> None:
     session_id = new_id()
-    async with serving(server.url, *tools(tool, mark)):
+    async with serving(server.url, *tools(tool, mark), "--stop-timeout-s", "20"):
         await stranger.create(session_id)
         await used(stranger, session_id)
         await eventually(lambda: that_run("sleep", mark))
