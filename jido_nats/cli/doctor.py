@@ -281,14 +281,15 @@ def _workers(managers: list[ManagerInfo]) -> list[Finding]:
     for name in sorted({name for info in managers for name in info.kinds}):
         offered = [(info, info.kinds[name]) for info in managers if name in info.kinds]
         waiting = [info.manager_id for info, kind in offered if kind.waits]
-        working = [info.full or kind.full for info, kind in offered if not kind.waits]
+        working = [(info, kind) for info, kind in offered if not kind.waits]
         if not working:
             text = f"the worker {name!r} only waits at every manager that has it ({_some(waiting)}); --worker gives one"
             found.append(Finding(Level.WARNING, "workers", text))
         elif waiting:
             text = f"{_some(waiting)} was started without a worker, and takes no sessions while others have {name!r}"
             found.append(Finding(Level.OK, "workers", text))
-        if len(working) > 1 and all(working):
+        taking = [(info, kind) for info, kind in working if not info.draining]
+        if taking and all(kind.full for _, kind in taking) and not (len(managers) == 1 and managers[0].full):
             found.append(Finding(Level.WARNING, "workers", f"every manager that runs the worker {name!r} is full"))
     return found
 

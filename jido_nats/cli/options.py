@@ -107,7 +107,7 @@ def load_settings(file: Path | None, *, labels: tuple[str, ...] = (), **override
         content = file.read_bytes() if file is not None else b""
     except OSError as error:
         raise ConfigurationError(f"--config {file}: {error.strerror}") from error
-    return settings_module.load(content, labels=pairs_of(labels, "--label") or None, **overrides)
+    return settings_module.load(content, labels=labels_of(labels) or None, **overrides)
 
 
 def pairs_of(texts: tuple[str, ...], option: str = "--metadata") -> dict[str, Any]:
@@ -116,6 +116,14 @@ def pairs_of(texts: tuple[str, ...], option: str = "--metadata") -> dict[str, An
         if "=" not in text:
             raise ConfigurationError(f"{option} takes KEY=VALUE, not {text!r}")
     return dict(text.split("=", 1) for text in texts)
+
+
+def labels_of(texts: tuple[str, ...]) -> dict[str, str]:
+    """The values of `--label`. Raises `ConfigurationError`, also if a label is given twice."""
+    labels = pairs_of(texts, "--label")
+    if len(labels) < len(texts):
+        raise ConfigurationError("--label names the same label twice")
+    return labels
 
 
 def json_object(option: str, text: str | None) -> dict[str, Any] | None:

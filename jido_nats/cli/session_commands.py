@@ -2,7 +2,7 @@
 
 import click
 
-from jido_nats.cli.options import Common, common_options, json_object, pairs_of, text_of_stdin
+from jido_nats.cli.options import Common, common_options, json_object, labels_of, pairs_of, text_of_stdin
 from jido_nats.client.client import Client
 from jido_nats.core.session import DEFAULT_WORKER, Status
 
@@ -35,7 +35,7 @@ async def create(
                 metadata=pairs,
                 llm_config=config,
                 worker=worker,
-                labels=pairs_of(labels, "--label"),
+                labels=labels_of(labels),
                 **limits,
             )
         )

@@ -9,12 +9,13 @@ import click
 
 from jido_nats.core.session import DEFAULT_WORKER
 from jido_nats.core.settings import Settings
+from jido_nats.core.subjects import is_token
 from jido_nats.errors import ConfigurationError
 from jido_nats.worker.loader import load_worker
-from jido_nats.worker.program import Program, isolated
+from jido_nats.worker.program import NO_PROGRAM, Program, isolated
 from jido_nats.worker.session import Worker, wait_forever
 
-_NAMED: Final = re.compile(r"([A-Za-z0-9_-]+)=(.*)", re.DOTALL)
+_NAMED: Final = re.compile(r"\s*([\w.-]*)\s*=(.*)", re.DOTALL)
 
 ONLY_WAITS: Final = "No worker was given, so sessions only wait until they are terminated; --worker or --exec gives one"
 
@@ -88,21 +89,25 @@ class WorkerOptions(NamedTuple):
     def load(self, settings: Settings) -> Workers:
         """The workers by name; without any, one that only waits. Raises `ConfigurationError`."""
         chosen = self._by_name()
-        if self.isolation is not None and chosen and DEFAULT_WORKER not in chosen:
+        if not chosen:
+            return {DEFAULT_WORKER: wait_forever}
+        if self.isolation is not None and DEFAULT_WORKER not in chosen:
             raise ConfigurationError(
                 "--isolation is for the worker without a name; set isolation under [workers.NAME] in the settings file"
             )
         for name in settings.workers.keys() - chosen.keys():
             log.warning("the settings name a worker that this manager does not run", extra={"worker": name})
-        if not chosen:
-            return {DEFAULT_WORKER: wait_forever}
         return {name: self._load(name, text, settings) for name, text in chosen.items()}
 
     def _by_name(self) -> dict[str, str]:
         chosen: dict[str, str] = {}
         for given in self.workers:
             named = _NAMED.fullmatch(given)
-            name, text = (named[1], named[2]) if named else (DEFAULT_WORKER, given)
+            name, text = (named[1], named[2].strip()) if named else (DEFAULT_WORKER, given)
+            if not is_token(name):
+                raise ConfigurationError(
+                    f"--worker {given}: the name of a worker must be 1 to 64 letters, digits, '_' or '-', not {name!r}"
+                )
             if name in chosen:
                 raise ConfigurationError(f"--worker names {name!r} twice; give each worker a name of its own")
             chosen[name] = text
@@ -119,7 +124,7 @@ class WorkerOptions(NamedTuple):
         isolation = (self.isolation if is_default else None) or settings.isolation_of(name)
         by_exec = is_default and self.command is not None
         if by_exec or not _is_python(text):
-            if isolation == "task":
+            if settings.isolation_of(name) == "task":
                 raise ConfigurationError(f"the worker {name!r} is a program, which always has a process of its own")
             return _program(text, of_kind, "--exec" if by_exec else "--worker")
         loaded = load_worker(text)  # even if it runs in another process: a wrong name is reported at once
@@ -137,7 +142,7 @@ def _program(command: str, settings: Settings, option: str) -> Program:
             env=settings.worker_env,
         )
     except ConfigurationError as error:
-        if option == "--exec":
+        if option == "--exec" or not str(error).startswith(NO_PROGRAM):
             raise
         raise ConfigurationError(f"{error}; a Python worker is --worker package.module:callable") from error
 
@@ -155,4 +160,4 @@ def only_programs(workers: Workers) -> list[Program]:
 
 def _is_python(text: str) -> bool:
     """Whether it is package.module:callable; anything else is a command line."""
-    return ":" in text and not re.search(r"\s", text)
+    return ":" in text and not re.search(r"[\s/]", text)

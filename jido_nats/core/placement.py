@@ -27,15 +27,12 @@ class Wanted(NamedTuple):
 def fitting(managers: Mapping[str, ManagerInfo], wanted: Wanted) -> dict[str, ManagerInfo]:
     """The managers that run this kind with these labels, full or not, by id; empty if none does.
 
-    Those whose workers only wait are among them only if there is no other that answers commands.
+    Those whose workers only wait are not among them while another that answers commands has a worker of this kind.
     """
-    found = {
-        manager_id: info
-        for manager_id, info in managers.items()
-        if wanted.worker in info.kinds and wanted.labels.items() <= info.labels.items()
-    }
-    working = {name: info for name, info in found.items() if info.serves and not info.kinds[wanted.worker].waits}
-    return working or found
+    running = {name: info for name, info in managers.items() if wanted.worker in info.kinds}
+    if any(info.serves and not info.kinds[wanted.worker].waits for info in running.values()):
+        running = {name: info for name, info in running.items() if not info.kinds[wanted.worker].waits}
+    return {name: info for name, info in running.items() if wanted.labels.items() <= info.labels.items()}
 
 
 def choose(
@@ -63,6 +60,8 @@ def check_labels(labels: Mapping[str, str]) -> None:
     if len(labels) > LABELS_MAX:
         raise ValueError(f"there are {len(labels)} labels; at most {LABELS_MAX} are allowed")
     for name, value in labels.items():
+        if not (isinstance(name, str) and isinstance(value, str)):
+            raise ValueError(f"a label and its value are text, not {name!r}: {value!r}")
         if not (_LABEL.match(name) and _LABEL.match(value)):
             given = f"{name[:100]}={value[:100]}"
             raise ValueError(f"a label is 1 to 64 letters, digits, '.', '_', '-' or '/' on each side of =, not {given}")

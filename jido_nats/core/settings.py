@@ -27,6 +27,10 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     worker_limit: str | None = None
     worker_env: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if self.isolation not in (None, "task", "process"):
+            raise ValueError(f"isolation must be task or process, not {self.isolation!r}")
+
 
 # The comments on the fields become deploy/docs/settings.md: run `python -m tests.tools.reference` after a change.
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -108,10 +112,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def _of_kind(self, name: str) -> "Settings":
         if not subjects.is_token(name):
             raise ValueError("the name of a kind of worker must be 1 to 64 letters, digits, '_' or '-'")
+        if not isinstance(self.workers[name], WorkerSettings):
+            raise ValueError(f"must be WorkerSettings, not {self.workers[name]!r}")
         values = msgspec.structs.asdict(self.workers[name])
         del values["isolation"]
         changed = {setting: value for setting, value in values.items() if value is not None}
         return msgspec.structs.replace(self, **changed, workers={})
+
+
+def _tables(workers: Any) -> list[tuple[str, Any]]:
+    return list(workers.items()) if isinstance(workers, dict) else []
 
 
 def _check(name: str, parse: Callable[[Any], object], value: object) -> None:
@@ -119,7 +129,7 @@ def _check(name: str, parse: Callable[[Any], object], value: object) -> None:
     if value is not None:
         try:
             parse(value)
-        except ValueError as error:
+        except (msgspec.MsgspecError, ValueError) as error:
             raise ValueError(f"{name}: {error}") from error
 
 
@@ -153,6 +163,8 @@ def load(toml: bytes, **overrides: Any) -> Settings:
     """
     try:
         values = msgspec.toml.decode(toml)
+        for name, table in _tables(values.get("workers")):
+            _check(f"workers.{name}", lambda given: msgspec.convert(given, WorkerSettings), table)
         values.update({name: value for name, value in overrides.items() if value is not None})
         return msgspec.convert(values, Settings)
     except (msgspec.MsgspecError, ValueError) as error:

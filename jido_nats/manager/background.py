@@ -142,6 +142,8 @@ class Followers:
                 apply(await consumer.next())
 
     def _on_caught_up(self, name: str) -> None:
+        if name == "leases":
+            self._leases.read.set()
         if name == "index":
             self._index.is_complete = True
             self._sessions.compare(self._index)

@@ -32,7 +32,6 @@ from jido_nats.errors import (
     CommandError,
     InvalidTransition,
     JidoError,
-    NoSuchWorker,
     NotFound,
     NotSent,
     Overloaded,
@@ -123,8 +122,8 @@ class CommandHandlers:
                 return await self._forward(call, exists.record, CreateReply)
             record, replayed = exists.record, True
         except NoRoomHere as here:
-            if call.forwarded:
-                raise here.error from None
+            if call.forwarded:  # by a manager of any version, which then asks the next one
+                raise Overloaded(f"{here}; ask again later") from None
             asked = msgspec.structs.replace(call.request, session_id=session_id)
             return await self._create_elsewhere(session_id, asked, timeout_s)
         return _created(call.request, record, replayed=replayed)
@@ -158,12 +157,12 @@ class CommandHandlers:
         candidates = placement.fitting(managers, wanted)
         if not candidates:
             raise placement.no_such_worker(managers, wanted)
-        candidates.pop(here, None)
         refusal: CommandError = Overloaded(f"every manager that runs {wanted} is full; ask again later")
-        if candidates and all(info.draining or not info.serves for info in candidates.values()):
+        if all(info.draining or not info.serves for info in candidates.values()):
             refusal = Unavailable(
                 f"every manager that runs {wanted} is stopping, or answers no commands yet; ask again"
             )
+        candidates.pop(here, None)
         while (manager_id := placement.choose(candidates, wanted.worker, random.sample)) is not None:
             leases.passed_on(manager_id)
             try:
@@ -171,8 +170,8 @@ class CommandHandlers:
                 return reply_value(data, CreateReply)
             except NotSent:
                 refusal = Unavailable(f"the manager that runs {wanted} does not answer; ask again")
-            except (Overloaded, NoSuchWorker) as error:  # its lease is up to a third of the lease time old
-                refusal = Overloaded(f"the manager that runs {wanted} does not take it: {error}")
+            except Overloaded as error:  # its lease is older than that
+                refusal = Overloaded(f"every manager that runs {wanted} is full; ask again later ({error})")
             del candidates[manager_id]
         raise refusal
 

@@ -62,8 +62,11 @@ def _kind(name: str, worker: Worker, settings: Settings) -> Kind:
         raise ConfigurationError(
             f"the worker {name} is {worker!r}, should be a coroutine function that takes a Session, or a Program"
         )
-    if settings.isolation_of(name) == "process" and not isinstance(worker, Program):
+    if settings.isolation_of(name) == "process" and not isinstance(worker, Program) and worker is not wait_forever:
         raise ConfigurationError(f"workers.{name}: isolation is for `jido-nats serve` and `up`; here, pass a Program")
     of_kind = settings.of_kind(name)
-    check_confined(of_kind, worker.confinement if isinstance(worker, Program) else None)
+    try:
+        check_confined(of_kind, worker.confinement if isinstance(worker, Program) else None)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"the worker {name}: {error}") from error
     return Kind(name, worker, of_kind)

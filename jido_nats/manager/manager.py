@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import importlib.metadata
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -55,6 +56,8 @@ from jido_nats.worker.session import Worker
 CLOSE_GRACE_S: Final = 10.0
 OUTPUT_GRACE_S: Final = 5.0
 QUEUE_WATCH_S: Final = 0.25
+# How long a manager waits for the leases of the others before it answers commands.
+LEASES_READ_S: Final = 3.0
 VERSION: Final = importlib.metadata.version("jido_nats")
 
 log = logging.getLogger(__name__)
@@ -156,6 +159,9 @@ class SessionManager(SessionApi):
             wait_max_s=self._settings.command_timeout_s,
         )
         service = Service(endpoints, self._settings, self.manager_id, handler, self._consumers, self.stats)
+        with contextlib.suppress(TimeoutError):  # then what depends on them is refused until they are
+            async with asyncio.timeout(LEASES_READ_S):
+                await self._leases.read.wait()
         try:
             await service.start()
             await connection.flush()  # from now on requests reach this manager
@@ -349,11 +355,20 @@ class SessionManager(SessionApi):
             log.error("sessions could not be ended; another manager will end them", extra={"sessions": left})
 
     async def _watch_queue(self, service: Service) -> None:
-        """Leave the queue group for `create` while this manager is full and another live one is not."""
+        """Renew the lease when a kind fills or has room again; leave the queue group for `create` while another one has room.
+
+        Not at once: of several managers that fill together, each believes the others' older leases.
+        """
+        clock, full_since, told = asyncio.get_running_loop().time, math.inf, set[str]()
         while True:
+            info = self._sessions.info
+            if (full := {name for name, kind in info.kinds.items() if kind.full}) != told:
+                told = full
+                self._lease.renew_soon()
+            full_since = min(full_since, clock()) if info.full else math.inf
             others = self._leases.others(self.manager_id).values()
-            others_have_room = any(info.serves and not info.full for info in others)
-            await service.take_creates(not (self._sessions.info.full and others_have_room))
+            others_have_room = any(other.serves and not other.full for other in others)
+            await service.take_creates(not (others_have_room and clock() - full_since >= QUEUE_WATCH_S))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(QUEUE_WATCH_S):
                     await self._sessions.filled.wait()

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from jido_nats.core.session import SessionRecord
-from jido_nats.errors import CommandError, Fenced, JidoError, Unavailable
+from jido_nats.errors import Fenced, JidoError, Unavailable
 from jido_nats.manager.deadlines import Deadlines
 
 T = TypeVar("T")
@@ -33,11 +33,7 @@ class SessionExists(Exception):
 
 
 class NoRoomHere(Exception):
-    """A session cannot be created here, but perhaps at another manager; `.error`: the answer if it has to be here."""
-
-    def __init__(self, error: CommandError) -> None:
-        super().__init__(str(error))
-        self.error = error
+    """A session cannot be created here, but perhaps at another manager; the message says why."""
 
 
 class Running(Protocol):

@@ -20,7 +20,7 @@ from jido_nats.core.placement import Wanted
 from jido_nats.core.requests import CreateRequest, SendReply, SendRequest
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
-from jido_nats.errors import CommandError, InvalidTransition, Overloaded, StopTimeout, TooLarge, Unavailable
+from jido_nats.errors import InvalidTransition, Overloaded, StopTimeout, TooLarge, Unavailable
 from jido_nats.manager.conversation import Conversations
 from jido_nats.manager.kinds import Kinds
 from jido_nats.manager.live_session import KILL_GRACE_S, LiveSession, SessionDependencies
@@ -62,7 +62,7 @@ class Sessions:
         # How many requested changes are under way, whether or not their callers still wait.
         self._requested = 0
         self._closing = False
-        # Set when the manager becomes full.
+        # Set when a kind of worker becomes full.
         self.filled = asyncio.Event()
 
     def __len__(self) -> int:
@@ -145,7 +145,7 @@ class Sessions:
         await self._check_room(session_id, request)
         live = LiveSession(self._deps, self._kinds[request.worker], self._first_record(session_id, request))
         async with self.running.starting(live):
-            if self.info.full:
+            if self.info.kinds[request.worker].full:
                 self.filled.set()
             await live.create(chosen=chosen)
         return live.record, False
@@ -335,15 +335,20 @@ class Sessions:
             raise SessionExists(known.record)
         raise NoRoomHere(refusal)
 
-    def _why_not_here(self, wanted: Wanted) -> CommandError | None:
-        """Why this manager does not take a session, as the answer to a caller that can ask nobody else."""
-        info = self.info
-        here, kind = {info.manager_id: info}, self._kinds.get(wanted.worker)
-        others = self._context.leases.others(info.manager_id) if kind is not None and kind.waits else {}
-        if info.manager_id not in placement.fitting(here | others, wanted):
-            return placement.no_such_worker(here, wanted)
+    def _why_not_here(self, wanted: Wanted) -> str | None:
+        """Why this manager does not take a session, None if it does. `Unavailable`: that is not known yet."""
+        info, kind = self.info, self._kinds.get(wanted.worker)
+        managers = {info.manager_id: info}
+        if kind is not None and kind.waits:
+            self._context.leases.check_read()
+            managers |= self._context.leases.others(info.manager_id)
+        if info.manager_id not in placement.fitting(managers, wanted):
+            waits = kind is not None and kind.waits
+            return (
+                "this manager only waits, and another has a worker" if waits else f"this manager does not run {wanted}"
+            )
         if info.kinds[wanted.worker].full:
-            return Overloaded(f"this manager has as many sessions with {wanted} as its limits allow; ask again later")
+            return f"this manager has as many sessions with {wanted} as its limits allow"
         return None
 
     def _first_record(self, session_id: str, request: CreateRequest) -> SessionRecord:

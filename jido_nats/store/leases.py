@@ -80,10 +80,11 @@ class Leases:
         self._bucket = bucket
         self._stream = subjects.bucket_stream(bucket)
         self.lease_s = lease_s
-        self._follower: FollowingConsumer | None = None
         self._reported: set[tuple[str, int]] = set()
         self.managers: dict[str, ManagerInfo] = {}
         self._renewals: dict[str, _Renewal] = {}
+        # Set by a follower that has read every lease that there was.
+        self.read = asyncio.Event()
         # Set when a manager's lease has ended.
         self.gone = asyncio.Event()
         # Set when a manager with another lease time is seen.
@@ -93,7 +94,8 @@ class Leases:
         """Every lease, then every change; pass each message to `apply`."""
         self.managers.clear()
         self._renewals.clear()
-        self._follower = consumer = FollowingConsumer(
+        self.read.clear()
+        return FollowingConsumer(
             self._connection,
             self._stream,
             [subjects.all_keys(self._bucket)],
@@ -101,7 +103,6 @@ class Leases:
             recent=RecentChanges(),
             silence_max_s=MARKER_TTL_S / 2,
         )
-        return consumer
 
     async def last_position(self) -> int:
         """The sequence of the bucket's last change, at its leader; 0 if there is none."""
@@ -128,8 +129,8 @@ class Leases:
         return {name: info for name, info in self.managers.items() if name != manager_id}
 
     def check_read(self) -> None:
-        """Raise `Unavailable` until every lease was read once."""
-        if self._follower is None or not self._follower.caught_up:
+        """Raise `Unavailable` until every lease is read."""
+        if not self.read.is_set():
             raise Unavailable("not done: the leases of the other managers are not read yet; ask again")
 
     def passed_on(self, manager_id: str) -> None:

@@ -49,6 +49,7 @@ from jido_nats.worker.session import Session, host_of
 from jido_nats.worker.subreaper import RUN_ID, Subreaper
 
 STOP_TIMEOUT_S: Final = 3.0
+NO_PROGRAM: Final = "there is no executable program"
 # How long reading a program's last output may take, after it has ended.
 DRAIN_S: Final = 5.0
 ERROR_LINES_MAX: Final = 20
@@ -93,7 +94,7 @@ class Program:
         except ValueError as error:
             raise ConfigurationError(f"the command {command!r} cannot be parsed: {error}") from error
         if not self._argv or shutil.which(self._argv[0]) is None:
-            raise ConfigurationError(f"there is no executable program {self._argv[0] if self._argv else ''!r}")
+            raise ConfigurationError(f"{NO_PROGRAM} {self._argv[0] if self._argv else ''!r}")
         self.confinement: Final = Confinement(user, limit, env)
         self._stop_timeout_s = stop_timeout_s
         self._wait_ready = wait_ready

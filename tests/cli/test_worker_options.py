@@ -41,6 +41,30 @@ def test_what_is_no_name_of_a_callable_is_a_program(text: str) -> None:
     assert {type(worker) for worker in loaded(text, f"coder={text}").values()} == {Program}
 
 
+@pytest.mark.parametrize("text", [f"coder = {PYTHON}", f" coder={PYTHON} "])
+def test_space_around_a_name_does_not_matter(text: str) -> None:
+    assert loaded(text) == {"coder": waiting}
+
+
+def test_what_has_a_slash_is_a_program(tmp_path: Path) -> None:
+    program = tmp_path / "p:q"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+
+    assert isinstance(loaded(str(program))["default"], Program)
+
+
+def test_a_program_may_be_said_to_have_no_process_of_its_own_only_by_an_old_option() -> None:
+    assert isinstance(loaded(command="sh", isolation="task")["default"], Program)
+    with pytest.raises(ConfigurationError, match="always has a process of its own"):
+        loaded("coder=sh", workers={"coder": WorkerSettings(isolation="task")})
+
+
+def test_settings_of_the_default_kind_hold_for_who_only_waits(caplog: pytest.LogCaptureFixture) -> None:
+    assert loaded(workers={"default": WorkerSettings(isolation="process", sessions_max=3)}) == {"default": wait_forever}
+    assert not caplog.records
+
+
 def test_several_workers_have_their_names() -> None:
     workers = loaded(f"coder={PYTHON}", "reviewer=sh -c 'x=1'", command="sh")
 
@@ -72,8 +96,9 @@ def test_isolation_is_of_the_worker_without_a_name_or_in_the_settings() -> None:
         ({"workers": (f"coder={PYTHON}",), "isolation": "process"}, r"under \[workers.NAME\]"),
         ({"workers": ("coder=no_such_program",)}, "package.module:callable"),
         ({"workers": ("coder=",)}, "package.module:callable"),
+        ({"workers": ("a.b=pkg:agent",)}, "not 'a.b'"),
+        ({"workers": ("=pkg:agent",)}, "not ''"),
         ({"workers": ("coder=no_such_module:agent",)}, "no_such_module"),
-        ({"command": "sh", "isolation": "task"}, "always has a process of its own"),
     ],
 )
 def test_what_makes_no_sense_is_told(options: dict[str, Any], says: str) -> None:
@@ -112,9 +137,10 @@ async def test_serve_and_create_by_kind_and_label(server: LocalServer, stranger:
     assert (listed.out.count("\n"), " worker=coder" in listed.out) == (1, True)
 
 
-@pytest.mark.parametrize("option", ["gpu", "gpu=", "=true", "a b=c"])
-async def test_what_is_no_label_is_one_sentence(option: str) -> None:
-    finished = await run("serve", "--label", option, "--server", "nats://127.0.0.1:1")
+@pytest.mark.parametrize("labels", [["gpu"], ["gpu="], ["=true"], ["a b=c"], ["a=1", "a=2"]])
+async def test_what_is_no_label_is_one_sentence(labels: list[str]) -> None:
+    options = [option for label in labels for option in ("--label", label)]
+    finished = await run("serve", *options, "--server", "nats://127.0.0.1:1")
 
     assert (finished.code, finished.err.count("\n"), "label" in finished.err) == (1, 1, True), finished.err
 

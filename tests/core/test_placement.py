@@ -71,6 +71,12 @@ def test_a_full_manager_is_not_chosen(full: ManagerInfo) -> None:
     assert placement.choose({"full": full, "m": manager(sessions=99_999)}, "default", random.sample) == "m"
 
 
+def test_a_manager_that_only_waits_is_left_out_whatever_its_labels() -> None:
+    managers = {"waiting": manager(workers=WAITS, labels=GPU), "working": running("default")}
+
+    assert placement.fitting(managers, Wanted("default", GPU)) == {}
+
+
 def test_a_manager_that_answers_no_commands_fits_and_is_not_chosen() -> None:
     silent, waiting = running("default", serves=False), manager(workers=WAITS)
 

@@ -87,7 +87,9 @@ def test_a_kind_of_worker_has_its_own_settings_in_the_place_of_the_managers() ->
     ("toml", "named"),
     [
         ("[workers.coder]\nsessions_max = 0", "workers.coder: sessions_max"),
-        ("[workers.coder]\nlease_s = 3", "lease_s"),
+        ("[workers.coder]\nlease_s = 3", "workers.coder: .*lease_s"),
+        ("[workers]\ncoder = 3", "workers.coder"),
+        ("workers = 3", "workers"),
         ('[workers.coder]\nisolation = "thread"', "isolation"),
         ('[workers."a.b"]\nsessions_max = 1', "workers.a.b"),
         ('[workers.coder]\nworker_limit = "memory=lots"', "workers.coder: worker_limit"),

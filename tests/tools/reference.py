@@ -66,7 +66,7 @@ def settings_toml() -> str:
 
 
 def _toml_line(name: str, default: Any, comment: str) -> str:
-    if default is None:
+    if default in (None, {}):  # an empty table there would forbid [NAME] below
         return f"{f'# {name} = …':<34} # {comment}"
     shown = f'"{default}"' if isinstance(default, str) else str(default).lower()
     return f"{f'{name} = {shown}':<34} # {comment}"
