@@ -355,7 +355,7 @@ class SessionManager(SessionApi):
             log.error("sessions could not be ended; another manager will end them", extra={"sessions": left})
 
     async def _watch_queue(self, service: Service) -> None:
-        """Renew the lease when a kind fills or has room again; leave the queue group for `create` while another one has room.
+        """Renew the lease when a kind is full or has room again; leave the queue group of `create` if another has room.
 
         Not at once: of several managers that fill together, each believes the others' older leases.
         """
