@@ -23,7 +23,8 @@ from jido_nats.errors import BrokerError, JidoError, NoResponders, NotAllowed, S
 from jido_nats.store import topology
 from jido_nats.store.adoption import Comparison, compare
 from jido_nats.store.leases import Leases
-from jido_nats.store.records import SessionRecords, entry_of
+from jido_nats.store.records import Entry, SessionRecords, entry_of
+from jido_nats.store.snapshot import snapshot
 
 CHECK_TIMEOUT_S: Final = 10.0
 CONSUMERS_SHARE: Final = 0.9
@@ -236,12 +237,9 @@ def _differences(name: str, comparison: Comparison) -> list[Finding]:
 
 
 async def _managers(context: CheckContext) -> Findings:
-    bucket = context.settings.managers_bucket
-    until = await last_position(context.connection, subjects.bucket_stream(bucket), subjects.all_keys(bucket))
-    if until:
-        async with context.leases.follow() as consumer:
-            while consumer.position < until:
-                context.leases.apply(await consumer.next())
+    async with context.leases.follow() as consumer:
+        async for message in snapshot(consumer, context.leases.last_position):
+            context.leases.apply(message)
     context.seen.add("leases")
     if not context.leases.managers:
         yield Finding(Level.WARNING, "managers", "no manager is alive; start one with 'jido-nats serve'")
@@ -296,20 +294,19 @@ def _workers(managers: list[ManagerInfo]) -> list[Finding]:
 
 async def _sessions(context: CheckContext) -> Findings:
     registry = SessionRecords(context.connection, context.settings.sessions_bucket, terminated_ttl_s=0)
-    until = await registry.last_position()
-    foreign: list[str] = []
-    newer: list[SessionRecord] = []
-    if until:
-        async with registry.follow() as consumer:
-            while consumer.position < until:
-                message = await consumer.next()
-                entry = entry_of(message)
-                if message.data and entry.record is None:
-                    foreign.append(entry.session_id)
-                if entry.record is not None and entry.record.unknown_needs:
-                    newer.append(entry.record)
-                elif entry.record is not None and not entry.record.sealed:
-                    context.records[entry.session_id] = entry.record
+    entries: dict[str, Entry] = {}
+    async with registry.follow() as consumer:
+        async for message in snapshot(consumer, registry.last_position):
+            entry = entry_of(message)
+            record = entry.record
+            if entry.is_damaged or (record is not None and (record.unknown_needs or not record.sealed)):
+                entries[entry.session_id] = entry
+            else:
+                entries.pop(entry.session_id, None)
+    foreign = [entry.session_id for entry in entries.values() if entry.is_damaged]
+    records = [entry.record for entry in entries.values() if entry.record is not None]
+    newer = [record for record in records if record.unknown_needs]
+    context.records.update({record.session_id: record for record in records if not record.unknown_needs})
     if foreign:
         text = (
             f"{len(foreign)} entries of {context.settings.sessions_bucket} are not session records ({_some(foreign)}): "

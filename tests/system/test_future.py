@@ -271,7 +271,7 @@ async def test_readiness_counts_sessions_of_newer_versions(stranger: Stranger, m
 async def test_a_lease_says_what_its_manager_knows(stranger: Stranger, manager: SessionManager) -> None:
     entry = await (await stranger.js.key_value("JIDO_MANAGERS")).get(manager.manager_id)
 
-    assert "knows" not in msgspec.json.decode(entry.value or b"")  # nothing yet, and defaults are left out
+    assert msgspec.json.decode(entry.value or b"")["knows"] == ["worker"]
 
 
 async def test_a_reader_ignores_fields_that_it_does_not_know(stranger: Stranger, manager: SessionManager) -> None:

@@ -209,7 +209,7 @@ async def test_a_manager_killed_after_the_store_came_back_older_is_taken_over(re
     await backup.take()
     await asyncio.gather(*(client.create_session(session_id=f"lost{n}") for n in range(20)))
     await backup.restore()
-    async with serving(server.url, "--lease-s", "2") as program:
+    async with serving(server.url, "--worker", "tests.tools.agents:waiting", "--lease-s", "2") as program:
         made = await asyncio.gather(*(client.create_session(session_id=f"new{n}") for n in range(30)))
         program.process.kill()
         await program.process.wait()
