@@ -357,18 +357,17 @@ class SessionManager(SessionApi):
     async def _watch_queue(self, service: Service) -> None:
         """Renew the lease when a kind is full or has room again; leave the queue group of `create` if another has room.
 
-        Not at once: of several managers that fill together, each believes the others' older leases.
+        By a lease that is newer than the first one in which this manager is full: so of several managers that fill
+        together, the last one stays.
         """
-        clock, full_since, told = asyncio.get_running_loop().time, math.inf, set[str]()
+        told, full_at = set[str](), math.inf
         while True:
             info = self._sessions.info
             if (full := {name for name, kind in info.kinds.items() if kind.full}) != told:
                 told = full
                 self._lease.renew_soon()
-            full_since = min(full_since, clock()) if info.full else math.inf
-            others = self._leases.others(self.manager_id).values()
-            others_have_room = any(other.serves and not other.full for other in others)
-            await service.take_creates(not (others_have_room and clock() - full_since >= QUEUE_WATCH_S))
+            full_at = min(full_at, self._leases.full_at(self.manager_id)) if info.full else math.inf
+            await service.take_creates(not self._leases.others_have_room(self.manager_id, after=full_at))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(QUEUE_WATCH_S):
                     await self._sessions.filled.wait()

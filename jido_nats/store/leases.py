@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import os
 import re
 import socket
@@ -127,6 +128,18 @@ class Leases:
     def others(self, manager_id: str) -> dict[str, ManagerInfo]:
         """The other managers, as of their last renewals."""
         return {name: info for name, info in self.managers.items() if name != manager_id}
+
+    def full_at(self, manager_id: str) -> float:
+        """The sequence of the last renewal in which that manager is full; infinite if it is not."""
+        info = self.managers.get(manager_id)
+        return self._renewals[manager_id].sequence if info is not None and info.full else math.inf
+
+    def others_have_room(self, manager_id: str, *, after: float) -> bool:
+        """Whether another manager answers commands and is not full, by a renewal after that sequence."""
+        return any(
+            info.serves and not info.full and self._renewals[name].sequence > after
+            for name, info in self.others(manager_id).items()
+        )
 
     def check_read(self) -> None:
         """Raise `Unavailable` until every lease is read."""
