@@ -171,7 +171,7 @@ async def test_no_server_is_told_in_time() -> None:
     with pytest.raises(ServerUnusable, match=r"no NATS server answers at nats://127.0.0.1:1;"):
         await Connection.open(ConnectOptions(servers=("nats://127.0.0.1:1",)), "test")
 
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
 
 
 async def test_a_server_that_says_nothing_is_told_in_time() -> None:
@@ -183,7 +183,7 @@ async def test_a_server_that_says_nothing_is_told_in_time() -> None:
 
     async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as silent:
         port = silent.sockets[0].getsockname()[1]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             with pytest.raises(ServerUnusable):
                 await Connection.open(ConnectOptions(servers=(f"nats://127.0.0.1:{port}",)), "test")
         gone.set()

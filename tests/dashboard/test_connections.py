@@ -108,7 +108,7 @@ async def test_half_open_connections_lock_nobody_out(server: LocalServer, manage
             await stream.named("beat")
 
     assert status == 200
-    assert took_s < 2
+    assert took_s < 10  # half of the time after which the others are closed
     assert program.err == ""
 
 

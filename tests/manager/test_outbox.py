@@ -14,7 +14,7 @@ from jido_nats.errors import TooLarge
 from jido_nats.manager.outbox import BYTES_MAX, WAITING_MAX, Outbox, OutputQueue
 from jido_nats.store import topology
 from jido_nats.store.output_log import OutputLog
-from tests.tools.support import Stranger, eventually
+from tests.tools.support import DEADLINE_S, Stranger, eventually
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ async def test_who_waits_for_one_does_not_wait_for_all(outbox: Outbox, server: L
     await server.kill()
     queue.push(output(queue))
 
-    async with asyncio.timeout(4):
+    async with asyncio.timeout(DEADLINE_S):
         await queue.stored(1)
 
     await server.start()

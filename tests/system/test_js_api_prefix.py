@@ -16,7 +16,7 @@ from jido_nats.broker.jetstream import api
 from tests.system.test_credentials import write_context
 from tests.tools.programs import run, running
 from tests.tools.roles import ONE_ACCOUNT, PASSWORDS, SECRETS, Member, as_user
-from tests.tools.support import LEASE_S, wait_for_ever
+from tests.tools.support import DEADLINE_S, LEASE_S, wait_for_ever
 
 # A team without permissions: it may ask anything, but its account imports nothing.
 TEAM = 'accounts { TEAM { users: [{ user: team, password: "t" }] } }'
@@ -84,7 +84,7 @@ async def test_a_part_that_is_not_imported_is_refused_at_once(
     connection = await Connection.open(as_user(roles_server, "client"), "test")
     assert (await api(connection, "STREAM.INFO.JIDO_CLIENT"))["config"]["name"] == "JIDO_CLIENT"
 
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(DEADLINE_S):
         with pytest.raises(NotAllowed, match=r"may not use jido\.js\.STREAM\.INFO\.KV_JIDO_MANAGERS"):
             await api(connection, "STREAM.INFO.KV_JIDO_MANAGERS")
     await connection.close()

@@ -13,7 +13,7 @@ from jido_nats.broker.connection import Connection
 from jido_nats.broker.local_server import project_config
 from jido_nats.errors import OutcomeUnknown
 from tests.tools.roles import INSIDE, PASSWORDS, SECRETS, Member, as_user, js_prefix, member_at
-from tests.tools.support import brief, eventually, wait_for_ever
+from tests.tools.support import DEADLINE_S, brief, eventually, wait_for_ever
 
 EXAMPLE_SUBJECT = "jido.client.session.example"
 STREAMS = ("JIDO_CLIENT", "JIDO_OUTPUT", "KV_JIDO_SESSIONS", "KV_JIDO_MANAGERS")
@@ -312,7 +312,7 @@ async def test_an_observer_changes_nothing(roles_server: LocalServer, members: d
     arguments = [] if attempt == "create_session" else ["example"]
 
     async with Client.connect(as_user(roles_server, "observer")) as observer:
-        async with asyncio.timeout(4):  # at once, not after a time-out
+        async with asyncio.timeout(DEADLINE_S):  # half of what the client waits for a reply
             with pytest.raises(NotAllowed, match=r"may not publish to jido\.session\."):
                 await getattr(observer, attempt)(*arguments)
 
@@ -338,7 +338,7 @@ async def test_one_session_s_user_with_our_client(roles_server: LocalServer, mem
         assert (await guest.get_session_info("example")).status == "active"
         assert [event.version for event in await guest.session_history("example")] == [1, 2]
         for attempt in (guest.get_session_info("other"), guest.session_history("other"), guest.list_sessions()):
-            async with asyncio.timeout(4):
+            async with asyncio.timeout(DEADLINE_S):
                 with pytest.raises(NotAllowed):
                     await attempt
 
@@ -355,7 +355,7 @@ async def test_a_subject_that_may_not_be_heard_is_told(roles_server: LocalServer
 async def test_an_inbox_that_may_not_be_heard_is_told(roles_server: LocalServer) -> None:
     async with Client.connect(replace(as_user(roles_server, "client"), inbox_prefix="_INBOX.other")) as client:
         for _ in range(2):
-            async with asyncio.timeout(4):
+            async with asyncio.timeout(DEADLINE_S):
                 with pytest.raises(NotAllowed, match=r"may not receive replies under _INBOX\.other"):
                     await client.list_sessions()
 

@@ -236,7 +236,7 @@ async def test_a_forwarded_command_is_given_up_when_its_sender_no_longer_waits(
         stubborn.let_go.set()
 
     assert b'"unavailable"' in reply.data
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 15  # half of the worker's time to stop
 
 
 @pytest.mark.parametrize(("to", "status"), [("this one", None), ("another", 503)])
