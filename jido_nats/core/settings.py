@@ -117,7 +117,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         values = msgspec.structs.asdict(self.workers[name])
         del values["isolation"]
         changed = {setting: value for setting, value in values.items() if value is not None}
-        return msgspec.structs.replace(self, **changed, workers={})
+        # Not `structs.replace`: old versions of msgspec do not check what that makes.
+        return Settings(**msgspec.structs.asdict(self) | changed | {"workers": {}})
 
 
 def _tables(workers: Any) -> list[tuple[str, Any]]:
