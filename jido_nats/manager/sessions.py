@@ -145,7 +145,7 @@ class Sessions:
         await self._check_room(session_id, request)
         live = LiveSession(self._deps, self._kinds[request.worker], self._first_record(session_id, request))
         async with self.running.starting(live):
-            if self.info.kinds[request.worker].full:
+            if self.full or self._kinds[request.worker].full:
                 self.filled.set()
             await live.create(chosen=chosen)
         return live.record, False
