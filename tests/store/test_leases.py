@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import threading
 import time
 import traceback
@@ -13,7 +14,9 @@ import pytest
 
 from jido_nats import LocalServer
 from jido_nats.broker.connection import Connection
+from jido_nats.broker.consumer import StreamMessage
 from jido_nats.broker.options import ConnectOptions
+from jido_nats.core import codec
 from jido_nats.core.manager_info import ManagerInfo
 from jido_nats.errors import ServerUnusable
 from jido_nats.store.lease import Lease
@@ -41,6 +44,27 @@ async def lease_at(url: str, lease_s: int = 2) -> AsyncIterator[Lease]:
 async def leases(declared: Connection) -> Leases:
     """Everybody's leases."""
     return Leases(declared, "JIDO_MANAGERS")
+
+
+def renewal(sequence: int, manager_id: str, **fields: bool) -> StreamMessage:
+    """A renewal of that manager's lease, as the bucket has it."""
+    data = codec.encode(msgspec.structs.replace(info(), manager_id=manager_id, **fields))
+    return StreamMessage(f"$KV.JIDO_MANAGERS.{manager_id}", sequence, data, {"Nats-TTL": "10s"}, 0, 0)
+
+
+async def test_another_manager_has_room_only_by_a_lease_that_is_new_enough(leases: Leases) -> None:
+    for message in (renewal(1, "other"), renewal(2, "full", full=True), renewal(3, "silent", serves=False)):
+        leases.apply(message)
+    full_at = leases.full_at("full")
+
+    assert (full_at, leases.full_at("other"), leases.full_at("nobody")) == (2, math.inf, math.inf)
+    assert leases.others_have_room("full", after=0)
+    assert not leases.others_have_room("full", after=full_at)
+    leases.apply(renewal(4, "other"))
+    assert leases.others_have_room("full", after=full_at)
+    assert not leases.others_have_room("other", after=0)
+    leases.apply(renewal(5, "other", full=True))
+    assert not leases.others_have_room("full", after=full_at)
 
 
 async def test_a_lease_stands(server: LocalServer, leases: Leases) -> None:
