@@ -12,7 +12,7 @@ from jido_nats.core.settings import Settings
 from jido_nats.core.subjects import is_token
 from jido_nats.errors import ConfigurationError
 from jido_nats.worker.loader import load_worker
-from jido_nats.worker.program import NO_PROGRAM, Program, isolated
+from jido_nats.worker.program import NO_PROGRAM, Program, configured, isolated
 from jido_nats.worker.session import Worker, wait_forever
 
 _NAMED: Final = re.compile(r"\s*([\w.-]*)\s*=(.*)", re.DOTALL)
@@ -133,14 +133,7 @@ class WorkerOptions(NamedTuple):
 
 def _program(command: str, settings: Settings, option: str) -> Program:
     try:
-        return Program(
-            command,
-            stop_timeout_s=settings.stop_timeout_s,
-            wait_ready=settings.wait_ready,
-            user=settings.worker_user,
-            limit=settings.worker_limit,
-            env=settings.worker_env,
-        )
+        return configured(command, settings)
     except ConfigurationError as error:
         if option == "--exec" or not str(error).startswith(NO_PROGRAM):
             raise

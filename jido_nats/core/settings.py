@@ -96,20 +96,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _check("worker_env", confinement.variables_of, self.worker_env)
         _check("labels", check_labels, self.labels)
         for name in self.workers:
-            _check(f"workers.{name}", self._of_kind, name)
+            _check(f"workers.{name}", self.of_kind, name)
 
     def of_kind(self, name: str) -> "Settings":
         """The settings of the sessions with that kind of worker: the manager's, with those of the kind in their place.
 
         Unlike the manager's, its `sessions_max` counts only these sessions.
         """
-        return self._of_kind(name) if name in self.workers else self
-
-    def isolation_of(self, name: str) -> str | None:
-        """Where a Python worker of that kind runs, "task" or "process"; None if not set."""
-        return self.workers[name].isolation if name in self.workers else None
-
-    def _of_kind(self, name: str) -> "Settings":
+        if name not in self.workers:
+            return self
         if not subjects.is_token(name):
             raise ValueError("the name of a kind of worker must be 1 to 64 letters, digits, '_' or '-'")
         if not isinstance(self.workers[name], WorkerSettings):
@@ -119,6 +114,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         changed = {setting: value for setting, value in values.items() if value is not None}
         # Not `structs.replace`: old versions of msgspec do not check what that makes.
         return Settings(**msgspec.structs.asdict(self) | changed | {"workers": {}})
+
+    def isolation_of(self, name: str) -> str | None:
+        """Where a Python worker of that kind runs, "task" or "process"; None if not set."""
+        return self.workers[name].isolation if name in self.workers else None
 
 
 def _tables(workers: Any) -> list[tuple[str, Any]]:

@@ -360,11 +360,11 @@ class SessionManager(SessionApi):
         By a lease that is newer than the first one in which this manager is full: so of several managers that fill
         together, the last one stays.
         """
-        told, full_at = set[str](), math.inf
+        renewed_with, full_at = set[str](), math.inf
         while True:
             info = self._sessions.info
-            if (full := {name for name, kind in info.kinds.items() if kind.full}) != told:
-                told = full
+            if (full := {name for name, kind in info.kinds.items() if kind.full}) != renewed_with:
+                renewed_with = full
                 self._lease.renew_soon()
             full_at = min(full_at, self._leases.full_at(self.manager_id)) if info.full else math.inf
             await service.take_creates(not self._leases.others_have_room(self.manager_id, after=full_at))

@@ -171,14 +171,20 @@ async def adopting_orphans(workers: Iterable[Program]) -> AsyncIterator[None]:
 
 def isolated(name: str, settings: Settings) -> Program:
     """The Python worker of that name (`package.module:callable`), each session in its own process."""
+    command = [sys.executable, "-m", "jido_nats.worker.child", name, str(settings.stop_timeout_s)]
+    return configured(command, settings, python_worker=True)
+
+
+def configured(command: str | Sequence[str], settings: Settings, *, python_worker: bool = False) -> Program:
+    """A program with the settings of its kind of worker. Raises `ConfigurationError`."""
     return Program(
-        [sys.executable, "-m", "jido_nats.worker.child", name, str(settings.stop_timeout_s)],
+        command,
         stop_timeout_s=settings.stop_timeout_s,
         wait_ready=settings.wait_ready,
         user=settings.worker_user,
         limit=settings.worker_limit,
         env=settings.worker_env,
-        python_worker=True,
+        python_worker=python_worker,
     )
 
 
