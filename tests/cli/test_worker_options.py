@@ -188,7 +188,7 @@ async def test_the_doctor_tells_of_kinds(server: LocalServer, stranger: Stranger
     )
     async with serving(server.url, *gpu), serving(server.url):
         await eventually(partial(created, stranger, "coder"))
-        await eventually(lambda: told(server, "workers: coder (1), reviewer (0), labels: gpu=true"))
+        await eventually(lambda: is_reported(server, "workers: coder (1), reviewer (0), labels: gpu=true"))
 
         report = (await run("doctor", "--server", server.url)).out
 
@@ -200,6 +200,6 @@ async def created(stranger: Stranger, worker: str) -> bool:
     return (await stranger.create("s1", worker=worker)).get("status") == "active"
 
 
-async def told(server: LocalServer, text: str) -> bool:
+async def is_reported(server: LocalServer, text: str) -> bool:
     """Whether the doctor says so."""
     return text in (await run("doctor", "--server", server.url)).out

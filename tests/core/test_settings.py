@@ -55,6 +55,15 @@ def test_a_flag_that_was_not_passed_overrides_nothing() -> None:
         ('sessions_bucket = ""', "sessions_bucket"),
         ("replicas = 6", "replicas"),
         ("[lease]\ns = 1", "lease"),
+        ("[workers.coder]\nsessions_max = 0", "workers.coder: sessions_max"),
+        ("[workers.coder]\nlease_s = 3", "workers.coder: .*lease_s"),
+        ("[workers]\ncoder = 3", "workers.coder"),
+        ("workers = 3", "workers"),
+        ('[workers.coder]\nisolation = "thread"', "isolation"),
+        ('[workers."a.b"]\nsessions_max = 1', "workers.a.b"),
+        ('[workers.coder]\nworker_limit = "memory=lots"', "workers.coder: worker_limit"),
+        ('labels = {"a b" = "c"}', "labels"),
+        ("labels = {a = 1}", "labels"),
     ],
 )
 def test_a_wrong_setting_is_named(toml: str, named: str) -> None:
@@ -81,22 +90,3 @@ def test_a_kind_of_worker_has_its_own_settings_in_the_place_of_the_managers() ->
     assert (coder.sessions_max, coder.idle_after_s, coder.stop_timeout_s) == (3, 1.5, 3.0)
     assert settings.of_kind("other") is settings
     assert (settings.labels, settings.sessions_max) == ({"gpu": "true"}, 100_000)
-
-
-@pytest.mark.parametrize(
-    ("toml", "named"),
-    [
-        ("[workers.coder]\nsessions_max = 0", "workers.coder: sessions_max"),
-        ("[workers.coder]\nlease_s = 3", "workers.coder: .*lease_s"),
-        ("[workers]\ncoder = 3", "workers.coder"),
-        ("workers = 3", "workers"),
-        ('[workers.coder]\nisolation = "thread"', "isolation"),
-        ('[workers."a.b"]\nsessions_max = 1', "workers.a.b"),
-        ('[workers.coder]\nworker_limit = "memory=lots"', "workers.coder: worker_limit"),
-        ('labels = {"a b" = "c"}', "labels"),
-        ("labels = {a = 1}", "labels"),
-    ],
-)
-def test_a_wrong_setting_of_a_kind_is_named(toml: str, named: str) -> None:
-    with pytest.raises(ConfigurationError, match=named):
-        load(toml.encode())

@@ -340,13 +340,13 @@ async def test_a_kind_of_worker_can_be_named_once_no_old_manager_is_left(
 ) -> None:
     coder = manager_process(server.url, worker="coder=tests.tools.agents:waiting", lease_s=LEASE_S)
     async with running_manager(server, old) as leaving, coder:
-        told: dict[str, str] = {}
+        messages: dict[str, str] = {}
         async with asyncio.timeout(DEADLINE_S):
-            while set(told) != {"bad_request", "unavailable"}:  # from the old one, and from the new one
+            while set(messages) != {"bad_request", "unavailable"}:  # from the old one, and from the new one
                 error = (await stranger.create("s1", worker="coder"))["error"]
-                told[error["code"]] = error["message"]
-        assert "worker" in told["bad_request"]
-        assert "upgrade all managers first" in told["unavailable"]
+                messages[error["code"]] = error["message"]
+        assert "worker" in messages["bad_request"]
+        assert "upgrade all managers first" in messages["unavailable"]
         assert (await eventually(partial(created, stranger, "s2")))["owner"] == leaving.manager_id
 
         leaving.send(signal.SIGTERM)
