@@ -115,11 +115,13 @@ class DurableConsumer(Consumer):
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._answer(b"-NAK")  # redelivered at once, to the next reader; what still arrives is NAKed below
+        if self._unacknowledged is None:
+            await self._wait_for_delivery()
         if self._inbox is not None:
             await self._inbox.unsubscribe()
         with contextlib.suppress(NotSent, OutcomeUnknown, NotAllowed):
             await self._connection.flush()
+        await self._answer(b"-NAK")  # redelivered at once, to the next reader: nobody listens here any more
         for message in self._queue:
             if message.reply:
                 self._unacknowledged = message
@@ -244,6 +246,20 @@ class DurableConsumer(Consumer):
                 if boottime() > deadline:
                     raise
                 await asyncio.sleep(RECREATE_WAIT_S)
+
+    async def _wait_for_delivery(self) -> None:
+        """Wait for a message that the server is just sending here, so that it can be returned to it.
+
+        Otherwise the next reader would have to wait for it until the server's ack wait is over.
+        """
+        with contextlib.suppress(JidoError, TimeoutError):
+            async with asyncio.timeout(PROMPT_S):
+                while self._outstanding > 0 and not any(message.reply for message in self._queue):
+                    self._arrived.clear()
+                    info = await self._info()
+                    if not info.num_pending and not info.num_ack_pending:
+                        return
+                    await self._arrived.wait()
 
     async def _check_life(self, info: ConsumerInfo) -> None:
         """Raise `PositionUnavailable` if the stream has removed messages while nothing could be delivered."""

@@ -7,6 +7,7 @@ import pytest
 from nats.js.api import ConsumerConfig
 
 from jido_nats import LocalServer
+from jido_nats.broker import durable
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumer import Start, StreamMessage, parse_ack_subject
 from jido_nats.broker.durable import DurableConsumer
@@ -183,11 +184,19 @@ async def test_a_durable_that_has_read_all_is_caught_up(connection: Connection, 
         assert consumer.caught_up
 
 
-async def test_the_next_reader_of_a_durable_does_not_wait_for_the_last(connection: Connection, stream: str) -> None:
-    for sequence in (1, 2, 3):
-        async with asyncio.timeout(5), DurableConsumer(connection, stream, "d", ["t.*"], ALL) as consumer:
+@pytest.mark.parametrize("unfinished", [False, True])
+async def test_the_next_reader_of_a_durable_does_not_wait_for_the_last(
+    stranger: Stranger, connection: Connection, stream: str, monkeypatch: pytest.MonkeyPatch, unfinished: bool
+) -> None:
+    monkeypatch.setattr(durable, "ACK_WAIT_S", 300)
+    await publish(stranger, 300)
+    for sequence in range(1, 300):
+        async with asyncio.timeout(DEADLINE_S), DurableConsumer(connection, stream, "d", ["t.*"], ALL) as consumer:
             assert await read(consumer, 1) == [sequence]
-            await consumer.acknowledge()
+            if unfinished:
+                assert await read(consumer, 1) == [sequence + 1]
+            else:
+                await consumer.acknowledge()
 
 
 async def test_an_acknowledgement_counts_for_the_next_reader(connection: Connection, stream: str) -> None:
