@@ -245,6 +245,7 @@ async def test_a_subscription_that_is_made_while_it_reconnects_hears(
     assert connection._client is not None
     connection._client.lost.set()
     await more
+    await connection.flush()  # the server has the subscriptions
 
     for subject in late:
         await stranger.nc.publish(subject, b"x")
