@@ -18,6 +18,7 @@ JidoError
 ├── ConfigurationError        a wrong setting, or a stream configured differently
 ├── PositionUnavailable       a reader cannot resume from that position in the stream: start over
 ├── ConsumerNotFound          the durable consumer that a reader uses was deleted
+├── JournalUnreadable         inside jido_nats: a session cannot go on from what is stored
 └── BrokerError               inside jido_nats; only NotAllowed reaches a caller
     ├── NotAllowed            the server's permissions deny it to this user; not done
     ├── Conflict              a compare-and-set lost; not stored
@@ -182,6 +183,14 @@ class ConsumerNotFound(JidoError):
         )
         self.stream = stream
         self.durable = durable
+
+
+class JournalUnreadable(JidoError):
+    """The journal of a session cannot be read: its next attempt must not begin with less than was accepted."""
+
+    def __init__(self, message: str, *, session_id: str) -> None:
+        super().__init__(message)
+        self.session_id = session_id
 
 
 PositionTooOld = PositionUnavailable  # the former name

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from jido_nats.core.session import DEFAULT_WORKER, Reason, Status
+from jido_nats.core.session import DEFAULT_WORKER, Cause, Reason, Status
 
 
 class SessionCreated(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="session_created"):
@@ -22,7 +22,8 @@ class SessionCreated(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 class SessionStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="session_status"):
     """A session went from `previous_status` to `status`; `reason` and `error` are set if it is ending.
 
-    `worker`, `output_incomplete`: see `SessionRecord`.
+    `attempt`: which run of its worker this is, for a session with a restart policy; `cause` (and `error`) if this is
+    the beginning of a new one. `worker`, `output_incomplete`: see `SessionRecord`.
     """
 
     session_id: str
@@ -36,12 +37,14 @@ class SessionStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     detail: str | None = None
     forced: bool = False
     output_incomplete: bool = False
+    attempt: int | None = None
+    cause: Cause | None = None
 
 
 class SessionTerminated(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="session_terminated"):
     """A session has ended; published after the `session_status` of the same version.
 
-    `worker`, `output_incomplete`: see `SessionRecord`.
+    `attempt`: see `SessionStatus`. `worker`, `output_incomplete`: see `SessionRecord`.
     """
 
     session_id: str
@@ -53,6 +56,7 @@ class SessionTerminated(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     detail: str | None = None
     forced: bool = False
     output_incomplete: bool = False
+    attempt: int | None = None
 
 
 KnownEvent = SessionCreated | SessionStatus | SessionTerminated

@@ -12,7 +12,16 @@ from typing import Any, Final
 import msgspec
 
 from jido_nats.core.events import Event, KnownEvent, SessionCreated, SessionStatus, SessionTerminated, UnknownEvent
-from jido_nats.core.session import DEFAULT_WORKER, WORKER_FEATURE, Reason, SessionRecord, Status
+from jido_nats.core.session import (
+    DEFAULT_WORKER,
+    RESTART_FEATURE,
+    WORKER_FEATURE,
+    Reason,
+    RestartPolicy,
+    Run,
+    SessionRecord,
+    Status,
+)
 from jido_nats.errors import InvalidTransition
 
 TRANSITIONS: Final[Mapping[Status, frozenset[Status]]] = {
@@ -21,6 +30,13 @@ TRANSITIONS: Final[Mapping[Status, frozenset[Status]]] = {
     Status.IDLE: frozenset({Status.ACTIVE, Status.TERMINATING, Status.TERMINATED}),
     Status.TERMINATING: frozenset({Status.TERMINATED}),
     Status.TERMINATED: frozenset(),
+}
+# What a session with a restart policy may become as well: `initializing` is a new attempt, which has a cause; one that
+# waits for it has no worker to stop, and may be `terminating`.
+WITH_RESTART: Final[Mapping[Status, frozenset[Status]]] = {
+    Status.INITIALIZING: frozenset({Status.INITIALIZING, Status.TERMINATING}),
+    Status.ACTIVE: frozenset({Status.INITIALIZING}),
+    Status.IDLE: frozenset({Status.INITIALIZING}),
 }
 # A session in a status that only newer versions know is alive.
 _NEXT_OF_UNKNOWN: Final = frozenset({Status.TERMINATING, Status.TERMINATED})
@@ -45,6 +61,7 @@ def create(
     idle_after_s: float | None = None,
     idle_timeout_s: float | None = None,
     max_lifetime_s: float | None = None,
+    restart: RestartPolicy | None = None,
 ) -> tuple[SessionRecord, tuple[Event, ...]]:
     """Version 1 of a session, `initializing`, and its `session_created` event."""
     record = SessionRecord(
@@ -63,14 +80,17 @@ def create(
         idle_after_s=idle_after_s,
         idle_timeout_s=idle_timeout_s,
         max_lifetime_s=max_lifetime_s,
-        needs=features_of(worker, labels or {}),
+        needs=features_of(worker, labels or {}, restart),
+        restart=restart,
+        run=None if restart is None else Run(attempt=1, began_at=at),
     )
     return record, events_of(record)
 
 
-def features_of(worker: str, labels: Mapping[str, str]) -> tuple[str, ...]:
-    """What a session with this kind of worker and these labels needs; see `SessionRecord.needs`."""
-    return (WORKER_FEATURE,) if worker != DEFAULT_WORKER or labels else ()
+def features_of(worker: str, labels: Mapping[str, str], restart: RestartPolicy | None = None) -> tuple[str, ...]:
+    """What a session with this kind of worker, labels and restart policy needs; see `SessionRecord.needs`."""
+    needs = {WORKER_FEATURE: worker != DEFAULT_WORKER or labels, RESTART_FEATURE: restart is not None}
+    return tuple(feature for feature, needed in needs.items() if needed)
 
 
 def opened(record: SessionRecord) -> tuple[SessionRecord, tuple[Event, ...]]:
@@ -93,15 +113,19 @@ def transition(
     forced: bool = False,
     output_incomplete: bool = False,
     owner: str | None = None,
+    run: Run | None = None,
     after: int = 0,
     traceparent: str | None = None,
 ) -> tuple[SessionRecord, tuple[Event, ...]]:
     """The record's next version, in `status`, and its events.
 
-    `owner`: the new owner if another manager takes over. `updated_at` never goes backwards within a session.
+    `owner`: the new owner if another manager takes over. `run`: the new attempt (see `restarts.next_run`) if the
+    status is `initializing`. `updated_at` never goes backwards within a session.
     Raises `InvalidTransition` if the table does not allow it, or the reason does not fit the transition.
     """
-    _check(record, status, reason)
+    _check(record, status, reason, run)
+    if status is Status.ACTIVE and record.status is Status.INITIALIZING and record.run is not None:
+        run = msgspec.structs.replace(record.run, began_at=max(at, record.updated_at), cause=None, not_before=None)
     changed = msgspec.structs.replace(
         record,
         status=status,
@@ -110,7 +134,8 @@ def transition(
         owner=owner or record.owner,
         updated_at=max(at, record.updated_at),
         reason=record.reason or reason,
-        error=error or record.error,
+        error=error if status in (Status.ACTIVE, Status.IDLE) else error or record.error,
+        run=run or record.run,
         detail=record.detail or detail,
         forced=forced,
         output_incomplete=output_incomplete,
@@ -137,6 +162,8 @@ def events_of(record: SessionRecord) -> tuple[Event, ...]:
         detail=record.detail,
         forced=record.forced,
         output_incomplete=record.output_incomplete,
+        attempt=record.attempt,
+        cause=record.cause,
     )
     if record.opening:
         return (created_event(record), changed)
@@ -160,6 +187,7 @@ def after_event(record: SessionRecord, event: Event) -> SessionRecord:
             status=Status.INITIALIZING,
             version=event.version,
             previous_status=None,
+            run=None if record.run is None else Run(attempt=1, began_at=event.created_at),
             updated_at=event.created_at,
             reason=None,
             error=None,
@@ -179,6 +207,7 @@ def after_event(record: SessionRecord, event: Event) -> SessionRecord:
     )
     return msgspec.structs.replace(
         record,
+        run=_run_after(record.run, event),
         version=event.version,
         updated_at=event.updated_at,
         reason=event.reason,
@@ -192,10 +221,24 @@ def after_event(record: SessionRecord, event: Event) -> SessionRecord:
     )
 
 
+def _run_after(run: Run | None, event: SessionStatus | SessionTerminated) -> Run | None:
+    """The run as it was right after `event`, as far as events describe it: its attempt, and the cause of a new one."""
+    if event.attempt is None:
+        return run
+    if run is None or event.attempt != run.attempt:
+        run = Run(attempt=event.attempt, began_at=event.updated_at)
+    match event:
+        case SessionStatus(status=Status.INITIALIZING):
+            return msgspec.structs.replace(run, cause=event.cause)
+        case SessionStatus(status=Status.ACTIVE, previous_status=Status.INITIALIZING):
+            return msgspec.structs.replace(run, began_at=event.updated_at, cause=None, not_before=None)
+    return run
+
+
 def rebuilt(session_id: str, events: Sequence[KnownEvent], *, owner: str) -> SessionRecord | None:
     """The record of a session as its events describe it, for one that was lost; None without any event.
 
-    What events do not carry is lost: its `llm_config` and its time limits.
+    What events do not carry is lost: its `llm_config`, its time limits and its restart policy.
     """
     if not events:
         return None
@@ -228,6 +271,7 @@ def ended_event(status: SessionStatus) -> SessionTerminated:
         detail=status.detail,
         forced=status.forced,
         output_incomplete=status.output_incomplete,
+        attempt=status.attempt,
     )
 
 
@@ -262,24 +306,38 @@ def diagram() -> str:
     """The table as a Mermaid state diagram, for the README."""
     lines = ["stateDiagram-v2", "    [*] --> initializing"]
     lines += [f"    {source} --> {target}" for source in Status for target in Status if target in TRANSITIONS[source]]
+    lines += [
+        f"    {source} --> {target}: with a restart policy"
+        for source in Status
+        for target in Status
+        if target in WITH_RESTART.get(source, frozenset())
+    ]
     return "\n".join([*lines, "    terminated --> [*]"])
 
 
-def _check(record: SessionRecord, status: Status, reason: Reason | None) -> None:
+def _check(record: SessionRecord, status: Status, reason: Reason | None, run: Run | None) -> None:
     def refuse(why: str) -> InvalidTransition:
         return InvalidTransition(why, session_id=record.session_id)
 
     following = TRANSITIONS.get(record.status, _NEXT_OF_UNKNOWN)
+    if record.restart is not None:
+        following |= WITH_RESTART.get(record.status, frozenset())
     if status not in following:
         allowed = " or ".join(sorted(following)) or "nothing"
         raise refuse(f"a session that is {record.status} cannot become {status}, only {allowed}")
+    if status is Status.INITIALIZING and (run is None or run.cause is None):
+        raise refuse("a new attempt has a cause")
+    if status is Status.INITIALIZING and run is not None and run.attempt != (wanted := (record.attempt or 0) + 1):
+        raise refuse(f"the next attempt is number {wanted}, not {run.attempt}")
+    if status is not Status.INITIALIZING and run is not None:
+        raise refuse(f"a session that becomes {status} begins no attempt")
     if status is Status.TERMINATING and reason not in PASSING_REASONS:
         raise refuse(f"the reason for terminating must be {_either(PASSING_REASONS)}, not {reason}")
     if status is Status.TERMINATED and record.status is not Status.TERMINATING and reason not in DIRECT_REASONS:
         raise refuse(
             f"the reason for going from {record.status} to terminated must be {_either(DIRECT_REASONS)}, not {reason}"
         )
-    if status in (Status.ACTIVE, Status.IDLE) and reason is not None:
+    if status in (Status.INITIALIZING, Status.ACTIVE, Status.IDLE) and reason is not None:
         raise refuse(f"a session that becomes {status} is not ending, so it must have no reason")
 
 

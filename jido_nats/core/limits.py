@@ -29,6 +29,8 @@ def next_limit(
             since["idle_after_s"] = active_at
         case Status.IDLE:
             since["idle_timeout_s"] = active_at
+        case Status.INITIALIZING if record.run is not None and record.run.cause is not None:
+            pass  # it waits for its next attempt
         case _:
             return None
     given = {name: limit for name, limit in limits_of(record).items() if limit is not None}

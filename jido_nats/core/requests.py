@@ -10,7 +10,8 @@ import msgspec
 from jido_nats.core.codec import DecodeError, Encoding, check_plain, decode, encode
 from jido_nats.core.events import KnownEvent
 from jido_nats.core.placement import Wanted, check_labels
-from jido_nats.core.session import DEFAULT_WORKER, SessionRecord, Status
+from jido_nats.core.restarts import BACKOFF_MAX_S, BACKOFF_MIN_S
+from jido_nats.core.session import DEFAULT_WORKER, Cause, RestartPolicy, SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.core.subjects import check_session_id, is_token
 from jido_nats.errors import BadRequest, TooLarge
@@ -21,9 +22,12 @@ OUTPUT_NAME_LENGTH_MAX: Final = 64
 LIST_BYTES_MAX: Final = 512 * 1024
 HISTORY_LIMIT: Final = 100
 HISTORY_LIMIT_MAX: Final = 1000
+CONVERSATION_LIMIT_MAX: Final = 1000
 DETAIL_LENGTH_MAX: Final = 1000
 ROLE_LENGTH_MAX: Final = 64
 MESSAGE_ID_LENGTH_MAX: Final = 128
+STATE_BYTES_MAX: Final = 512 * 1024
+ATTEMPTS_MAX: Final = 1_000_000
 LIMITS: Final = ("idle_after_s", "idle_timeout_s", "max_lifetime_s")
 LIMIT_MAX_S: Final = 10 * 365 * 24 * 3600
 
@@ -41,6 +45,15 @@ class Empty(Request, frozen=True):
     """A request without fields: its subject says everything."""
 
 
+class RestartRequest(RestartPolicy, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A restart policy as it is asked for: unlike one in a record, with no field that this version does not know."""
+
+    @property
+    def policy(self) -> RestartPolicy:
+        """As it is in the record."""
+        return RestartPolicy(on=self.on, attempts_max=self.attempts_max, backoff_s=self.backoff_s)
+
+
 class CreateRequest(Request, frozen=True, kw_only=True):
     """`jido.session.create`: every field is optional.
 
@@ -49,6 +62,7 @@ class CreateRequest(Request, frozen=True, kw_only=True):
     Time limits, in seconds: an `active` session becomes `idle` after `idle_after_s` without a message, output or
     `touch()`; an `idle` one ends after `idle_timeout_s`; any session ends `max_lifetime_s` after its creation.
     0: no limit; None: the manager's setting.
+    `restart`: goes on with a new attempt after these ends of its worker; None: it ends.
     """
 
     session_id: str | None = None
@@ -59,6 +73,7 @@ class CreateRequest(Request, frozen=True, kw_only=True):
     idle_after_s: float | None = None
     idle_timeout_s: float | None = None
     max_lifetime_s: float | None = None
+    restart: RestartRequest | None = None
 
     def __post_init__(self) -> None:
         if self.worker == DEFAULT_WORKER:  # msgspec omits what *is* the default, not what is equal to it
@@ -79,6 +94,8 @@ class CreateRequest(Request, frozen=True, kw_only=True):
             limit = getattr(self, name)
             if limit is not None and not (isinstance(limit, int | float) and 0 <= limit <= LIMIT_MAX_S):
                 raise BadRequest(f"{name} must be 0 (no limit) to {LIMIT_MAX_S} seconds", session_id=self.session_id)
+        if self.restart is not None:
+            check_restart(self.restart, self.session_id)
 
     @property
     def wanted(self) -> Wanted:
@@ -159,7 +176,9 @@ class SendRequest(Request, frozen=True, kw_only=True):
 
 
 class SendReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The message is in the worker's inbox, and stored as the `conversation_added` with this `number`.
+    """The message is in the worker's inbox, and stored: as the `conversation_added` with this `number`.
+
+    A session with a restart policy has it in its journal instead, and the `conversation_added` follows.
 
     `replayed`: an earlier request with this `message_id` did that, and this one did nothing.
     """
@@ -239,7 +258,8 @@ def checked(request: R) -> R:
     """
     try:
         for name, value in msgspec.structs.asdict(request).items():
-            check_plain(value, name)
+            if not isinstance(value, msgspec.Struct):  # whose fields have types
+                check_plain(value, name)
         copy = decode(encode(request), type(request))
     except DecodeError as error:
         raise BadRequest(str(error)) from error
@@ -258,6 +278,17 @@ def check_worker(name: str) -> None:
     """Raise `BadRequest` unless it can be the name of a kind of worker."""
     if not is_token(name):
         raise BadRequest("worker must be 1 to 64 letters, digits, '_' or '-'")
+
+
+def check_restart(policy: RestartPolicy, session_id: str | None = None) -> None:
+    """Raise `BadRequest` unless it is a restart policy that a manager can follow."""
+    if not policy.on or set(policy.on) - set(Cause) or len(set(policy.on)) < len(policy.on):
+        names = ", ".join(str(cause) for cause in Cause)
+        raise BadRequest(f"restart.on must name one or more of {names}, each once", session_id=session_id)
+    if not 0 <= policy.attempts_max <= ATTEMPTS_MAX:
+        raise BadRequest(f"restart.attempts_max must be 0 (no limit) to {ATTEMPTS_MAX}", session_id=session_id)
+    if not BACKOFF_MIN_S <= policy.backoff_s <= BACKOFF_MAX_S:
+        raise BadRequest(f"restart.backoff_s must be {BACKOFF_MIN_S:g} to {BACKOFF_MAX_S:g}", session_id=session_id)
 
 
 def limits_of(asked: "CreateRequest | SessionRecord | Settings") -> dict[str, float | None]:
@@ -280,6 +311,21 @@ def check_emitted(name: str, data: Any) -> None:
     _check_plain(data, "the output's data")
 
 
+def check_state(state: Any) -> None:
+    """Raise `BadRequest`, or `TooLarge`, unless this can be the state in a checkpoint."""
+    _check_plain(state, "the state")
+    if (size := len(encode(state))) > STATE_BYTES_MAX:
+        raise TooLarge(
+            f"the state is {size} bytes, the limit is {STATE_BYTES_MAX}: store it elsewhere and keep a reference"
+        )
+
+
+def check_conversation_limit(limit: int) -> None:
+    """Raise `BadRequest` unless a worker may ask for so much of the conversation at once."""
+    if not 1 <= limit <= CONVERSATION_LIMIT_MAX:
+        raise BadRequest(f"limit must be 1 to {CONVERSATION_LIMIT_MAX}")
+
+
 def check_text(name: str, text: str, length_max: int) -> None:
     """Raise `BadRequest` unless it is a string of 1 to `length_max` characters."""
     if not isinstance(text, str) or not 1 <= len(text) <= length_max:
@@ -289,9 +335,16 @@ def check_text(name: str, text: str, length_max: int) -> None:
 
 def same_content(request: CreateRequest, record: SessionRecord) -> bool:
     """Whether this request, or an equal one, created the record."""
-    asked, made = [[r.metadata, r.llm_config, r.worker, r.labels, limits_of(r)] for r in (request, record)]
+    asked, made = [
+        [r.metadata, r.llm_config, r.worker, r.labels, limits_of(r), _restart_of(r)] for r in (request, record)
+    ]
     # In Python 1 equals True and 1.0, in JSON it does not.
     return asked == made and deterministic(asked) == deterministic(made)
+
+
+def _restart_of(asked: CreateRequest | SessionRecord) -> list[Any]:
+    policy = asked.restart
+    return [] if policy is None else [sorted(policy.on), policy.attempts_max, float(policy.backoff_s)]
 
 
 def deterministic(value: Any) -> bytes:

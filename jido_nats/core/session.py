@@ -10,8 +10,10 @@ import msgspec
 DEFAULT_WORKER: Final = "default"
 # The feature of a session with another kind of worker, or with labels.
 WORKER_FEATURE: Final = "worker"
+# The feature of a session with a restart policy.
+RESTART_FEATURE: Final = "restart"
 # The features whose rules this version knows; see `SessionRecord.needs`.
-KNOWN_FEATURES: Final[frozenset[str]] = frozenset({WORKER_FEATURE})
+KNOWN_FEATURES: Final[frozenset[str]] = frozenset({WORKER_FEATURE, RESTART_FEATURE})
 
 
 class OpenEnum(StrEnum):
@@ -56,6 +58,40 @@ class Reason(OpenEnum):
     OWNER_LOST = "owner_lost"
 
 
+class Cause(OpenEnum):
+    """Why an attempt began that is not a session's first."""
+
+    CRASHED = "crashed"
+    START_FAILED = "start_failed"
+    OWNER_LOST = "owner_lost"
+
+
+class RestartPolicy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """When a session goes on with a new attempt, one more run of its worker, instead of ending.
+
+    `on`: the reasons to end after which it does. `attempts_max`: after so many failures in a row it ends (0: no
+    limit). `backoff_s`: how long it waits after the first failure, in seconds; twice as long after each further one.
+    """
+
+    on: tuple[Cause, ...]
+    attempts_max: int = 5
+    backoff_s: float = 1.0
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The current attempt of a session with a restart policy.
+
+    `attempt` counts from 1. `began_at`: when it began; once it is `active`, since when. `failures`: how many attempts
+    in a row have failed before it. `cause`: why it began, until it is `active`; then it also waits until `not_before`.
+    """
+
+    attempt: int
+    began_at: datetime
+    failures: int = 0
+    cause: Cause | None = None
+    not_before: datetime | None = None
+
+
 class SessionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Everything about a session, as stored in `JIDO_SESSIONS`.
 
@@ -68,6 +104,7 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     `output_incomplete`: the session ended before all of its output and conversation was known to be stored; the rest
     may still follow, or be missing.
     `worker` is the session's kind of worker; its manager has all of the `labels`.
+    `restart`, `run`: only of a session that was created with a restart policy.
     `needs` names the features whose rules the record's writer relies on. A manager that does not know one of them
     never writes, claims or ends the record.
     """
@@ -96,11 +133,23 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     max_lifetime_s: float | None = None
     traceparent: str | None = None
     needs: tuple[str, ...] = ()
+    restart: RestartPolicy | None = None
+    run: Run | None = None
 
     @property
     def unknown_needs(self) -> list[str]:
         """The features that the record needs and this version does not know; empty for a record that it may write."""
         return [feature for feature in self.needs if feature not in KNOWN_FEATURES]
+
+    @property
+    def attempt(self) -> int | None:
+        """The number of its current attempt; None without a restart policy."""
+        return None if self.run is None else self.run.attempt
+
+    @property
+    def cause(self) -> Cause | None:
+        """Why its current attempt began, if that is not its first and not active yet; else None."""
+        return None if self.run is None or self.status is not Status.INITIALIZING else self.run.cause
 
     @property
     def replayed(self) -> bool:

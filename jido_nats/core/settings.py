@@ -42,6 +42,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # Storage: the same for the whole deployment
     events_stream: str = subjects.EVENTS_STREAM  # the stream of events and claims
     output_stream: str = subjects.OUTPUT_STREAM  # the stream of output and conversations
+    journal_stream: str = subjects.JOURNAL_STREAM  # the stream of what sessions with a restart policy need to go on
     sessions_bucket: str = subjects.SESSIONS_BUCKET  # the bucket of records
     managers_bucket: str = subjects.MANAGERS_BUCKET  # the bucket of leases
     replicas: int = 1  # copies of each stream and bucket, 1 to 5; more are kept
@@ -49,6 +50,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     events_bytes_max: int = -1  # size of the stream of events; beyond it the oldest events are removed
     output_retention_s: int = 24 * 3600  # how long output is kept
     output_bytes_max: int = -1  # size of the stream of output; beyond it the oldest output is removed
+    journal_bytes_max: int = -1  # size of the stream of journals; beyond it messages are answered with overloaded
     consumers_max: int = 10_000  # consumers of each of the two streams; each bucket takes 100,000
     duplicate_window_s: int = 120  # deduplication window of the stream of events, at most its retention
     terminated_ttl_s: int = 3600  # how long the record of an ended session is kept
@@ -81,7 +83,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "encoding", Encoding(self.encoding))  # Python code may pass "msgpack"
-        for name in ("events_stream", "output_stream", "sessions_bucket", "managers_bucket"):
+        for name in ("events_stream", "output_stream", "journal_stream", "sessions_bucket", "managers_bucket"):
             if not subjects.is_token(getattr(self, name)):
                 raise ValueError(f"{name} must be 1 to 64 letters, digits, '_' or '-'")
         for name in _POSITIVE:

@@ -13,6 +13,7 @@ EVENTS: Final = "jido.client.events"
 ALL_SESSIONS: Final = "jido.client.session.*"
 ALL_OUTPUT: Final = "jido.client.session.*.output"
 ALL_FENCES: Final = "jido.fence.*"
+ALL_JOURNALS: Final = "jido.journal.*"
 
 # Requests for consumers, as other accounts import them: `jido.consumer.<role>.` and what follows `CONSUMER.` in the
 # subject of the JetStream API.
@@ -28,6 +29,7 @@ COMMANDS: Final = ("jido.session.>", "jido.manager.>", "jido.admin.>", CONSUMER_
 
 EVENTS_STREAM: Final = "JIDO_CLIENT"
 OUTPUT_STREAM: Final = "JIDO_OUTPUT"
+JOURNAL_STREAM: Final = "JIDO_JOURNAL"
 SESSIONS_BUCKET: Final = "JIDO_SESSIONS"
 MANAGERS_BUCKET: Final = "JIDO_MANAGERS"
 
@@ -83,8 +85,13 @@ def fence(session_id: str) -> str:
     return f"jido.fence.{check_session_id(session_id)}"
 
 
+def journal(session_id: str) -> str:
+    """The subject of one session's journal; all: `ALL_JOURNALS`."""
+    return f"jido.journal.{check_session_id(session_id)}"
+
+
 def session_of(subject: str) -> str:
-    """The session id in the subject of a fence, a session or a key: its last token."""
+    """The session id in the subject of a fence, a journal, a session or a key: its last token."""
     return subject.rpartition(".")[2]
 
 
