@@ -19,7 +19,7 @@ from jido_nats.core.events import Event, SessionCreated, SessionStatus, SessionT
 from jido_nats.core.manager_info import KindInfo, ManagerInfo
 from jido_nats.core.output import ConversationAdded, Output, SessionOutput
 from jido_nats.core.requests import SendReply
-from jido_nats.core.session import Reason, SessionRecord, Status
+from jido_nats.core.session import Cause, Reason, RestartPolicy, Run, SessionRecord, Status
 from jido_nats.core.settings import Settings, WorkerSettings
 from jido_nats.errors import (
     AlreadyExists,
@@ -43,13 +43,14 @@ from jido_nats.errors import (
 )
 from jido_nats.manager.manager import SessionManager
 from jido_nats.manager.metrics import Durations, Snapshot, Stats
-from jido_nats.worker.inbox import Message, Messages
+from jido_nats.worker.inbox import Message
 from jido_nats.worker.program import Program
-from jido_nats.worker.session import Session, Worker
+from jido_nats.worker.session import Messages, Session, Worker
 
 __all__ = [
     "AlreadyExists",
     "BadRequest",
+    "Cause",
     "Client",
     "CommandError",
     "ConfigurationError",
@@ -81,6 +82,8 @@ __all__ = [
     "PositionUnavailable",
     "Program",
     "Reason",
+    "RestartPolicy",
+    "Run",
     "SendReply",
     "ServerUnusable",
     "Session",

@@ -21,7 +21,7 @@ from jido_nats.core.requests import (
     SendRequest,
     TerminateRequest,
 )
-from jido_nats.core.session import DEFAULT_WORKER, SessionRecord, Status
+from jido_nats.core.session import DEFAULT_WORKER, RestartPolicy, SessionRecord, Status
 from jido_nats.errors import InternalError, JidoError
 
 T = TypeVar("T")
@@ -41,6 +41,7 @@ class SessionApi(ABC):
         idle_after_s: float | None = None,
         idle_timeout_s: float | None = None,
         max_lifetime_s: float | None = None,
+        restart: RestartPolicy | None = None,
     ) -> SessionRecord:
         """Create a session and return its record once it is `active`.
 
@@ -51,6 +52,7 @@ class SessionApi(ABC):
         Time limits, in seconds (0: no limit; None: the manager's setting): an `active` session becomes `idle` after
         `idle_after_s` without a message, output or `touch()`; an `idle` one ends after `idle_timeout_s`; any session
         ends `max_lifetime_s` after its creation.
+        `restart`: when the session goes on with a new attempt instead of ending; see `RestartPolicy`.
         Raises `NoSuchWorker`, `StartFailed`, `AlreadyExists`, `Overloaded`, `BadRequest`, `TooLarge`, `Unavailable`;
         every error has the id, also one that was not given, as `session_id`.
         """
@@ -63,6 +65,7 @@ class SessionApi(ABC):
             idle_after_s=idle_after_s,
             idle_timeout_s=idle_timeout_s,
             max_lifetime_s=max_lifetime_s,
+            restart=restart,  # type: ignore[arg-type]  # it becomes a request as the whole request is checked
         )
         try:
             return await self._checked("create", "", request, CreateReply)

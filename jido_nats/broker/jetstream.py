@@ -23,12 +23,18 @@ from jido_nats.errors import BrokerError, Conflict, NoResponders, NotAllowed, No
 EXPECTED_SEQUENCE: Final = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
 EXPECTED_STREAM: Final = "Nats-Expected-Stream"
+# No stream is called `none`: a message that expects it reaches plain subscribers, and no stream stores it (measured).
+NOT_STORED: Final[dict[str, str]] = {EXPECTED_STREAM: "none"}
 MESSAGE_ID: Final = "Nats-Msg-Id"
 MESSAGE_TTL: Final = "Nats-TTL"
 MARKER_REASON: Final = "Nats-Marker-Reason"
 CONTENT_TYPE: Final = "Content-Type"
 
 WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
+# How the server describes, under a code that has other meanings too, that a stream takes no more.
+FULL: Final = frozenset(
+    {"maximum bytes exceeded", "maximum messages exceeded", "maximum messages per subject exceeded"}
+)
 NO_MESSAGE_FOUND: Final = 10037
 STREAM_NOT_FOUND: Final = 10059
 CONSUMER_NOT_FOUND: Final = 10014
@@ -60,6 +66,10 @@ class JetStreamError(BrokerError):
         self.description = description
 
 
+class StreamFull(OutcomeUnknown):
+    """A stream that refuses new messages when it is full did so. An earlier attempt may still be stored."""
+
+
 class StoredMessage(NamedTuple):
     """One message as a stream holds it."""
 
@@ -78,12 +88,38 @@ async def store(
     headers: dict[str, str],
     *,
     timeout_s: float = STORE_TIMEOUT_S,
+    may_be_full: bool = False,
 ) -> int:
     """Store one message; its sequence in the stream (that of the first copy if this one is a duplicate).
 
     It names its stream, so that no other stream takes it, not even as a copy that a push consumer delivers.
-    Raises `Conflict` (not stored), `NotSent` (not stored), `OutcomeUnknown`.
+    Raises `Conflict` (not stored), `NotSent` (not stored), `OutcomeUnknown`. `may_be_full`: that the stream is full is
+    no trouble, but an answer for the caller: `StreamFull`.
     """
+    ack = await acknowledged(
+        connection, stream, subject, payload, headers, timeout_s=timeout_s, may_be_full=may_be_full
+    )
+    return ack.sequence
+
+
+class Acknowledgement(NamedTuple):
+    """Where a message is stored; `duplicate`: the stream had one with that message id, and stored nothing."""
+
+    sequence: int
+    duplicate: bool
+
+
+async def acknowledged(
+    connection: Connection,
+    stream: str,
+    subject: str,
+    payload: bytes,
+    headers: dict[str, str],
+    *,
+    timeout_s: float = STORE_TIMEOUT_S,
+    may_be_full: bool = False,
+) -> Acknowledgement:
+    """As `store`; also whether it is a duplicate."""
     what = f"cannot store in {stream}"
     headers = headers | {EXPECTED_STREAM: stream}
     try:
@@ -102,10 +138,12 @@ async def store(
                 f"the answer on {subject} is not an acknowledgement of {stream}, but of {ack.stream!r}"
             )
         connection.troubles.done(what)
-        return ack.seq
+        return Acknowledgement(ack.seq, ack.duplicate)
     if ack.error.err_code in WRONG_LAST_SEQUENCE:
         raise Conflict(ack.error.description)
     refusal = f"{ack.error.description} ({ack.error.err_code})"
+    if may_be_full and ack.error.description in FULL:
+        raise StreamFull(f"{subject}: {refusal}")
     connection.troubles.refused(what, refusal)
     raise OutcomeUnknown(f"{subject}: {refusal}")
 
@@ -278,6 +316,7 @@ class _ApiError(msgspec.Struct):
 class _Ack(_ApiError):
     stream: str = ""
     seq: int = 0
+    duplicate: bool = False
 
 
 class _Message(msgspec.Struct):

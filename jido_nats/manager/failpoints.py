@@ -17,6 +17,10 @@ PLACES: Final = (
     "before claim",
     "claimed",
     "looked",
+    "before append",
+    "appended",
+    "journal read",
+    "before purge",
 )
 
 

@@ -6,9 +6,8 @@ Every change is decided by the lifecycle and carried out by the session's writer
 
 import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
+import random
+from functools import partial
 from typing import Any, Final
 
 from jido_nats import trace
@@ -16,15 +15,23 @@ from jido_nats.broker.clock import boottime
 from jido_nats.core import codec, lifecycle
 from jido_nats.core.limits import Limit, next_limit
 from jido_nats.core.requests import SendReply, SendRequest
+from jido_nats.core.restarts import next_run
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
-from jido_nats.errors import InvalidTransition, StartFailed, TooLarge
-from jido_nats.manager.conversation import Conversation, Conversations
+from jido_nats.errors import (
+    Fenced,
+    InvalidTransition,
+    JidoError,
+    StartFailed,
+    TooLarge,
+    Unavailable,
+)
+from jido_nats.manager.conversation import Conversation
 from jido_nats.manager.kinds import Kind
-from jido_nats.manager.running import NotHere, RunningSessions
-from jido_nats.manager.writer import SessionWriter, WriterContext, until_it_fits
+from jido_nats.manager.running import NotHere
+from jido_nats.manager.worker_host import ManagedHost, SessionDependencies
+from jido_nats.manager.writer import SessionWriter, until_it_fits
 from jido_nats.worker.crash import error_text, log_crash
-from jido_nats.worker.inbox import Inbox
 from jido_nats.worker.run import Outcome, WorkerRun
 from jido_nats.worker.session import Session
 
@@ -32,40 +39,28 @@ from jido_nats.worker.session import Session
 KILL_GRACE_S: Final = 1.0
 # How long a time limit waits that the server's `max_payload` does not allow to be applied.
 LIMIT_WAIT_S: Final = 10.0
+# How long an attempt waits that could not read its journal.
+JOURNAL_WAIT_S: Final = 1.0
 RECORD_DELETED: Final = "record deleted"
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class SessionDependencies:
-    """What the sessions of one manager share."""
-
-    context: WriterContext
-    conversations: Conversations
-    running: RunningSessions["LiveSession"]
-    now: Callable[[], datetime]
-
-
-class LiveSession:
+class LiveSession(ManagedHost):
     """A session from its first commit to its seal. Methods that change it are called inside `running.changing`."""
 
     __slots__ = (
         "_conversation",
-        "_deps",
         "_ended",
         "_held_bytes",
         "_is_created",
         "_kind",
         "_limits_from",
-        "_ready",
+        "_restart_at",
         "_stopping",
-        "active_at",
         "began_at",
         "lock",
-        "on_change",
         "run",
-        "session_id",
         "writer",
     )
 
@@ -76,8 +71,9 @@ class LiveSession:
         self.session_id = first.session_id
         self.writer = SessionWriter(deps.context, first, 0)
         self.lock = asyncio.Lock()
-        self.run: WorkerRun | None = None
-        self.on_change: Callable[[SessionRecord], None] | None = None
+        self.run: WorkerRun | None = None  # None also while it waits for its next attempt
+        self.on_change = None
+        self._restart_at: float | None = None  # of `boottime`
         self.began_at = self.active_at = boottime()
         self._is_created = False
         self._stopping = False
@@ -123,7 +119,7 @@ class LiveSession:
     def conversation(self) -> Conversation:
         """Its inbox and output."""
         if self._conversation is None:
-            self._conversation = Conversation(self._deps.conversations, self.session_id)
+            self._conversation = Conversation(self._deps.conversations, self.record)
         return self._conversation
 
     def removed(self) -> None:
@@ -140,13 +136,23 @@ class LiveSession:
 
         Raises `SessionExists`, `AlreadyExists`: nothing ran, and nothing was written; and `StartFailed`.
         """
-        error = self._call_worker()
-        if error is None and self._ready is None:
+        is_durable = self.record.restart is not None
+        error = None if is_durable else self._call_worker(None)
+        if error is None and self._ready is None and not is_durable:
             opened, _ = lifecycle.opened(self.record)
             await self._begin(opened, chosen=chosen)
-        else:
-            await self._begin(self.record, chosen=chosen)
-            await self._start(error)
+            return
+        await self._begin(self.record, chosen=chosen)
+        if is_durable:
+            error = await self._begin_attempt()
+        if (error := await self.finish_start(error)) is None:
+            return
+        if self.record.status is Status.TERMINATED:
+            raise StartFailed(f"the session did not start: {error}", session_id=self.session_id)
+        raise Unavailable(
+            f"the session has not started yet: {error}. It tries again; ask again with the same session id",
+            session_id=self.session_id,
+        )
 
     def give_up_start(self) -> None:
         """The manager is stopping: do not wait any longer for a worker that is not ready."""
@@ -155,6 +161,51 @@ class LiveSession:
             return
         if self.run is not None and not self._is_ready:
             self.run.cancel()
+
+    @property
+    def waits_for_attempt(self) -> bool:
+        """Whether it waits for an attempt that is not its first, or starts that."""
+        return self.record.status is Status.INITIALIZING and (self.record.attempt or 1) > 1
+
+    @property
+    def is_restart_due(self) -> bool:
+        """Whether it waits for an attempt, and it is time for that."""
+        return self.waits_for_attempt and self._restart_at is not None and self._restart_at <= boottime()
+
+    async def restart(self) -> str | None:
+        """Begin the attempt that the session has waited for, for `finish_start`; what went wrong, or None."""
+        if not self.is_restart_due:
+            return None
+        self._restart_at = None
+        self._ready = asyncio.Event() if self._kind.settings.wait_ready else None
+        try:
+            return await self._begin_attempt()
+        except Unavailable as unavailable:  # NATS is away: no failure of the worker, and nothing has begun
+            if not self.is_here:
+                raise
+            extra = {"session_id": self.session_id, "error": str(unavailable), "wait_s": JOURNAL_WAIT_S}
+            log.warning("a journal cannot be read; the attempt waits", extra=extra)
+            self._restart_at = boottime() + JOURNAL_WAIT_S
+            return None
+
+    async def finish_start(self, error: str | None) -> str | None:
+        """From `initializing` to `active`, once the worker is ready; what went wrong, or None.
+
+        If it is not, or with an `error`: to the end, or to the next attempt.
+        """
+        if error is None and self.run is None:  # it still waits
+            return None
+        if error is None and self._ready is not None:
+            assert self.run is not None, "it was started"
+            timeout_s = self._kind.settings.start_timeout_s
+            error = None if self._stopping else await self.run.wait_ready(self._ready, timeout_s)
+            if self._stopping and not self._is_ready:
+                error = "the manager was stopped before the worker was ready"
+        if error is None:
+            await self.advance(Status.ACTIVE)
+        else:
+            await self._end_failed_start(error)
+        return error
 
     # Changes
 
@@ -179,15 +230,37 @@ class LiveSession:
 
         Raises `InvalidTransition`, `AlreadyExists`, `TooLarge`, `Overloaded`.
         """
-        if self.record.status not in (Status.ACTIVE, Status.IDLE):
-            raise InvalidTransition(
-                f"a session that is {self.record.status} accepts no messages", session_id=self.session_id
-            )
-        known = self.conversation.check_room(request)
-        if not known and self.record.status is Status.IDLE:
+        self._check_accepts()
+        if self.record.status is Status.IDLE and not self.conversation.check_room(request, self.record.attempt):
             await self.advance(Status.ACTIVE)
         self.active_at = boottime()
         return self.conversation.deliver(request)
+
+    async def accept(self, request: SendRequest) -> SendReply:
+        """Store a message in the journal of a session that has one; its worker gets it, or that of the next attempt.
+
+        Raises as `deliver`. It needs no turn, so that nothing else of the session waits for the journal; activating an
+        `idle` session does.
+        """
+        self._check_accepts()
+        if self.record.status is Status.IDLE and not self.conversation.check_room(request, self.record.attempt):
+            async with self._deps.running.changing(self):
+                if self.record.status is Status.IDLE:
+                    await self.advance(Status.ACTIVE)
+        async with self.conversation.accepting:
+            self._check_accepts()
+            self.active_at = boottime()
+            return await self.of_journal(self.conversation.accept(request, self.record))
+
+    def _check_accepts(self) -> None:
+        """Raise `InvalidTransition` unless the session accepts messages in its status."""
+        if not self.is_here:
+            raise NotHere(self.session_id)
+        if self.record.status not in (Status.ACTIVE, Status.IDLE) and not self.waits_for_attempt:
+            wait = "; wait until it is active" if self.record.status is Status.INITIALIZING else ""
+            raise InvalidTransition(
+                f"a session that is {self.record.status} accepts no messages{wait}", session_id=self.session_id
+            )
 
     # The end
 
@@ -195,8 +268,11 @@ class LiveSession:
         """To `terminating`, and cancel the worker; if it is `terminating` already, cancel the worker again."""
         if self.record.status not in (Status.TERMINATING, Status.TERMINATED):
             await self.advance(Status.TERMINATING, reason=reason, detail=detail)
-        if self.record.status is not Status.TERMINATED:
-            assert self.run is not None, "a session that has started has a worker"
+        if self.record.status is Status.TERMINATED:
+            return
+        if self.run is None:  # it waits for its next attempt
+            await self.end()
+        else:
             self.run.cancel()
 
     async def end(self, **why: Any) -> None:
@@ -243,9 +319,12 @@ class LiveSession:
     # Time limits
 
     def due_at(self) -> float | None:
-        """When (of `boottime`) the session's next time limit expires; None: never."""
+        """When (of `boottime`) the session's next time limit expires, or its next attempt begins; None: never."""
         limit = self._next_limit() if self._kind.default_limits or self.record.has_limits else None
-        return None if limit is None else max(limit.moment, self._limits_from)
+        moment = None if limit is None else max(limit.moment, self._limits_from)
+        if moment is None or self._restart_at is None:
+            return moment if self._restart_at is None else self._restart_at
+        return min(moment, self._restart_at)
 
     async def apply_limit(self) -> None:
         """Apply the session's next time limit, if it has expired."""
@@ -266,90 +345,22 @@ class LiveSession:
     def _next_limit(self) -> Limit | None:
         return next_limit(self.record, self._kind.default_limits, began_at=self.began_at, active_at=self.active_at)
 
-    # The worker's host: see `WorkerHost`. A worker may outlive its session here; its requests are then refused.
-
-    @property
-    def inbox(self) -> Inbox:
-        """The messages that the worker has not taken yet."""
-        return self.conversation.inbox
-
-    async def ready(self) -> None:
-        """See `Session.ready`."""
-        if self._ready is not None:
-            self._ready.set()
-
-    async def step(self, status: Status) -> None:
-        """See `Session.idle` and `Session.activate`; the change continues if the worker is cancelled."""
-        if not self._is_ready:
-            raise InvalidTransition(
-                f"the session is still starting and cannot become {status}; await session.ready() first",
-                session_id=self.session_id,
-            )
-        self._check_running()
-        task = self._deps.running.start_task(self._step(status), self.session_id)
-        await asyncio.wait({task})
-        try:
-            task.result()
-        except NotHere:
-            raise self._ended_error() from None
-
-    async def emit(self, name: str, data: Any, *, ephemeral: bool) -> int:
-        """See `Session.emit`."""
-        self._check_running()
-        self.active_at = boottime()
-        return await self.conversation.emit(name, data, ephemeral=ephemeral)
-
-    async def say(self, role: str, content: Any) -> int:
-        """See `Session.say`."""
-        self._check_running()
-        self.active_at = boottime()
-        return await self.conversation.say(role, content)
-
-    async def flush(self) -> None:
-        """See `Session.flush`."""
-        if self._conversation is not None:
-            await self._conversation.flush()
-
-    def touch(self) -> None:
-        """See `Session.touch`."""
-        self.active_at = boottime()
-
-    def lose_output(self) -> None:
-        """See `WorkerHost.lose_output`."""
-        self.conversation.lose_output()
-
-    def stop_waiting_for_room(self) -> None:
-        """See `WorkerHost.stop_waiting_for_room`."""
-        self.conversation.stop_waiting_for_room()
-
-    @property
-    def _is_ready(self) -> bool:
-        return self._ready is None or self._ready.is_set()
-
-    def _check_running(self) -> None:
-        if not self.is_here or self.record.status is Status.TERMINATED:
-            raise self._ended_error()
-
-    def _ended_error(self) -> InvalidTransition:
-        return InvalidTransition("the session has ended, or another manager has it", session_id=self.session_id)
-
-    async def _step(self, status: Status) -> None:
-        async with self._deps.running.changing(self):
-            await self.advance(status)
-
     # The steps of the start and the end
 
-    def _call_worker(self) -> str | None:
-        """Create the worker's coroutine, which does not run yet; what went wrong, or None."""
+    def _call_worker(self, state: Any) -> str | None:
+        """Create the worker's coroutine, which does not run yet; what went wrong, or None. `state`: for `Session`."""
         try:
-            self.run = WorkerRun(self._kind.worker, Session(self))
+            self.run = WorkerRun(self._kind.worker, Session(self, state))
         except BaseException as error:  # nothing cancels this; whatever a worker raises ends its own session only
             log_crash(self.session_id, error)
             return error_text(error)
         return None
 
     async def _begin(self, record: SessionRecord, *, chosen: bool) -> None:
-        """Commit the first record, start the worker, publish. An opening record makes the session active at once."""
+        """Commit the first record, start the worker if it was called, publish.
+
+        An opening record makes the session active at once.
+        """
         try:
             await self.writer.commit_first(record, chosen=chosen)
         except BaseException:
@@ -359,22 +370,36 @@ class LiveSession:
         self._is_created = True
         self.active_at = boottime()
         if self.run is not None:
-            self.run.start(self._on_worker_end)
+            self._run_worker()
         await self.writer.publish()
 
-    async def _start(self, error: str | None) -> None:
-        """From `initializing` to `active`, once the worker is ready; raises `StartFailed` if it is not."""
-        if error is None:
-            assert self.run is not None and self._ready is not None
-            timeout_s = self._kind.settings.start_timeout_s
-            error = None if self._stopping else await self.run.wait_ready(self._ready, timeout_s)
-            if self._stopping and not self._is_ready:
-                error = "the manager was stopped before the worker was ready"
-        if error is None:
-            await self.advance(Status.ACTIVE)
-            return
-        await self._end_failed_start(error)
-        raise StartFailed(f"the session did not start: {error}", session_id=self.session_id)
+    async def _begin_attempt(self) -> str | None:
+        """Read the journal, which the first attempt claims, and start the worker; what went wrong, or None."""
+        journal, attempt = self.conversation.journal, self.record.attempt
+        assert journal is not None and attempt is not None, "it has a restart policy"
+        try:
+            await self.of_journal(journal.claim(attempt))
+            state = await self.of_journal(self._resume())
+        except JidoError as error:
+            if not self.is_here or (isinstance(error, Unavailable) and attempt > 1):
+                raise
+            return str(error)
+        if not self.is_here:  # relinquished while it was read
+            raise Fenced(f"the session {self.session_id} was relinquished")
+        if (error_of_call := self._call_worker(state)) is None:
+            self._run_worker()
+        return error_of_call
+
+    async def _resume(self) -> Any:
+        """Read what the attempt begins with; the state of the last checkpoint. `Fenced` if it is no longer ours.
+
+        What was read is all that there is only if the record, looked at after that, is still this attempt's: an empty
+        journal may be one that was removed, and nothing refuses appends to that (`tests/model/durable.py`).
+        """
+        assert self.record.attempt is not None, "it has a restart policy"
+        state = await self.conversation.resume(self.record.attempt)
+        await self.writer.check_unchanged()
+        return state
 
     async def _end_failed_start(self, error: str) -> None:
         while self.run is not None and not self.run.ended:
@@ -385,25 +410,44 @@ class LiveSession:
                 await self.abandon(reason=Reason.START_FAILED, error=error)
                 return
         forced = self.run is not None and self.run.forced
-        await self.end(reason=Reason.START_FAILED, error=error, forced=forced)
+        await self._end_attempt(Reason.START_FAILED, error, forced=forced)
 
-    def _on_worker_end(self, outcome: Outcome, raised: BaseException | None) -> None:
+    async def _end_attempt(self, reason: Reason, error: str, *, forced: bool) -> None:
+        """An attempt has failed: to the end, or to `initializing`, where the session waits for its next one."""
+        now = self._deps.now()
+        following = None if self._stopping else next_run(self.record, reason, at=now, jitter=random.random())  # nosec B311
+        if following is None:
+            await self.end(reason=reason, error=error, forced=forced)
+            return
+        assert following.not_before is not None, "it waits"
+        wait_s = (following.not_before - now).total_seconds()
+        extra = {"session_id": self.session_id, "attempt": following.attempt, "wait_s": round(wait_s, 3)}
+        log.info("a worker failed; the session waits for its next attempt", extra=extra)
+        self.run = None
+        await until_it_fits(self.session_id, lambda: self.advance(Status.INITIALIZING, run=following, error=error))
+        self._restart_at = boottime() + wait_s
+
+    def _run_worker(self) -> None:
+        assert self.run is not None, "it was called"
+        self.run.start(partial(self._on_worker_end, self.run))
+
+    def _on_worker_end(self, run: WorkerRun, outcome: Outcome, raised: BaseException | None) -> None:
         if raised is not None:
             log_crash(self.session_id, raised)
         if not self._deps.running.closed:
-            self._deps.running.start_task(self._finish(outcome), self.session_id)
+            self._deps.running.start_task(self._finish(run, outcome), self.session_id)
 
-    async def _finish(self, outcome: Outcome) -> None:
-        """The worker has ended, and so does the session."""
+    async def _finish(self, run: WorkerRun, outcome: Outcome) -> None:
+        """The worker has ended, and so does the session, or its attempt."""
         async with self._deps.running.changing(self):
-            if self.record.status is Status.TERMINATED:
+            if self.record.status is Status.TERMINATED or self.run is not run:
                 return
             if self.record.status is Status.TERMINATING:
                 trace.CURRENT.set(self.record.traceparent)  # of the request to terminate, not of the create
                 await self.end(error=outcome.error, forced=outcome.forced)
             elif outcome.error is not None or outcome.cancelled:
                 error = outcome.error or "CancelledError"
-                await self.end(reason=Reason.CRASHED, error=error, forced=outcome.forced)
+                await self._end_attempt(Reason.CRASHED, error, forced=outcome.forced)
             else:
                 await self.end(reason=Reason.COMPLETED)
 

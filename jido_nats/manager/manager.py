@@ -33,6 +33,7 @@ from jido_nats.manager.conversation import Conversations
 from jido_nats.manager.failpoints import Failpoints
 from jido_nats.manager.forwarding import Forwarder
 from jido_nats.manager.handlers import CommandHandlers
+from jido_nats.manager.journal import JournalCleaner
 from jido_nats.manager.kinds import kinds_of
 from jido_nats.manager.loop_monitor import LoopMonitor
 from jido_nats.manager.metrics import Snapshot, Stats
@@ -46,6 +47,7 @@ from jido_nats.manager.writer import WriterContext
 from jido_nats.store import topology
 from jido_nats.store.event_log import EventLog
 from jido_nats.store.index import ClaimIndex, SessionIndex
+from jido_nats.store.journal_log import JournalLog
 from jido_nats.store.lease import Lease
 from jido_nats.store.leases import Leases, describe
 from jido_nats.store.output_log import OutputLog
@@ -159,9 +161,6 @@ class SessionManager(SessionApi):
             wait_max_s=self._settings.command_timeout_s,
         )
         service = Service(endpoints, self._settings, self.manager_id, handler, self._consumers, self.stats)
-        with contextlib.suppress(TimeoutError):  # then what depends on them is refused until they are
-            async with asyncio.timeout(LEASES_READ_S):
-                await self._leases.read.wait()
         try:
             await service.start()
             await connection.flush()  # from now on requests reach this manager
@@ -257,6 +256,9 @@ class SessionManager(SessionApi):
         self._sweeper = OrphanSweeper(context, self._sessions, index, claims, self._lease.lease_s / 3, now=_now)
         self._start_tasks(connection, claims)
         self._exit.push_async_callback(self._end_sessions)
+        with contextlib.suppress(TimeoutError):  # then what depends on them is refused until they are
+            async with asyncio.timeout(LEASES_READ_S):
+                await self._leases.read.wait()
 
     async def _writer_context(self, connection: Connection, deployed: topology.Deployed) -> WriterContext:
         """What sessions are written with; the lease exists, but is not held yet."""
@@ -274,9 +276,25 @@ class SessionManager(SessionApi):
             self._options, settings.managers_bucket, self.manager_id, deployed.lease_s, outage=self._outage
         )
         self._ownership = Ownership(self._lease, connection)
+        journals = await self._open_journals(connection)
         return WriterContext(
-            self.manager_id, records, event_log, self._leases, self._ownership, self.stats, self.failpoints
+            self.manager_id, records, event_log, self._leases, self._ownership, self.stats, self.failpoints, journals
         )
+
+    async def _open_journals(self, connection: Connection) -> JournalLog | None:
+        """The stream of journals; None, said once, if this manager may not use it."""
+        stream = self._settings.journal_stream
+        try:
+            await topology.declare_journal(connection, self._settings)
+            journals = JournalLog(connection, stream)
+            await journals.check()
+        except (NotAllowed, ServerUnusable) as error:
+            log.warning(
+                "the journals cannot be used: this manager creates no sessions with a restart policy",
+                extra={"stream": stream, "error": str(error)},
+            )
+            return None
+        return journals
 
     async def _take_lease(self, connection: Connection) -> None:
         self._exit.push_async_callback(self._lease.release)
@@ -313,13 +331,16 @@ class SessionManager(SessionApi):
                 raise
 
     def _start_tasks(self, connection: Connection, claims: ClaimIndex) -> None:
+        if (journals := self._context.journals) is not None:
+            cleaner = JournalCleaner(journals, self._context.records, self._index)
+            self._background.start("journals", cleaner.run)
         for name, work in (
             ("index", self._followers.follow_index),
             ("leases", self._followers.follow_leases),
             ("lease time", lambda: self._agree_on_lease_time(connection)),
             ("claims", self._followers.follow_claims),
             ("sweep", self._sweeper.run),
-            ("limits", self._sessions.apply_limits),
+            ("deadlines", self._sessions.apply_deadlines),
             ("lapses", lambda: self._sessions.recheck_after_lapses(claims)),
             ("loop monitor", lambda: LoopMonitor(self._sessions.running).run()),
         ):
@@ -339,7 +360,14 @@ class SessionManager(SessionApi):
         outbox = Outbox(output_log, settings.output_message_bytes_max)
         self._exit.push_async_callback(self._end_output, outbox)
         held = HeldBytes(settings.sessions_bytes_max)
-        return Conversations(outbox, held, inbox_messages_max=settings.inbox_messages_max, now=_now)
+        return Conversations(
+            outbox,
+            held,
+            journals=self._context.journals,
+            failpoints=self.failpoints,
+            inbox_messages_max=settings.inbox_messages_max,
+            now=_now,
+        )
 
     async def _end_output(self, outbox: Outbox) -> None:
         left = await outbox.close(OUTPUT_GRACE_S)

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from jido_nats import trace
 from jido_nats.broker.backoff import Backoff
-from jido_nats.core.output import Output, OutputPublication, publication_of
+from jido_nats.core.output import ConversationAdded, Output, OutputPublication, publication_of
 from jido_nats.errors import BrokerError, JidoError, NotSent, TooLarge, Unavailable
 from jido_nats.store.output_log import OutputLog
 
@@ -95,13 +95,17 @@ class OutputQueue:
 
     def push(self, output: Output) -> None:
         """Queue a kept output; its number has to be the next one. Raises `TooLarge`."""
+        self.push_item(self._outbox.item(output))
+
+    def push_item(self, item: Item, *, after_s: float = 0.0) -> None:
+        """As `push`. `after_s`: how long it may wait before it is sent."""
+        output = item.publication.output
         assert output.number == self.kept + 1, "in order"
-        item = self._outbox.item(output)
         self.kept += 1
         self._waiting.append(item)
         self._outbox.bytes_waiting += len(item.payload)
         if self._task is None:
-            self._task = self._outbox.start(self._send(), output.session_id)
+            self._task = self._outbox.start(self._send(after_s), output.session_id)
 
     async def stored(self, number: int) -> None:
         """Return when all kept output up to `number` is stored; raises the error if that one was refused."""
@@ -149,7 +153,9 @@ class OutputQueue:
             self.moved.clear()
             await self.moved.wait()
 
-    async def _send(self) -> None:
+    async def _send(self, after_s: float) -> None:
+        if after_s:
+            await asyncio.sleep(after_s)
         try:
             async with asyncio.timeout_at(self._gives_up_at) as self._sending:
                 await self._send_all()
@@ -203,6 +209,10 @@ class Outbox:
                 session_id=output.session_id,
             )
         return Item(publication, payload, trace.headers(trace.CURRENT.get()))
+
+    async def conversation(self, session_id: str, limit: int) -> list[ConversationAdded]:
+        """See `OutputLog.conversation`."""
+        return await self._log.conversation(session_id, limit)
 
     async def publish(self, item: Item) -> None:
         """Publish an ephemeral output to current subscribers; without a connection it is dropped."""

@@ -17,21 +17,29 @@ from jido_nats.broker.clock import boottime
 from jido_nats.core import lifecycle, placement
 from jido_nats.core.manager_info import ManagerInfo
 from jido_nats.core.placement import Wanted
-from jido_nats.core.requests import CreateRequest, SendReply, SendRequest
+from jido_nats.core.requests import CreateRequest, SendReply, SendRequest, same_content
 from jido_nats.core.session import Reason, SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.errors import InvalidTransition, Overloaded, StopTimeout, TooLarge, Unavailable
 from jido_nats.manager.conversation import Conversations
 from jido_nats.manager.kinds import Kinds
-from jido_nats.manager.live_session import KILL_GRACE_S, LiveSession, SessionDependencies
+from jido_nats.manager.live_session import KILL_GRACE_S, LiveSession
 from jido_nats.manager.running import NoRoomHere, NotHere, RunningSessions, SessionExists
+from jido_nats.manager.worker_host import SessionDependencies
 from jido_nats.manager.writer import WriterContext
 from jido_nats.store.index import ClaimIndex, SessionIndex
 from jido_nats.store.records import Entry
 
 STOPS_AT_ONCE: Final = 256
+# How many later attempts start at a time; a start may take long.
+STARTS_AT_ONCE: Final = 32
 CLOSE_POLL_S: Final = 1.0
 UNFINISHED: Final = "not done yet, or not known to be done: ask again with the same session id"
+
+NO_JOURNALS: Final = (
+    "this manager may not use the stream of journals (see its log), so no session with a restart policy can be created "
+    "here; ask again for another manager"
+)
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +67,7 @@ class Sessions:
         self.running: Final[RunningSessions[LiveSession]] = RunningSessions()
         self._deps = SessionDependencies(context, conversations, self.running, now)
         self._limit_gate = asyncio.Semaphore(STOPS_AT_ONCE)
+        self._start_gate = asyncio.Semaphore(STARTS_AT_ONCE)
         # How many requested changes are under way, whether or not their callers still wait.
         self._requested = 0
         self._closing = False
@@ -140,6 +149,8 @@ class Sessions:
         chosen = request.session_id is not None
         while (live := self.running.get(session_id)) is not None:
             async with live.lock:  # held during its start
+                if live.is_here and live.waits_for_attempt and same_content(request, live.record):
+                    raise Unavailable("the session waits for its next attempt; ask again", session_id=session_id)
                 if live.is_here:
                     return live.record, True
         await self._check_room(session_id, request)
@@ -173,6 +184,9 @@ class Sessions:
 
         Raises `NotHere`, `InvalidTransition`, `Overloaded`, `AlreadyExists`, `TooLarge`.
         """
+        live = self.running.find(session_id)
+        if live.record.restart is not None:
+            return await live.accept(request)
         live = self._find_started(session_id, "accepts no messages")
         async with self.running.changing(live):
             reply = await live.deliver(request)
@@ -188,8 +202,8 @@ class Sessions:
 
     # Background work
 
-    async def apply_limits(self) -> None:
-        """Apply the time limits of sessions as they expire; never returns."""
+    async def apply_deadlines(self) -> None:
+        """Apply the time limits of sessions as they expire, and begin attempts when it is time; never returns."""
         deadlines = self.running.deadlines
         while True:
             session_id = await deadlines.next()
@@ -197,7 +211,7 @@ class Sessions:
                 continue
             due = live.due_at()
             if due is not None and due <= boottime():
-                self.running.start_task(self._apply_limit(live), session_id)
+                self.running.start_task(self._apply_deadline(live), session_id)
             else:  # postponed by activity
                 deadlines.watch(session_id, due)
 
@@ -319,14 +333,21 @@ class Sessions:
                 raise NotHere(live.session_id)
         return live.record
 
-    async def _apply_limit(self, live: LiveSession) -> None:
-        async with self._limit_gate, self.running.changing(live):
-            await live.apply_limit()
+    async def _apply_deadline(self, live: LiveSession) -> None:
+        async with self.running.changing(live):
+            async with self._limit_gate:
+                await live.apply_limit()
+            if live.is_restart_due:
+                async with self._start_gate:
+                    error = await live.restart()
+                await live.finish_start(error)
 
     async def _check_room(self, session_id: str, request: CreateRequest) -> None:
         """Raise unless this session can be created here: `SessionExists`, `NoRoomHere`, or `Unavailable`."""
         if self._closing:
             raise Unavailable("this manager is stopping; ask again")
+        if request.restart is not None and self._context.journals is None:
+            raise Unavailable(NO_JOURNALS)
         refusal = self._why_not_here(request.wanted)
         if refusal is None:
             return
@@ -365,6 +386,7 @@ class Sessions:
             idle_after_s=request.idle_after_s,
             idle_timeout_s=request.idle_timeout_s,
             max_lifetime_s=request.max_lifetime_s,
+            restart=None if request.restart is None else request.restart.policy,
         )
         return record
 

@@ -23,10 +23,12 @@ from jido_nats.core.session import SessionRecord, Status
 from jido_nats.core.subjects import Publication
 from jido_nats.errors import AlreadyExists, Conflict, Fenced, NotSent, OutcomeUnknown, TooLarge, Unavailable
 from jido_nats.manager.failpoints import Failpoints
+from jido_nats.manager.journal import remove_journal
 from jido_nats.manager.metrics import Stats
 from jido_nats.manager.ownership import Ownership
 from jido_nats.manager.running import SessionExists
 from jido_nats.store.event_log import UNCLAIMED, EventLog
+from jido_nats.store.journal_log import JournalLog
 from jido_nats.store.leases import Leases
 from jido_nats.store.records import Entry, SessionRecords
 
@@ -54,6 +56,7 @@ class WriterContext:
     ownership: Ownership
     stats: Stats
     failpoints: Failpoints
+    journals: JournalLog | None  # None: this manager may not use them
 
 
 class SessionWriter:
@@ -161,8 +164,19 @@ class SessionWriter:
                 self._context.stats.versions_unpublished -= 1
         self._count()
 
+    async def check_unchanged(self) -> None:
+        """Raise `Fenced` unless the bucket has the record as it was last committed here, at its leader."""
+        entry = await self._context.records.get(self.record.session_id)
+        if entry.record != self.record:
+            raise Fenced(f"the session {self.record.session_id} was written by another manager")
+
     async def seal(self) -> None:
-        """Mark the record as final, and let it expire."""
+        """Mark the record as final, and let it expire; what its next attempt would have needed goes.
+
+        That goes first: it is not needed once the session is `terminated`, and nobody looks at a sealed one again.
+        """
+        if self.record.attempt is not None and self._context.journals is not None:
+            await remove_journal(self._context.journals, self.record.session_id)
         await self.commit(msgspec.structs.replace(self.record, sealed=True))
 
     async def claim(self, *, unclaimed: bool = False) -> None:
@@ -259,20 +273,16 @@ class SessionWriter:
             except (Conflict, OutcomeUnknown):
                 await backoff.wait()
             await self.claim()
-            await self._check_unchanged()
+            await self.check_unchanged()
             stored = await self._look()
 
     def _count(self) -> None:
         record, stats = self.record, self._context.stats
-        stats.transitions[record.previous_status or "", record.status, record.reason or "", record.worker] += 1
+        why = record.reason or record.cause or ""
+        stats.transitions[record.previous_status or "", record.status, why, record.worker] += 1
         stats.events_published += 2 if record.opening or record.status is Status.TERMINATED else 1
         if record.opening:
             stats.transitions["", Status.INITIALIZING, "", record.worker] += 1
-
-    async def _check_unchanged(self) -> None:
-        entry = await self._context.records.get(self.record.session_id)
-        if entry.record != self.record:
-            raise Fenced(f"the session {self.record.session_id} was written by another manager")
 
     async def _look(self) -> Collection[str]:
         stored = await self._context.event_log.stored(self.record, self.fence)

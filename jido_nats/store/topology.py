@@ -30,6 +30,20 @@ _NS: Final = 1_000_000_000
 _NAME_IN_USE: Final = 10058
 _LEASE_TIME_S: Final = re.compile(r"\A[1-9][0-9]{0,8}\Z")
 
+# What the streams have in common, unless they say otherwise.
+_COMMON: Final[dict[str, Any]] = {
+    "storage": "file",
+    "retention": "limits",
+    "discard": "old",
+    "max_age": 0,
+    "max_bytes": -1,
+    "max_msgs": -1,
+    "max_msgs_per_subject": -1,
+    "max_msg_size": -1,
+    "no_ack": False,
+    "sealed": False,
+}
+
 log = logging.getLogger(__name__)
 
 
@@ -72,6 +86,14 @@ async def declare(connection: Connection, settings: Settings) -> Deployed:
     )
 
 
+async def declare_journal(connection: Connection, settings: Settings) -> None:
+    """Create or adopt the stream of journals, which a manager can do without; raises as `declare`, and `NotAllowed`."""
+    wanted, name = journal_config(settings), settings.journal_stream
+    found = await find_config(connection, name)
+    _check([wanted], {name: found})
+    await _declare_stream(connection, wanted, found)
+
+
 async def find_config(connection: Connection, stream: str) -> dict[str, Any] | None:
     """The configuration of a stream, or None if it does not exist. Raises `ServerUnusable` if it cannot be read."""
     try:
@@ -96,19 +118,6 @@ def lease_time_in(config: Mapping[str, Any]) -> int | None:
 
 def stream_configs(settings: Settings) -> list[dict[str, Any]]:
     """The stream configurations of the design under these settings."""
-    common = {
-        "storage": "file",
-        "retention": "limits",
-        "num_replicas": settings.replicas,
-        "discard": "old",
-        "max_age": 0,
-        "max_bytes": -1,
-        "max_msgs": -1,
-        "max_msgs_per_subject": -1,
-        "max_msg_size": -1,
-        "no_ack": False,
-        "sealed": False,
-    }
     events = {
         "name": settings.events_stream,
         "description": "every event of every session, and the claims on sessions",
@@ -133,7 +142,20 @@ def stream_configs(settings: Settings) -> list[dict[str, Any]]:
         _bucket(settings.sessions_bucket, "the truth about each session", settings.marker_ttl_s),
         _bucket(settings.managers_bucket, "which managers are alive", 60),
     ]
-    return [common | config for config in (events, output, *buckets)]
+    return [_COMMON | {"num_replicas": settings.replicas} | config for config in (events, output, *buckets)]
+
+
+def journal_config(settings: Settings) -> dict[str, Any]:
+    """The configuration of the stream of journals, which a manager can do without."""
+    return _COMMON | {
+        "name": settings.journal_stream,
+        "description": "what sessions with a restart policy need to go on",
+        "subjects": [subjects.ALL_JOURNALS],
+        "num_replicas": settings.replicas,
+        "discard": "new",
+        "max_bytes": settings.journal_bytes_max,
+        "allow_direct": True,
+    }
 
 
 def readable(settings: Settings) -> frozenset[str]:

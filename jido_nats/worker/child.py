@@ -18,7 +18,8 @@ import msgspec
 
 from jido_nats import trace
 from jido_nats.core import codec
-from jido_nats.core.requests import check_emitted, check_said
+from jido_nats.core.output import ConversationAdded
+from jido_nats.core.requests import check_emitted, check_said, check_state
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.errors import ConfigurationError, command_error
 from jido_nats.worker import protocol
@@ -66,7 +67,7 @@ class Parent:
         self.on_change: Callable[[SessionRecord], None] | None = None
         self._pipe = pipe
         self._ids = itertools.count(1)
-        self._pending: dict[int, asyncio.Future[int | None]] = {}
+        self._pending: dict[int, asyncio.Future[Done]] = {}
         self._gate = asyncio.Semaphore(REQUESTS_MAX)
 
     def write(self, line: FromProgram) -> None:
@@ -75,11 +76,11 @@ class Parent:
             self._pipe.write(codec.encode(line) + b"\n")
             self._pipe.flush()
 
-    async def request(self, line: FromProgram) -> int | None:
+    async def request(self, line: FromProgram) -> Done:
         """Write one line and wait for its answer; raises the error with which it was refused."""
         async with self._gate:
             line.id = number = next(self._ids)
-            future: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+            future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
             self._pending[number] = future
             self.write(line)
             try:
@@ -93,7 +94,7 @@ class Parent:
         if future is None or future.done():
             return
         if isinstance(answer, Done):
-            future.set_result(answer.number)
+            future.set_result(answer)
         else:
             future.set_exception(command_error(answer.code, answer.message, None))
 
@@ -114,16 +115,28 @@ class Parent:
     async def emit(self, name: str, data: Any, *, ephemeral: bool) -> int:
         """See `Session.emit`."""
         check_emitted(name, data)  # check before encoding, which would change data that is not JSON
-        return await self.request(protocol.OutputLine(name=name, data=data, ephemeral=ephemeral)) or 0
+        return (await self.request(protocol.OutputLine(name=name, data=data, ephemeral=ephemeral))).number or 0
 
     async def say(self, role: str, content: Any) -> int:
         """See `Session.say`."""
         check_said(role, content)
-        return await self.request(protocol.Say(role=role, content=content)) or 0
+        return (await self.request(protocol.Say(role=role, content=content))).number or 0
 
     async def flush(self) -> None:
         """See `Session.flush`."""
         await self.request(protocol.Flush())
+
+    async def checkpoint(self, state: Any, handled: str | None) -> None:
+        """See `Session.checkpoint`."""
+        check_state(state)
+        await self.request(protocol.Checkpoint(state=state, handled=handled))
+
+    async def conversation_so_far(self, limit: int) -> list[ConversationAdded]:
+        """See `Session.conversation`."""
+        return (await self.request(protocol.Conversation(limit=limit))).conversation or []
+
+    def handled_taken(self) -> None:
+        """Nothing to do: the line `next` says so."""
 
     def touch(self) -> None:
         """See `Session.touch`."""
@@ -147,7 +160,7 @@ async def run(name: str, pipe: IO[bytes]) -> int:
     parent = Parent(pipe)
     parent.record = line
     ended: asyncio.Future[tuple[Outcome, BaseException | None]] = loop.create_future()
-    work = WorkerRun(load_worker(name), Session(parent))
+    work = WorkerRun(load_worker(name), Session(parent, line.state))
     work.start(lambda *end: ended.set_result(end))
     loop.add_signal_handler(signal.SIGTERM, work.cancel)
     reading = asyncio.create_task(_read(incoming, parent, work))

@@ -28,10 +28,13 @@ from jido_nats.worker.protocol import (
     LINE_BYTES_MAX,
     TYPES,
     Activate,
+    Checkpoint,
+    Conversation,
     Done,
     Failed,
     Flush,
     FromProgram,
+    Handled,
     Idle,
     Next,
     OutputLine,
@@ -206,7 +209,9 @@ class _Exchange:
     def start(self, wait_ready: bool) -> None:
         """Write the session's line, and relay from now on."""
         host = self._host
-        self._write(SessionLine(**msgspec.structs.asdict(host.record), wait_ready=wait_ready))
+        state, self._session.state = self._session.state, None  # it may be large, and only the program needs it
+        record = msgspec.structs.asdict(host.record)
+        self._write(SessionLine(**record, wait_ready=wait_ready, attempt=host.record.attempt, state=state))
         if self._requested is not None:
             host.on_change = self._write_status
         self._tasks = [
@@ -243,10 +248,11 @@ class _Exchange:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _deliver(self) -> None:
-        async for message in self._session.messages():
+        inbox = self._host.inbox  # unlike `Session.messages`: what is written is not handled yet
+        while True:
             if self._requested is not None:
                 await self._requested.acquire()
-            self._write(message)
+            self._write(await inbox.take())
             try:
                 await self._group.stdin.drain()
             except OSError:
@@ -276,7 +282,7 @@ class _Exchange:
 
     async def _handle(self, request: FromProgram) -> None:
         try:
-            number = await self._carry_out(request)
+            done = await self._carry_out(request)
         except CommandError as error:
             if request.id is None:
                 self._warn("a program's request was refused", error=str(error))
@@ -284,10 +290,12 @@ class _Exchange:
                 await self._answer(Refused(request.id, error.code, str(error)))
         else:
             if request.id is not None:
-                await self._answer(Done(request.id, number))
+                done.id = request.id
+                await self._answer(done)
 
-    async def _carry_out(self, request: FromProgram) -> int | None:
-        session = self._session
+    async def _carry_out(self, request: FromProgram) -> Done:
+        """The answer, without its id."""
+        session, host = self._session, self._host
         match request:
             case Ready():
                 await session.ready()
@@ -301,14 +309,20 @@ class _Exchange:
                 await session.flush()
             case Next():
                 if self._requested is not None:
+                    host.handled_taken()
                     self._requested.release()
+            case Checkpoint() | Handled():
+                state = request.state if isinstance(request, Checkpoint) else msgspec.UNSET
+                await host.checkpoint(state, request.handled)
+            case Conversation(limit=limit):
+                return Done(None, conversation=await session.conversation(limit))
             case Failed(error=error, traceback=traceback):
                 self.failure, self.traceback = error, traceback
             case OutputLine():
-                return await session.emit(request.name, request.data, ephemeral=request.ephemeral)
+                return Done(None, await session.emit(request.name, request.data, ephemeral=request.ephemeral))
             case Say():
-                return await session.say(request.content, role=request.role)
-        return None
+                return Done(None, await session.say(request.content, role=request.role))
+        return Done(None)
 
     async def _read_stderr(self) -> None:
         loop = asyncio.get_running_loop()

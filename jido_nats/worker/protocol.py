@@ -1,7 +1,8 @@
 """The lines between a manager and a program: JSON objects, distinguished by `type`.
 
-To the program: first `session` (the whole record), then `message`, and for each line with an `id` either `done` or
-`refused`; a Python worker's program (`python_worker`) also gets `status` when the session's status changes.
+To the program: first `session` (the whole record, and what its last checkpoint says), then `message`, and for each
+line with an `id` either `done` or `refused`; a Python worker's program (`python_worker`) also gets `status` when the
+session's status changes.
 From the program: see `FromProgram`.
 """
 
@@ -11,6 +12,8 @@ from typing import Annotated, Any, Final, NamedTuple, Protocol, get_args
 
 import msgspec
 
+from jido_nats.core.output import ConversationAdded
+from jido_nats.core.requests import CONVERSATION_LIMIT_MAX
 from jido_nats.core.session import SessionRecord, Status
 from jido_nats.worker.line_id import IdFinder
 
@@ -63,6 +66,25 @@ class Flush(FromProgramBase, tag="flush"):
     """Answered once all output is stored."""
 
 
+class Checkpoint(FromProgramBase, tag="checkpoint"):
+    """Store a `state` for the next attempt; all messages up to that with the id `handled` are in it, and handled."""
+
+    state: Any
+    handled: str | None = None
+
+
+class Handled(FromProgramBase, tag="handled"):
+    """All messages up to that with the id `handled` are handled: the next attempt does not get them."""
+
+    handled: str
+
+
+class Conversation(FromProgramBase, tag="conversation"):
+    """Answered with the last `limit` messages of the conversation, as stored."""
+
+    limit: int = CONVERSATION_LIMIT_MAX
+
+
 class Next(FromProgramBase, tag="next"):
     """Request one more message; only from a Python worker's program."""
 
@@ -74,14 +96,22 @@ class Failed(FromProgramBase, tag="failed"):
     traceback: str | None = None
 
 
-FromProgram = Ready | Idle | Activate | Touch | OutputLine | Say | Flush | Next | Failed
+FromProgram = (
+    Ready | Idle | Activate | Touch | OutputLine | Say | Flush | Checkpoint | Handled | Conversation | Next | Failed
+)
 TYPES: Final = tuple(str(kind.__struct_config__.tag) for kind in get_args(FromProgram) if kind is not Next)
 
 
 class SessionLine(SessionRecord, tag="session", frozen=True, kw_only=True, omit_defaults=True):
-    """The first line to a program: the record; `wait_ready`: whether it has to report that it is ready."""
+    """The first line to a program: the record; `wait_ready`: whether it has to report that it is ready.
+
+    Of a session with a restart policy, `attempt`: which run of its worker this is; `state`: what the last checkpoint
+    has stored, by whichever attempt.
+    """
 
     wait_ready: bool = False
+    attempt: int | None = None
+    state: Any = None
 
 
 class StatusLine(msgspec.Struct, tag="status"):
@@ -92,10 +122,11 @@ class StatusLine(msgspec.Struct, tag="status"):
 
 
 class Done(msgspec.Struct, tag="done", omit_defaults=True):
-    """The request with this `id` is done; `number`: that of the output."""
+    """The request with this `id` is done; `number`: that of the output; `conversation`: what was asked for."""
 
     id: Id
     number: int | None = None
+    conversation: list[ConversationAdded] | None = None
 
 
 class Refused(msgspec.Struct, tag="refused"):

@@ -35,14 +35,14 @@ class WorkerKilled(Exception):
 class WorkerRun:
     """One run of a worker, as a task."""
 
-    __slots__ = ("_awaitable", "_cancels", "_name", "_on_end", "_raised", "_ready_waiter", "_task")
+    __slots__ = ("_awaitable", "_cancels", "_on_end", "_raised", "_ready_waiter", "_session", "_task")
 
     def __init__(self, worker: Worker, session: Session) -> None:
         """Call the worker; its coroutine runs once it is started.
 
         Raises what `worker(session)` raises, and `TypeError` if that does not return an awaitable.
         """
-        self._name = session.session_id
+        self._session = session
         self._cancels = 0
         self._ready_waiter: asyncio.Future[Any] | None = None
         self._raised: BaseException | None = None
@@ -58,7 +58,7 @@ class WorkerRun:
         """
         assert self._awaitable is not None, "started once"
         self._on_end = on_end
-        self._task = asyncio.create_task(self._work(self._awaitable), name=self._name)
+        self._task = asyncio.create_task(self._work(self._awaitable), name=self._session.session_id)
         self._task.add_done_callback(self._report_end)
 
     def discard(self) -> None:
@@ -90,6 +90,7 @@ class WorkerRun:
     def cancel(self) -> None:
         """Cancel the worker, and any `wait_ready`. May be repeated, for a worker that swallows a cancellation."""
         self._cancels += 1
+        self._session.stopping.set()
         if self._ready_waiter is not None:
             self._ready_waiter.cancel()
         self._task.cancel()

@@ -10,6 +10,7 @@ import msgspec
 import nats
 from nats.aio.client import Client as NatsClient
 from nats.errors import Error as NatsError
+from nats.js.errors import NotFoundError
 
 from tests.tools.audit import MANAGERS_BUCKET, SESSIONS_BUCKET, Violation, read_bucket
 
@@ -91,8 +92,19 @@ async def _why_unlisted(nc: NatsClient, session_id: str, managers: int) -> str:
         if isinstance(listed, str):
             return listed
         if session_id not in listed:
-            return f"a manager lists {len(listed)} others"
+            record = await _stored_record(nc, session_id)
+            if record is not None and record.status == "terminated":
+                return ""  # and no live one is to be listed
+            return f"a manager lists {len(listed)} others; the bucket has {record}"
     return ""
+
+
+async def _stored_record(nc: NatsClient, session_id: str) -> _Listed | None:
+    """The record, as the bucket's leader has it; None if there is none."""
+    with contextlib.suppress(NotFoundError):
+        entry = await nc.jetstream().get_last_msg(f"KV_{SESSIONS_BUCKET}", f"$KV.{SESSIONS_BUCKET}.{session_id}")
+        return msgspec.json.decode(entry.data, type=_Listed) if entry.data else None
+    return None
 
 
 async def _serving(nc: NatsClient) -> int:

@@ -26,7 +26,7 @@ async def report(deployment: Deployment, load: Load, seed: int, measured: Measur
     evidence = await audit.read(deployment.url)
     answers = _write_answers(load, deployment.folder / "answers.jsonl")
     violations = deployment.violations + audit.audit(
-        *evidence, answers, quiet=True, all_ended=True, restores=deployment.restores
+        *evidence, answers=answers, quiet=True, all_ended=True, restores=deployment.restores
     )
     print(f"seed {seed}: {sum(measured.faults.values())} faults: {dict(measured.faults)}")
     claims = sum(message.subject.startswith("jido.fence.") for message in evidence.messages)

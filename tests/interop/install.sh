@@ -3,7 +3,7 @@
 # Quick where all is there already.
 set -eu
 
-packages="gcc make pkg-config libc6-dev libnats-dev libjansson-dev chromium systemd openssl libfaketime caddy nginx-light"
+packages="gcc make pkg-config libc6-dev libnats-dev libjansson-dev chromium systemd openssl libfaketime caddy nginx-light jq"
 
 missing=""
 for package in $packages; do

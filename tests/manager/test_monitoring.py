@@ -60,6 +60,20 @@ def labelled(name: str, **labels: str) -> tuple[str, frozenset[Any]]:
     return name, frozenset((key.rstrip("_"), value) for key, value in labels.items())
 
 
+async def test_a_new_attempt_is_a_transition_with_its_cause(
+    stranger: Stranger, manager: SessionManager, monitoring: HealthServer, puppet: Puppet
+) -> None:
+    await stranger.create("s1", restart={"on": ["crashed"], "backoff_s": 60})
+    puppet.crash("s1", RuntimeError("boom"))
+
+    labels = {"from_": "active", "to": "initializing", "reason": "crashed", "worker": "default"}
+    assert await eventually(lambda: counted(monitoring, labelled("jido_transitions_total", **labels))) == 1
+
+
+async def counted(monitoring: HealthServer, key: tuple[str, frozenset[Any]]) -> float:
+    return (await samples(monitoring)).get(key, 0)
+
+
 async def test_what_happens_is_counted(
     stranger: Stranger, manager: SessionManager, puppet: Puppet, monitoring: HealthServer
 ) -> None:

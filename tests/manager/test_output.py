@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from jido_nats import Client, LocalServer, Session, SessionOutput
+from jido_nats import Client, LocalServer, Session, SessionManager, SessionOutput
 from jido_nats.client.streams import OutputStream
 from jido_nats.errors import BadRequest, InvalidTransition, TooLarge
 from jido_nats.manager.live_session import LiveSession
@@ -277,3 +277,32 @@ async def steps(stranger: Stranger, session_id: str, count: int = 20) -> float:
         assert "error" not in answer
         taken_s.append(time.monotonic() - asked_at)
     return sorted(taken_s)[count // 2]
+
+
+async def test_a_reader_drops_what_an_older_attempt_said_late(
+    server: LocalServer, stranger: Stranger, manager: SessionManager
+) -> None:
+    for number, attempt in ((1, 1), (2, 2), (3, 1), (4, 2)):
+        await stranger.say("s1", number, attempt=attempt)
+
+    async with Client.connect(server.url) as client, client.output(since="all") as outputs:
+        numbers = [message.output.number async for message in outputs.stored()]
+
+    assert numbers == [1, 2, 4]
+
+
+async def test_a_listener_drops_what_an_older_attempt_says_late(
+    server: LocalServer, stranger: Stranger, manager: SessionManager
+) -> None:
+    heard: list[tuple[str, int]] = []
+    async with (
+        Client.connect(server.url) as client,
+        client.listen_output(None, lambda message: heard.append((message.output.session_id, message.output.number))),
+    ):
+        for number, attempt in ((1, 1), (2, 2), (3, 1)):
+            await stranger.say("s1", number, attempt=attempt, ephemeral=True)
+        await stranger.say("s2", 1, attempt=1, ephemeral=True)
+        await stranger.say("s1", 4, attempt=2, ephemeral=True)
+
+        assert await eventually(lambda: heard if heard[-1:] == [("s1", 4)] else [])
+    assert heard == [("s1", 1), ("s1", 2), ("s2", 1), ("s1", 4)]

@@ -213,11 +213,11 @@ async def test_a_watch_follows_a_session_through_an_unknown_status(
 async def test_a_command_on_a_session_of_a_newer_version_is_unavailable(
     stranger: Stranger, manager: SessionManager, verb: str
 ) -> None:
-    data = await put(stranger, record("r1", needs=["restart"]))
+    data = await put(stranger, record("r1", needs=["tomorrow"]))
 
     code, message = await error_of(stranger, verb, "r1")
 
-    assert (code, "newer version" in message, "restart" in message) == ("unavailable", True, True)
+    assert (code, "newer version" in message, "tomorrow" in message) == ("unavailable", True, True)
     assert await stored_bytes(stranger, "r1") == data
 
 
@@ -225,7 +225,7 @@ async def test_a_command_on_a_session_of_a_newer_version_is_unavailable(
 async def test_create_of_the_id_of_a_session_of_a_newer_version_is_refused(
     stranger: Stranger, manager: SessionManager, sealed: bool
 ) -> None:
-    data = await put(stranger, record("r1", needs=["restart"], sealed=sealed))
+    data = await put(stranger, record("r1", needs=["tomorrow"], sealed=sealed))
 
     answer = await stranger.create("r1")
 
@@ -236,7 +236,7 @@ async def test_create_of_the_id_of_a_session_of_a_newer_version_is_refused(
 async def test_a_session_of_a_newer_version_is_listed_with_its_status(
     stranger: Stranger, manager: SessionManager
 ) -> None:
-    await put(stranger, record("r1", status="waiting", needs=["restart"]))
+    await put(stranger, record("r1", status="waiting", needs=["tomorrow"]))
 
     listed = await stranger.ask("jido.session.list")
 
@@ -248,7 +248,7 @@ async def test_an_orphan_of_a_newer_version_is_left_as_it_is(
 ) -> None:
     caplog.set_level(logging.WARNING)
     await start_manager(lease_s=LEASE_S)
-    foreign = await with_history(stranger, "foreign", "idle", needs=["restart"])
+    foreign = await with_history(stranger, "foreign", "idle", needs=["tomorrow"])
     await stranger.js.publish("jido.fence.foreign", b'{"manager":"manager_newer"}')
     await with_history(stranger, "known", "idle")
 
@@ -262,7 +262,7 @@ async def test_an_orphan_of_a_newer_version_is_left_as_it_is(
 
 
 async def test_readiness_counts_sessions_of_newer_versions(stranger: Stranger, manager: SessionManager) -> None:
-    await put(stranger, record("r1", needs=["restart"]))
+    await put(stranger, record("r1", needs=["tomorrow"]))
 
     await eventually(lambda: manager.snapshot().foreign == 1)
     assert manager.snapshot().not_ready == []
@@ -271,7 +271,7 @@ async def test_readiness_counts_sessions_of_newer_versions(stranger: Stranger, m
 async def test_a_lease_says_what_its_manager_knows(stranger: Stranger, manager: SessionManager) -> None:
     entry = await (await stranger.js.key_value("JIDO_MANAGERS")).get(manager.manager_id)
 
-    assert msgspec.json.decode(entry.value or b"")["knows"] == ["worker"]
+    assert msgspec.json.decode(entry.value or b"")["knows"] == ["restart", "worker"]
 
 
 async def test_a_reader_ignores_fields_that_it_does_not_know(stranger: Stranger, manager: SessionManager) -> None:
@@ -284,19 +284,19 @@ async def test_a_reader_ignores_fields_that_it_does_not_know(stranger: Stranger,
 
 
 @pytest.fixture
-def knows_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+def knows_tomorrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """The managers of the test know a feature."""
     for module in ("jido_nats.core.session", "jido_nats.store.leases"):
-        monkeypatch.setattr(f"{module}.KNOWN_FEATURES", frozenset({"restart"}))
+        monkeypatch.setattr(f"{module}.KNOWN_FEATURES", frozenset({"tomorrow"}))
 
 
 @pytest.fixture
-def creates_with_restart(knows_restart: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def creates_with_tomorrow(knows_tomorrow: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """And each session that they create needs it."""
     first_record = Sessions._first_record
 
     def needing(sessions: Sessions, session_id: str, request: CreateRequest) -> SessionRecord:
-        return msgspec.structs.replace(first_record(sessions, session_id, request), needs=("restart",))
+        return msgspec.structs.replace(first_record(sessions, session_id, request), needs=("tomorrow",))
 
     monkeypatch.setattr(Sessions, "_first_record", needing)
 
@@ -309,19 +309,19 @@ async def put_old_lease(stranger: Stranger, manager: SessionManager) -> None:
 
 
 async def test_a_feature_is_not_introduced_while_a_manager_does_not_know_it(
-    stranger: Stranger, creates_with_restart: None, manager: SessionManager
+    stranger: Stranger, creates_with_tomorrow: None, manager: SessionManager
 ) -> None:
     await put_old_lease(stranger, manager)
 
     error = (await stranger.create("s1"))["error"]
 
     assert error["code"] == "unavailable"
-    assert all(part in error["message"] for part in ("upgrade all managers first", "manager_old", "restart"))
+    assert all(part in error["message"] for part in ("upgrade all managers first", "manager_old", "tomorrow"))
     assert await stranger.positions() == (0, 0)
 
 
 async def test_a_feature_is_introduced_once_every_manager_knows_it(
-    stranger: Stranger, creates_with_restart: None, manager: SessionManager
+    stranger: Stranger, creates_with_tomorrow: None, manager: SessionManager
 ) -> None:
     await put_old_lease(stranger, manager)
     await stranger.create("s1")
@@ -329,11 +329,11 @@ async def test_a_feature_is_introduced_once_every_manager_knows_it(
     await eventually(lambda: "manager_old" not in manager._leases.managers)
 
     assert (await stranger.create("s1"))["status"] == "active"
-    assert (await stranger.record("s1") or {})["needs"] == ["restart"]
+    assert (await stranger.record("s1") or {})["needs"] == ["tomorrow"]
 
 
 async def test_no_feature_is_introduced_before_the_leases_are_read(
-    stranger: Stranger, creates_with_restart: None, manager: SessionManager
+    stranger: Stranger, creates_with_tomorrow: None, manager: SessionManager
 ) -> None:
     manager._leases.follow()
 
@@ -342,13 +342,13 @@ async def test_no_feature_is_introduced_before_the_leases_are_read(
 
 
 async def test_a_change_that_would_introduce_a_feature_leaves_the_session_as_it_is(
-    stranger: Stranger, knows_restart: None, manager: SessionManager
+    stranger: Stranger, knows_tomorrow: None, manager: SessionManager
 ) -> None:
     await stranger.create("s1")
     await put_old_lease(stranger, manager)
     before = await stranger.positions()
     live = manager._sessions.running.find("s1")
-    changed = msgspec.structs.replace(live.record, needs=("restart",), version=3)
+    changed = msgspec.structs.replace(live.record, needs=("tomorrow",), version=3)
 
     with pytest.raises(Unavailable, match="upgrade all managers first"):
         async with manager._sessions.running.changing(live):
@@ -359,7 +359,7 @@ async def test_a_change_that_would_introduce_a_feature_leaves_the_session_as_it_
 
 
 async def test_a_session_that_has_a_feature_goes_on_beside_a_manager_that_does_not_know_it(
-    stranger: Stranger, creates_with_restart: None, manager: SessionManager
+    stranger: Stranger, creates_with_tomorrow: None, manager: SessionManager
 ) -> None:
     await stranger.create("s1")
     await put_old_lease(stranger, manager)
@@ -369,10 +369,10 @@ async def test_a_session_that_has_a_feature_goes_on_beside_a_manager_that_does_n
 
 
 async def test_an_orphan_that_has_a_feature_is_ended_beside_a_manager_that_does_not_know_it(
-    stranger: Stranger, knows_restart: None, start_manager: StartManager
+    stranger: Stranger, knows_tomorrow: None, start_manager: StartManager
 ) -> None:
     manager = await start_manager(lease_s=LEASE_S)
     await put_old_lease(stranger, manager)
-    await with_history(stranger, "r1", "idle", needs=["restart"])
+    await with_history(stranger, "r1", "idle", needs=["tomorrow"])
 
     assert (await stranger.ends("r1"))["reason"] == "owner_lost"

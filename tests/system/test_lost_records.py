@@ -140,6 +140,23 @@ async def test_an_orphan_whose_record_is_damaged_is_repaired_from_the_stream_and
     assert await stranger.stored_brief() == ["1 created", "2 active", "3 idle", "4 terminated", "4 ended"]
 
 
+async def test_a_repaired_record_ends_in_its_attempt_and_its_journal_is_removed(
+    server: LocalServer, stranger: Stranger, start_manager: StartManager
+) -> None:
+    async with serving(server.url, "--lease-s", "1") as program:
+        await stranger.create("s1", restart={"on": ["crashed"]})
+        program.process.kill()
+        await program.process.wait()
+    assert await stranger.stored("JIDO_JOURNAL")
+    await stranger.js.publish(KEY + "s1", b"no record")
+
+    await start_manager()
+
+    await eventually(lambda: is_sealed(stranger, "s1"))
+    assert [event.get("attempt") for event in await stranger.stored_events()] == [None, 1, 1, 1]
+    assert not await stranger.stored("JIDO_JOURNAL")
+
+
 async def is_sealed(stranger: Stranger, session_id: str) -> bool:
     found = await stranger.js.get_last_msg("KV_JIDO_SESSIONS", KEY + session_id)
     return b'"sealed":true' in (found.data or b"")

@@ -64,7 +64,7 @@ async def received(stranger: Stranger, manager: ManagerProcess, verb: str) -> in
 async def violations(server: LocalServer, *, all_ended: bool = False) -> list[audit.Violation]:
     """What the auditor finds."""
     seen = await audit.read(server.url)
-    return audit.audit(seen.messages, seen.records, seen.leases, [], quiet=True, all_ended=all_ended)
+    return audit.audit(*seen, quiet=True, all_ended=all_ended)
 
 
 async def create_at(stranger: Stranger, manager: ManagerProcess) -> str:
@@ -353,6 +353,44 @@ async def test_a_kind_of_worker_can_be_named_once_no_old_manager_is_left(
         await leaving.exit_code()
 
         assert (await eventually(partial(created, stranger, "s1", worker="coder")))["worker"] == "coder"
+
+
+# Restart policies
+
+POLICY: dict[str, Any] = {"on": ["crashed"]}
+
+
+async def test_a_restart_policy_can_be_given_once_no_old_manager_is_left(
+    server: LocalServer, stranger: Stranger, old: Version
+) -> None:
+    async with running_manager(server, old) as leaving, manager_process(server.url, lease_s=LEASE_S):
+        messages: dict[str, str] = {}
+        async with asyncio.timeout(DEADLINE_S):
+            while set(messages) != {"bad_request", "unavailable"}:  # from the old one, and from the new one
+                error = (await stranger.create("s1", restart=POLICY))["error"]
+                messages[error["code"]] = error["message"]
+        assert "restart" in messages["bad_request"]
+        assert "upgrade all managers first" in messages["unavailable"]
+
+        leaving.send(signal.SIGTERM)
+        await leaving.exit_code()
+
+        assert (await eventually(partial(created, stranger, "s1", restart=POLICY)))["run"]["attempt"] == 1
+
+
+async def test_an_old_manager_leaves_sessions_with_a_restart_policy_alone(
+    server: LocalServer, stranger: Stranger, old: Version
+) -> None:
+    async with manager_process(server.url, lease_s=LEASE_S) as first:
+        await eventually(partial(created, stranger, "durable", restart=POLICY))
+        await stranger.create("plain")
+        async with running_manager(server, old):
+            first.send(signal.SIGKILL)
+            assert (await stranger.ends("plain"))["reason"] == "owner_lost"
+            assert (await stranger.record("durable") or {})["status"] == "active"
+
+            async with manager_process(server.url, lease_s=LEASE_S):
+                assert (await stranger.ends("durable"))["reason"] == "owner_lost"
 
 
 async def created(stranger: Stranger, session_id: str, **fields: Any) -> dict[str, Any] | None:

@@ -16,13 +16,13 @@ from tests.tools.roles import INSIDE, PASSWORDS, SECRETS, Member, as_user, js_pr
 from tests.tools.support import DEADLINE_S, brief, eventually, wait_for_ever
 
 EXAMPLE_SUBJECT = "jido.client.session.example"
-STREAMS = ("JIDO_CLIENT", "JIDO_OUTPUT", "KV_JIDO_SESSIONS", "KV_JIDO_MANAGERS")
+STREAMS = ("JIDO_CLIENT", "JIDO_OUTPUT", "JIDO_JOURNAL", "KV_JIDO_SESSIONS", "KV_JIDO_MANAGERS")
 READ = ("JIDO_CLIENT", "JIDO_OUTPUT", "KV_JIDO_SESSIONS")
 FOLLOWED = ("JIDO_CLIENT", "KV_JIDO_SESSIONS", "KV_JIDO_MANAGERS")
 
 # What can be tried, by what it would do; in the words of the account of the streams. An `x` stands for any name.
 EVENTS = {"jido.client.events", "jido.client.session.example", "jido.client.session.example.output"}
-STATE = {"jido.fence.example", "$KV.JIDO_SESSIONS.example", "$KV.JIDO_MANAGERS.x"}
+STATE = {"jido.fence.example", "jido.journal.example", "$KV.JIDO_SESSIONS.example", "$KV.JIDO_MANAGERS.x"}
 BETWEEN_MANAGERS = {"jido.manager.x.terminate.example"}
 OPERATE = {"jido.admin.erase.example", "jido.admin.drain.x"}
 DECLARE = {f"$JS.API.STREAM.{verb}.{stream}" for verb in ("CREATE", "UPDATE") for stream in STREAMS}
@@ -84,6 +84,12 @@ FOLLOW = {
     *(f"$JS.API.CONSUMER.{verb}.{stream}.x" for verb in ("MSG.NEXT", "DELETE") for stream in FOLLOWED),
     *(f"$JS.API.CONSUMER.INFO.{stream}.x" for stream in READ),
     "$JS.API.CONSUMER.CREATE.JIDO_OUTPUT.x",
+    *(
+        f"$JS.API.{verb}.GET.{stream}"
+        for verb in ("STREAM.MSG", "DIRECT")
+        for stream in ("JIDO_OUTPUT", "JIDO_JOURNAL")
+    ),
+    "$JS.API.STREAM.PURGE.JIDO_JOURNAL",
 }
 FOLLOW |= {
     f"$JS.API.CONSUMER.{rest}"
@@ -119,7 +125,18 @@ SUBSCRIBE = set.union(
     COMMANDS,
     HEAR_ALL,
     HEAR_EXAMPLE,
-    {">", "_INBOX.>", "_INBOX.*", "_INBOX.someone-else.>", "_R_.>", "$KV.>", "$JS.>", "jido.>", "jido.fence.*"},
+    {
+        ">",
+        "_INBOX.>",
+        "_INBOX.*",
+        "_INBOX.someone-else.>",
+        "_R_.>",
+        "$KV.>",
+        "$JS.>",
+        "jido.>",
+        "jido.fence.*",
+        "jido.journal.*",
+    },
     {"jido.js.>", "jido.admin.>"},
 )
 NOT_MANAGERS = ["client", "observer", "session-example"]

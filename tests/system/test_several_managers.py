@@ -38,7 +38,7 @@ from tests.tools.support import DEADLINE_S, LEASE_S, Stranger, Stubborn, eventua
 
 async def violations(server: LocalServer) -> list[audit.Violation]:
     seen = await audit.read(server.url)
-    return audit.audit(seen.messages, seen.records, seen.leases, [], quiet=True)
+    return audit.audit(*seen, quiet=True)
 
 
 async def test_a_command_that_reaches_another_manager_is_passed_on_to_the_owner(start_manager: StartManager) -> None:

@@ -118,7 +118,7 @@ class ManagerMachine(RuleBasedStateMachine):
         await self.manager.close()
         seen = await audit.read(self.server.url)
         await self.exit.aclose()
-        assert audit.audit(seen.messages, seen.records, seen.leases, [], quiet=True, all_ended=True) == []
+        assert audit.audit(*seen, quiet=True, all_ended=True) == []
 
 
 @pytest.mark.timeout(170)

@@ -1,6 +1,6 @@
 """An independent checker of what sessions promise. It knows the design, and nothing of our code.
 
-It reads what any outsider can: the stream of events, the two buckets, and a log of commands and their answers.
+It reads what any operator can: the three streams, the two buckets, and a log of commands and their answers.
 The stream has to be whole, so run it within its retention. `python -m tests.tools.audit --server URL` runs it.
 """
 
@@ -25,12 +25,16 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import NotFoundError
 
 STREAM: Final = "JIDO_CLIENT"
+OUTPUT_STREAM: Final = "JIDO_OUTPUT"
+JOURNAL_STREAM: Final = "JIDO_JOURNAL"
 SESSIONS_BUCKET: Final = "JIDO_SESSIONS"
 MANAGERS_BUCKET: Final = "JIDO_MANAGERS"
 
 EVENTS: Final = "jido.client.events"
 SESSION: Final = "jido.client.session."
 FENCE: Final = "jido.fence."
+OUTPUT: Final = ".output"
+JOURNAL: Final = "jido.journal."
 
 # The design's table of the lifecycle, written out again.
 MAY_BECOME: Final[Mapping[str | None, frozenset[str]]] = {
@@ -40,11 +44,17 @@ MAY_BECOME: Final[Mapping[str | None, frozenset[str]]] = {
     "terminating": frozenset({"terminated"}),
     "terminated": frozenset(),
 }
+# What a session with a restart policy may become as well.
+MAY_BECOME_WITH_A_POLICY: Final[Mapping[str | None, frozenset[str]]] = {
+    "initializing": frozenset({"initializing", "terminating"}),
+    "active": frozenset({"initializing"}),
+    "idle": frozenset({"initializing"}),
+}
 THROUGH_TERMINATING: Final = frozenset({"requested", "timed_out", "manager_stopped"})
 STRAIGHT_FROM_THE_START: Final = frozenset({"start_failed", "owner_lost"})
 STRAIGHT_FROM_RUNNING: Final = frozenset({"completed", "crashed", "owner_lost"})
 # What the last status, the end and the record have in common.
-ENDING_FIELDS: Final = ("reason", "error", "detail", "forced", "output_incomplete", "updated_at")
+ENDING_FIELDS: Final = ("reason", "error", "detail", "forced", "output_incomplete", "updated_at", "attempt")
 FAILURES: Final = frozenset({"crashed", "start_failed", "owner_lost"})
 
 CREATED, STATUS, ENDED = "session_created", "session_status", "session_terminated"
@@ -57,6 +67,7 @@ BATCH: Final = 5000
 ANSWER_TIMEOUT_S: Final = 5.0
 CATCH_UP_S: Final = 30.0
 POLL_S: Final = 0.05
+REMOVAL_S: Final = 5.0
 SHOWN_MAX: Final = 50
 
 
@@ -95,6 +106,15 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     detail: str | None = None
     forced: bool = False
     output_incomplete: bool = False
+    attempt: int | None = None
+    cause: str | None = None
+
+
+class Run(msgspec.Struct, frozen=True, gc=False):
+    """Which attempt a record is in."""
+
+    attempt: int
+    cause: str | None = None
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -116,6 +136,29 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     forced: bool = False
     output_incomplete: bool = False
     sealed: bool = False
+    run: Run | None = None
+
+    @property
+    def attempt(self) -> int | None:
+        """The number of its attempt, if the session has a restart policy."""
+        return None if self.run is None else self.run.attempt
+
+
+class Output(msgspec.Struct, frozen=True, gc=False):
+    """What a worker said, or was told."""
+
+    type: str
+    session_id: str
+    number: int
+    attempt: int | None = None
+
+
+class Entry(msgspec.Struct, frozen=True, gc=False):
+    """An entry of a journal."""
+
+    type: str
+    attempt: int
+    created_at: datetime
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,6 +201,13 @@ class Told(NamedTuple):
         return self.message.sequence
 
 
+class Said(NamedTuple):
+    """An output and the message that has it."""
+
+    message: Message
+    output: Output
+
+
 class History:
     """What the stream says of one session, in the order of the stream."""
 
@@ -166,6 +216,8 @@ class History:
         self.events: list[Told] = []
         self.copies: list[Told] = []
         self.claims: list[int] = []
+        self.output: list[Said] = []
+        self.journal: list[Entry] = []
 
     @cached_property
     def steps(self) -> dict[int, Event]:
@@ -186,6 +238,18 @@ class History:
         """Whether the session has become `terminated`."""
         return any(event.status == "terminated" for event in self.steps.values())
 
+    @cached_property
+    def counted(self) -> list[Said]:
+        """Its output without what readers drop: what an older attempt says after a newer one has spoken."""
+        counted: list[Said] = []
+        newest = 0
+        for said in self.output:
+            attempt = said.output.attempt or 0
+            newest = max(newest, attempt)
+            if attempt == newest:
+                counted.append(said)
+        return counted
+
     def violation(self, kind: str, detail: str) -> Violation:
         """A violation by this session."""
         return Violation(kind, self.session_id, detail)
@@ -202,17 +266,21 @@ class Case(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What `read` collects: the stream's messages, the records' bytes by id, the managers that have a lease."""
+    """What `read` collects: what the streams hold, the records' bytes by id, the managers that have a lease."""
 
     messages: list[Message]
     records: dict[str, bytes]
     leases: set[str]
+    output: Sequence[Message] = ()
+    journals: Sequence[Message] = ()
 
 
 def audit(
     messages: Iterable[Message],
     records: Mapping[str, bytes],
     leases: Collection[str],
+    output: Iterable[Message] = (),
+    journals: Iterable[Message] = (),
     answers: Sequence[Answer] = (),
     *,
     quiet: bool = False,
@@ -225,27 +293,21 @@ def audit(
     and the stream from before the reading of the buckets. `restores`: when older stores were put back, in order.
     """
     with _without_gc():
-        return _audit(messages, records, leases, answers, quiet=quiet, all_ended=all_ended, restores=restores)
+        histories, violations = _sort(messages, output, journals)
+        decoded, undecodable = _decode_records(records)
+        case = Case(histories, decoded, leases, answers, restores)
+        return violations + undecodable + _audit(case, quiet=quiet, all_ended=all_ended)
 
 
-def _audit(
-    messages: Iterable[Message],
-    records: Mapping[str, bytes],
-    leases: Collection[str],
-    answers: Sequence[Answer],
-    *,
-    quiet: bool,
-    all_ended: bool,
-    restores: Sequence[Restore],
-) -> list[Violation]:
-    histories, violations = _sort(messages)
-    decoded, undecodable = _decode_records(records)
-    case = Case(histories, decoded, leases, answers, restores)
-    violations += undecodable
+def _audit(case: Case, *, quiet: bool, all_ended: bool) -> list[Violation]:
+    histories, decoded, answers, restores = case.histories, case.records, case.answers, case.restores
+    violations: list[Violation] = []
     for history in histories.values():
         for rule in HISTORY_RULES:
             violations += rule(history)
         violations += missing_events(history, quiet=quiet)
+        if not restores:
+            violations += output_is_complete(history)
     for session_id, record in decoded.items():
         violations += record_against_events(record, histories.get(session_id) or History(session_id), quiet=quiet)
     for answer in answers:
@@ -278,12 +340,34 @@ def _without_gc() -> Iterator[None]:
 # Sorting the stream by session
 
 
-def _sort(messages: Iterable[Message]) -> tuple[dict[str, History], list[Violation]]:
+def _sort(
+    messages: Iterable[Message], output: Iterable[Message], journals: Iterable[Message]
+) -> tuple[dict[str, History], list[Violation]]:
     histories: dict[str, History] = {}
     violations: list[Violation] = []
-    for message in sorted(messages, key=lambda message: message.sequence):
-        violations += _sort_one(message, histories)
+    for stored, sort in ((messages, _sort_one), (output, _sort_output), (journals, _sort_entry)):
+        for message in sorted(stored, key=lambda message: message.sequence):
+            violations += sort(message, histories)
     return histories, violations
+
+
+def _sort_output(message: Message, histories: dict[str, History]) -> Iterator[Violation]:
+    token = message.subject.removeprefix(SESSION).removesuffix(OUTPUT)
+    output = _decode(message, _OUTPUT_DECODERS)
+    if output is None:
+        yield Violation("undecodable", token, f"output at {message.sequence}: {message.data[:80]!r}")
+    elif output.session_id != token:
+        yield Violation("wrong_subject", token, f"output at {message.sequence} is of {output.session_id}")
+    else:
+        _history(histories, token).output.append(Said(message, output))
+
+
+def _sort_entry(message: Message, histories: dict[str, History]) -> Iterator[Violation]:
+    token = message.subject.removeprefix(JOURNAL)
+    try:
+        _history(histories, token).journal.append(_ENTRY_DECODER.decode(message.data))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        yield Violation("undecodable", token, f"entry of its journal at {message.sequence}: {error}")
 
 
 def _sort_one(message: Message, histories: dict[str, History]) -> Iterator[Violation]:
@@ -295,7 +379,7 @@ def _sort_one(message: Message, histories: dict[str, History]) -> Iterator[Viola
     if token is None and message.subject != EVENTS:
         yield Violation("unknown_subject", "", where)
         return
-    event = _decode(message)
+    event = _decode(message, _EVENT_DECODERS)
     if event is None:
         yield Violation("undecodable", token or "", f"{where}: {message.data[:80]!r}, {message.headers}")
     elif event.type not in ORDER:
@@ -315,8 +399,9 @@ def _history(histories: dict[str, History], session_id: str) -> History:
     return history
 
 
-def _decode(message: Message) -> Event | None:
-    decoder = _EVENT_DECODERS.get(message.headers.get("Content-Type", ""))
+def _decode(message: Message, decoders: Mapping[str, Any]) -> Any:
+    """The message as one of ours, None if it is not."""
+    decoder = decoders.get(message.headers.get("Content-Type", ""))
     try:
         return None if decoder is None else decoder.decode(message.data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -338,6 +423,11 @@ _EVENT_DECODERS: Final[Mapping[str, Any]] = {
     "application/json": msgspec.json.Decoder(Event),
     "application/msgpack": msgspec.msgpack.Decoder(Event),
 }
+_OUTPUT_DECODERS: Final[Mapping[str, Any]] = {
+    "application/json": msgspec.json.Decoder(Output),
+    "application/msgpack": msgspec.msgpack.Decoder(Output),
+}
+_ENTRY_DECODER: Final = msgspec.json.Decoder(Entry)
 _RECORD_DECODER: Final = msgspec.json.Decoder(Record)
 
 
@@ -448,7 +538,10 @@ def transitions_are_legal(history: History) -> Iterator[Violation]:
             yield history.violation(
                 "wrong_previous_status", f"v{version}: {event.previous_status}, it was {_status(before)}"
             )
-        if event.status not in MAY_BECOME.get(event.previous_status, frozenset()):
+        allowed = MAY_BECOME.get(event.previous_status, frozenset())
+        if event.attempt is not None:
+            allowed |= MAY_BECOME_WITH_A_POLICY.get(event.previous_status, frozenset())
+        if event.status not in allowed:
             yield history.violation("illegal_transition", f"v{version}: {event.previous_status} → {event.status}")
 
 
@@ -461,12 +554,80 @@ def reasons_are_legal(history: History) -> Iterator[Violation]:
             )
 
 
+def attempts_grow_by_one(history: History) -> Iterator[Violation]:
+    """The first is 1; where a session becomes `initializing` again the next one begins, and nowhere else."""
+    for version, event in history.steps.items():
+        before = history.steps.get(version - 1)
+        if event.type != STATUS or before is None:
+            continue
+        attempt = 1 if before.type == CREATED and event.attempt is not None else before.attempt
+        if attempt is not None:
+            attempt += event.status == "initializing"
+        if event.attempt != attempt:
+            yield history.violation("wrong_attempt", f"v{version} {event.status}: {event.attempt}, not {attempt}")
+
+
+def attempts_have_a_cause(history: History) -> Iterator[Violation]:
+    """Where an attempt begins, and nowhere else."""
+    for version, event in history.steps.items():
+        begins = event.type == STATUS and event.status == "initializing"
+        if (event.cause is not None) != begins:
+            yield history.violation("wrong_cause", f"v{version} {event.status}: {event.cause}")
+
+
+def output_is_of_an_attempt(history: History) -> Iterator[Violation]:
+    """Output says of which attempt it is, if the session has any; and that has begun."""
+    attempts = {event.attempt for event in history.steps.values() if event.type == STATUS}
+    for message, output in history.output:
+        if attempts and output.attempt not in attempts:
+            yield history.violation("wrong_attempt", f"output at {message.sequence}: {output.attempt}, not {attempts}")
+
+
+def output_is_the_same_again(history: History) -> Iterator[Violation]:
+    """What counts under one number of an attempt is one output, even if it is stored again."""
+    first: dict[tuple[int | None, int], Message] = {}
+    for message, output in history.counted:
+        known = first.setdefault((output.attempt, output.number), message)
+        if known.data != message.data:
+            detail = f"number {output.number} of attempt {output.attempt} at {known.sequence} and {message.sequence}"
+            yield history.violation("output_differs", detail)
+
+
+def output_is_complete(history: History) -> Iterator[Violation]:
+    """Where the end says so, no number is missing in between; the oldest may have been removed."""
+    if not history.ended or any(event.output_incomplete for event in history.steps.values()):
+        return
+    numbers = {said.output.number for said in history.counted}
+    if missing := set(range(min(numbers, default=0), max(numbers, default=0))) - numbers:
+        yield history.violation("missing_output", f"{sorted(missing)}, and the end says that it is complete")
+
+
+def output_has_its_message_id(history: History) -> Iterator[Violation]:
+    """`Nats-Msg-Id` names the attempt, if there is one, and the number."""
+    for message, output in history.output:
+        numbers = [str(number) for number in (output.attempt, output.number) if number is not None]
+        found = message.headers.get("Nats-Msg-Id")
+        if found != ".".join([output.session_id, *numbers, "output"]):
+            yield history.violation("wrong_message_id", f"output at {message.sequence}: {found}")
+
+
+def journals_are_of_the_newest_attempt(history: History) -> Iterator[Violation]:
+    """Once an attempt has written to the journal, an older one does not."""
+    first = history.steps.get(1)
+    mine = [entry for entry in history.journal if first is None or entry.created_at == first.created_at]
+    for one, other in pairwise(mine):
+        if other.attempt < one.attempt:
+            yield history.violation("old_attempt_wrote", f"{other.type} of {other.attempt} after {one.attempt}")
+
+
 def errors_say_what_failed(history: History) -> Iterator[Violation]:
-    """Where something failed there is an error; a session that completed, or has not ended, has none."""
+    """Where something failed there is an error; a session that completed, or runs, has none."""
     for version, event in history.steps.items():
         if event.reason in FAILURES and not event.error:
             yield history.violation("wrong_error", f"v{version}: {event.reason} without an error")
-        if event.error and event.reason in (None, "completed"):
+        if event.cause in FAILURES and not event.error:
+            yield history.violation("wrong_error", f"v{version}: {event.cause} without an error")
+        if event.error and event.cause is None and event.reason in (None, "completed"):
             yield history.violation("wrong_error", f"v{version}: {event.reason} with the error {event.error}")
 
 
@@ -502,6 +663,12 @@ HISTORY_RULES: Final[Sequence[Callable[[History], Iterator[Violation]]]] = (
     end_is_told_twice_alike,
     transitions_are_legal,
     reasons_are_legal,
+    attempts_grow_by_one,
+    attempts_have_a_cause,
+    output_is_of_an_attempt,
+    output_is_the_same_again,
+    output_has_its_message_id,
+    journals_are_of_the_newest_attempt,
     errors_say_what_failed,
     message_ids_are_as_designed,
     events_assert_the_fence,
@@ -537,6 +704,9 @@ def _unlike(record: Record, history: History) -> str:
     if step is not None and step.type == STATUS:
         fields = ("previous_status", "worker", *ENDING_FIELDS)
         differences.append(_differences(record, step, fields))
+        cause = record.run.cause if record.run is not None and step.status == "initializing" else None
+        if cause != step.cause:
+            differences.append(f"cause: {cause}, told {step.cause}")
     if first is not None and first.type == CREATED:
         differences.append(_differences(record, first, ("created_at", "metadata", "worker", "labels")))
     return "; ".join(filter(None, differences))
@@ -669,9 +839,19 @@ def sessions_without_record_have_ended(case: Case) -> Iterator[Violation]:
             yield Violation("lost_record", session_id, f"v{history.last} has not ended and is not in the bucket")
 
 
+def journals_of_ended_sessions_are_gone(case: Case) -> Iterator[Violation]:
+    """What no attempt will need any more is removed after the seal."""
+    for session_id, history in case.histories.items():
+        record = case.records.get(session_id)
+        is_over = history.ended if record is None else record.sealed
+        if history.journal and is_over:
+            yield history.violation("journal_left", f"{len(history.journal)} entries")
+
+
 QUIET_RULES: Final[Sequence[Callable[[Case], Iterator[Violation]]]] = (
     live_sessions_have_live_owners,
     sessions_without_record_have_ended,
+    journals_of_ended_sessions_are_gone,
 )
 
 
@@ -731,17 +911,44 @@ async def read(
     stream: str = STREAM,
     sessions_bucket: str = SESSIONS_BUCKET,
     managers_bucket: str = MANAGERS_BUCKET,
+    output_stream: str = OUTPUT_STREAM,
+    journal_stream: str = JOURNAL_STREAM,
 ) -> Evidence:
-    """The stream first, then the buckets; `url` may be several, with commas."""
+    """The output first, of whose attempts the events say more; then the events, the buckets, the journals.
+
+    `url` may be several, with commas.
+    """
     client = await nats.connect(servers=url.split(","))
     try:
         with _without_gc():
+            output = await _read_if_there(client, output_stream)
             messages = await _read_stream(client, stream)
             records = await read_bucket(client, sessions_bucket)
         leases = await read_bucket(client, managers_bucket)
+        journals = await _read_journals(client, journal_stream, records)
     finally:
         await client.close()
-    return Evidence(messages, records, set(leases))
+    return Evidence(messages, records, set(leases), output, journals)
+
+
+async def _read_journals(client: Client, stream: str, records: Mapping[str, bytes]) -> list[Message]:
+    """The journals, once those of sealed records are removed, which happens right after the seal, or after a while."""
+    sealed = {JOURNAL + session_id for session_id, record in _decode_records(records)[0].items() if record.sealed}
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + REMOVAL_S
+    while True:
+        journals = await _read_if_there(client, stream)
+        if loop.time() > deadline or not any(message.subject in sealed for message in journals):
+            return journals
+        await asyncio.sleep(POLL_S)
+
+
+async def _read_if_there(client: Client, stream: str) -> list[Message]:
+    """Every message of a stream that older deployments do not have, or that a test has deleted."""
+    try:
+        return await _read_stream(client, stream)
+    except NotFoundError:
+        return []
 
 
 def read_answers(file: Path) -> list[Answer]:
@@ -847,7 +1054,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     answers = read_answers(options.answers) if options.answers else []
     evidence = asyncio.run(read(options.server))
-    violations = audit(*evidence, answers, quiet=options.quiet, all_ended=options.all_ended)
+    violations = audit(*evidence, answers=answers, quiet=options.quiet, all_ended=options.all_ended)
     _print(evidence, answers, violations)
     return 1 if violations else 0
 
@@ -857,6 +1064,7 @@ def _print(evidence: Evidence, answers: Sequence[Answer], violations: Sequence[V
     copies = sum(message.subject.startswith(SESSION) for message in evidence.messages)
     claims = sum(message.subject.startswith(FENCE) for message in evidence.messages)
     print(f"{len(evidence.messages)} messages: {on_events} events, {copies} copies, {claims} claims")
+    print(f"{len(evidence.output)} outputs, {len(evidence.journals)} entries of journals")
     print(f"{len(evidence.records)} records, {len(evidence.leases)} leases, {len(answers)} answers")
     for violation in violations[:SHOWN_MAX]:
         print(f"{violation.kind}: {violation.session_id}: {violation.detail}")

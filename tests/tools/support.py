@@ -103,6 +103,15 @@ class Stranger:
             if not answer.get("error", {}).get("message", "").startswith("starting"):
                 return answer
 
+    async def say(self, session_id: str, number: int, *, attempt: int | None = None, **fields: Any) -> None:
+        """Store an output as a worker of that attempt would; with `ephemeral`, publish it to those who listen."""
+        output = {"type": "session_output", "session_id": session_id, "number": number, "name": "step", "data": number}
+        output |= {"created_at": "2025-01-24T10:30:00Z", "attempt": attempt, **fields}
+        headers = {"Nats-Expected-Stream": "none" if fields.get("ephemeral") else "JIDO_OUTPUT"}
+        subject = f"jido.client.session.{session_id}.output"
+        await self.nc.publish(subject, msgspec.json.encode(output), headers=headers)
+        await self.nc.flush()
+
     async def stored(self, stream: str = "JIDO_CLIENT") -> list[Msg]:
         """Every message that the stream holds, in order."""
         state = (await self.js.stream_info(stream)).state

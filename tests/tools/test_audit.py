@@ -3,14 +3,16 @@
 import asyncio
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import pytest
 
-from jido_nats import LocalServer, Session, SessionManager
+from jido_nats import Cause, LocalServer, RestartPolicy, Session, SessionManager
 from tests.tools.audit import Answer, Message, Record, Restore, audit, main, read, read_answers
+from tests.tools.support import eventually
 
 AT: Final = "2025-01-24T10:30:00.000001Z"
 LATER: Final = "2025-01-24T10:31:00Z"
@@ -91,7 +93,37 @@ COMPLETED: Final = [*STARTED, *end(4, 3, "active", reason="completed")]
 ACTIVE_RECORD: Final = record("active", 2, previous_status="initializing")
 IDLE_RECORD: Final = record("idle", 3, previous_status="active")
 ENDED_RECORD: Final = record("terminated", 5, previous_status="terminating", reason="requested", sealed=True)
+# Of a session with a restart policy, which crashed in its first attempt and runs in its second.
+CRASH: Final = {"error": "boom", "attempt": 2, "cause": "crashed"}
+FIRST: Final = [created(), *both(2, 2, "initializing", "active", attempt=1)]
+WAITING: Final = [*FIRST, *both(4, 3, "active", "initializing", **CRASH)]
+AGAIN: Final = [*WAITING, *both(6, 4, "initializing", "active", attempt=2)]
+DONE: Final = [*AGAIN, *end(8, 5, "active", reason="completed", attempt=2)]
+POLICY: Final = {"restart": {"on": ["crashed"]}, "needs": ["restart"]}
+WAITING_RECORD: Final = record(
+    "initializing", 3, previous_status="active", error="boom", run={"attempt": 2, "cause": "crashed"}, **POLICY
+)
+AGAIN_RECORD: Final = record("active", 4, previous_status="initializing", run={"attempt": 2}, **POLICY)
+DONE_RECORD: Final = record(
+    "terminated", 5, previous_status="active", reason="completed", sealed=True, run={"attempt": 2}, **POLICY
+)
 COMPLETED_RECORD: Final = record("terminated", 3, previous_status="active", reason="completed", sealed=True)
+
+
+def said(sequence: int, number: int, attempt: int | None, text: str = "hello", **headers: str) -> Message:
+    """A `conversation_added`, as it should be stored."""
+    body = {"type": "conversation_added", "session_id": "s", "number": number, "content": text}
+    if attempt is not None:
+        body["attempt"] = attempt
+    numbers = f"{number}" if attempt is None else f"{attempt}.{number}"
+    of_output = {"Nats-Msg-Id": f"s.{numbers}.output", "Content-Type": "application/json", **headers}
+    return Message(f"{OWN}.output", sequence, of_output, json.dumps(body).encode())
+
+
+def entry(sequence: int, kind: str, attempt: int, created_at: str = AT) -> Message:
+    """An entry of the journal."""
+    body = {"type": kind, "attempt": attempt, "created_at": created_at}
+    return Message("jido.journal.s", sequence, {}, json.dumps(body).encode())
 
 
 def kinds(
@@ -102,10 +134,14 @@ def kinds(
     quiet: bool = True,
     all_ended: bool = False,
     restores: tuple[Restore, ...] = (),
+    output: tuple[Message, ...] = (),
+    journal: tuple[Message, ...] = (),
 ) -> set[str]:
     """The kinds of violation that the audit finds."""
     records = {} if stored is None else {"s": json.dumps(stored).encode()}
-    found = audit(messages, records, leases, answers, quiet=quiet, all_ended=all_ended, restores=restores)
+    found = audit(
+        messages, records, leases, output, journal, answers, quiet=quiet, all_ended=all_ended, restores=restores
+    )
     return {violation.kind for violation in found}
 
 
@@ -174,6 +210,20 @@ def test_messagepack_is_read() -> None:
 def test_a_version_under_way_is_no_violation_before_quiet_time() -> None:
     assert kinds(IDLE[:-1], IDLE_RECORD, quiet=False) == set()
     assert kinds(STARTED, IDLE_RECORD, answer("get", IDLE_RECORD), quiet=False) == set()
+
+
+@pytest.mark.parametrize(("messages", "told"), [(WAITING, WAITING_RECORD), (AGAIN, AGAIN_RECORD), (DONE, DONE_RECORD)])
+def test_a_session_of_several_attempts_has_no_violation(messages: list[Message], told: dict[str, Any]) -> None:
+    output = (said(1, 1, 1), said(2, 2, 2), said(3, 2, 1, "late"), said(4, 3, 2), said(5, 3, 2))
+    journal = () if messages is DONE else (entry(1, "claim", 1), entry(2, "message", 1), entry(3, "checkpoint", 2))
+    assert kinds(messages, told, output=output, journal=journal) == set()
+
+
+def test_a_session_that_ends_while_it_waits_has_no_violation() -> None:
+    why: dict[str, Any] = {"reason": "requested", "error": "boom", "attempt": 2}
+    messages = [*WAITING, *both(6, 4, "initializing", "terminating", **why), *end(8, 5, "terminating", **why)]
+    told = {**DONE_RECORD, "previous_status": "terminating", "reason": "requested", "error": "boom"}
+    assert kinds(messages, told) == set()
 
 
 # Messages that cannot be placed
@@ -299,7 +349,7 @@ def test_a_previous_status_that_was_not_is_found() -> None:
 
 @pytest.mark.parametrize(
     ("was", "now", "reason"),
-    [("active", "active", None), ("active", "initializing", None), ("active", "asleep", None)],
+    [("active", "active", None), ("active", "asleep", None)],
 )
 def test_an_illegal_transition_is_found(was: str, now: str, reason: str | None) -> None:
     messages = [*STARTED, *both(4, 3, was, now)]
@@ -352,6 +402,144 @@ def test_a_failure_without_an_error_is_found(reason: str) -> None:
 def test_an_error_of_what_completed_is_found() -> None:
     messages = [*STARTED, *end(4, 3, "active", reason="completed", error="boom")]
     assert kinds(messages, {**COMPLETED_RECORD, "error": "boom"}) == {"wrong_error"}
+
+
+# Attempts
+
+
+@pytest.mark.parametrize(("before", "was"), [([created()], "initializing"), (STARTED, "active"), (IDLE, "idle")])
+def test_a_new_attempt_without_a_policy_is_found(before: list[Message], was: str) -> None:
+    messages = [*before, *both(6, 4, was, "initializing", error="boom", cause="crashed")]
+    assert "illegal_transition" in kinds(messages, None)
+
+
+def test_a_step_that_no_policy_allows_is_found() -> None:
+    messages = [*WAITING, *both(6, 4, "initializing", "idle", attempt=2)]
+    assert kinds(messages, {**AGAIN_RECORD, "status": "idle"}) == {"illegal_transition"}
+
+
+@pytest.mark.parametrize("attempt", [None, 1, 3])
+def test_a_new_attempt_that_is_not_the_next_one_is_found(attempt: int | None) -> None:
+    messages = [*FIRST, *both(4, 3, "active", "initializing", **{**CRASH, "attempt": attempt})]
+    assert "wrong_attempt" in kinds(messages, None)
+
+
+@pytest.mark.parametrize("attempt", [None, 1, 3])
+def test_an_attempt_that_begins_elsewhere_is_found(attempt: int | None) -> None:
+    messages = [*WAITING, *both(6, 4, "initializing", "active", attempt=attempt)]
+    assert kinds(messages, {**AGAIN_RECORD, "run": attempt and {"attempt": attempt}}) == {"wrong_attempt"}
+
+
+@pytest.mark.parametrize("attempt", [0, 2])
+def test_a_first_attempt_that_is_not_1_is_found(attempt: int) -> None:
+    messages = [created(), *both(2, 2, "initializing", "active", attempt=attempt)]
+    assert kinds(messages, {**ACTIVE_RECORD, "run": {"attempt": attempt}}) == {"wrong_attempt"}
+
+
+def test_a_new_attempt_without_a_cause_is_found() -> None:
+    messages = [*FIRST, *both(4, 3, "active", "initializing", attempt=2)]
+    told = {**WAITING_RECORD, "run": {"attempt": 2}, "error": None}
+    assert kinds(messages, told) == {"wrong_cause"}
+
+
+def test_a_cause_where_no_attempt_begins_is_found() -> None:
+    messages = [*WAITING, *both(6, 4, "initializing", "active", attempt=2, cause="crashed", error="boom")]
+    assert "wrong_cause" in kinds(messages, None)
+
+
+def test_a_new_attempt_without_an_error_is_found() -> None:
+    messages = [*FIRST, *both(4, 3, "active", "initializing", attempt=2, cause="crashed")]
+    assert kinds(messages, {**WAITING_RECORD, "error": None}) == {"wrong_error"}
+
+
+def test_an_error_that_is_not_cleared_is_found() -> None:
+    messages = [*WAITING, *both(6, 4, "initializing", "active", attempt=2, error="boom")]
+    assert kinds(messages, {**AGAIN_RECORD, "error": "boom"}) == {"wrong_error"}
+
+
+@pytest.mark.parametrize("run", [None, {"attempt": 1}, {"attempt": 2}, {"attempt": 2, "cause": "owner_lost"}])
+def test_a_record_in_another_attempt_than_its_events_is_found(run: dict[str, Any] | None) -> None:
+    assert kinds(WAITING, {**WAITING_RECORD, "run": run}) == {"record_differs"}
+
+
+def test_an_end_in_another_attempt_is_found() -> None:
+    assert "end_differs" in kinds(changed(DONE, 9, attempt=1), DONE_RECORD)
+
+
+# Output and journals
+
+
+@pytest.mark.parametrize("attempt", [None, 3])
+def test_output_of_an_attempt_that_has_not_begun_is_found(attempt: int | None) -> None:
+    assert kinds(AGAIN, AGAIN_RECORD, output=(said(1, 1, attempt),)) == {"wrong_attempt"}
+
+
+def test_output_with_an_attempt_of_a_session_that_has_none_is_found() -> None:
+    assert kinds(STARTED, ACTIVE_RECORD, output=(said(1, 1, 1),)) == {"wrong_attempt"}
+
+
+def test_two_outputs_under_one_number_are_found() -> None:
+    output = (said(1, 1, 2), said(2, 1, 2, "something else"))
+    assert kinds(AGAIN, AGAIN_RECORD, output=output) == {"output_differs"}
+
+
+def test_what_an_older_attempt_says_late_does_not_count() -> None:
+    output = (said(1, 1, 1), said(2, 2, 2), said(3, 1, 1, "something else"))
+    assert kinds(AGAIN, AGAIN_RECORD, output=output) == set()
+
+
+@pytest.mark.parametrize("found", ["s.1.output", "s.1.1.output", ""])
+def test_a_message_id_of_output_that_is_not_as_designed_is_found(found: str) -> None:
+    output = (said(1, 1, 2, **{"Nats-Msg-Id": found}),)
+    assert kinds(AGAIN, AGAIN_RECORD, output=output) == {"wrong_message_id"}
+
+
+def test_output_that_is_missing_in_between_is_found() -> None:
+    output = (said(1, 2, 1), said(2, 4, 2))
+    assert kinds(DONE, DONE_RECORD, output=output) == {"missing_output"}
+
+
+def test_output_that_only_a_late_attempt_has_is_missing() -> None:
+    output = (said(1, 1, 1), said(2, 3, 2), said(3, 2, 1))
+    assert kinds(DONE, DONE_RECORD, output=output) == {"missing_output"}
+
+
+def test_output_may_be_missing_where_the_end_says_so() -> None:
+    messages = [*AGAIN, *end(8, 5, "active", reason="completed", attempt=2, output_incomplete=True)]
+    output = (said(1, 1, 1), said(2, 3, 2))
+    assert kinds(messages, {**DONE_RECORD, "output_incomplete": True}, output=output) == set()
+
+
+def test_output_under_another_session_s_subject_is_found() -> None:
+    stray = said(1, 1, 2)._replace(subject="jido.client.session.t.output")
+    assert "wrong_subject" in kinds(AGAIN, AGAIN_RECORD, output=(stray,))
+
+
+def test_output_that_is_none_is_found() -> None:
+    assert kinds(AGAIN, AGAIN_RECORD, output=(said(1, 1, 2)._replace(data=b"{}"),)) == {"undecodable"}
+
+
+def test_an_entry_that_is_none_is_found() -> None:
+    assert kinds(AGAIN, AGAIN_RECORD, journal=(entry(1, "claim", 1)._replace(data=b"{}"),)) == {"undecodable"}
+
+
+def test_an_older_attempt_that_writes_to_the_journal_is_found() -> None:
+    journal = (entry(1, "checkpoint", 2), entry(2, "message", 1))
+    assert kinds(AGAIN, AGAIN_RECORD, journal=journal) == {"old_attempt_wrote"}
+
+
+def test_entries_of_an_earlier_session_of_that_id_are_no_attempts_of_this_one() -> None:
+    journal = (entry(1, "checkpoint", 7, LATER), entry(2, "claim", 1))
+    assert kinds(AGAIN, AGAIN_RECORD, journal=journal) == set()
+
+
+@pytest.mark.parametrize("told", [DONE_RECORD, None])
+def test_the_journal_of_a_sealed_session_is_found(told: dict[str, Any] | None) -> None:
+    assert kinds(DONE, told, journal=(entry(1, "claim", 1),)) == {"journal_left"}
+
+
+def test_a_journal_may_be_about_to_be_removed_before_quiet_time() -> None:
+    assert kinds(DONE, DONE_RECORD, journal=(entry(1, "claim", 1),), quiet=False) == set()
 
 
 # Headers
@@ -527,6 +715,11 @@ async def work(session: Session) -> None:
             await session.activate()
         case "crash":
             raise RuntimeError("boom")
+        case "fail":
+            await session.say("not again")
+            if session.attempt == 1:
+                raise RuntimeError("boom")
+            await asyncio.Event().wait()
         case _:
             await asyncio.Event().wait()
 
@@ -541,6 +734,30 @@ async def play(manager: SessionManager) -> None:
     await manager.idle_session("live")
     for number in range(10):
         await manager.terminate_session(f"n{number}", detail="enough")
+
+
+async def test_a_real_session_of_several_attempts_has_no_violation(server: LocalServer) -> None:
+    policy = RestartPolicy(on=(Cause.CRASHED,), backoff_s=0.01)
+    async with SessionManager.connect(server.url, worker=work) as manager:
+        for session_id in ("ends", "lives"):
+            await manager.create_session(session_id=session_id, metadata={"task": "fail"}, restart=policy)
+            await eventually(partial(is_in_attempt, manager, session_id, 2))
+            await manager.send_message(session_id, "user", "hello")
+        await manager.terminate_session("ends")
+        await eventually(lambda: is_stored(server.url, 6))
+        evidence = await read(server.url)
+        assert audit(*evidence, quiet=True) == []
+        assert {message.subject for message in evidence.journals} == {"jido.journal.lives"}
+
+
+async def is_in_attempt(manager: SessionManager, session_id: str, attempt: int) -> bool:
+    record = await manager.get_session_info(session_id)
+    return record.status == "active" and record.attempt == attempt
+
+
+async def is_stored(url: str, outputs: int) -> bool:
+    evidence = await read(url)
+    return len(evidence.output) == outputs and b'"sealed":true' in evidence.records["ends"]
 
 
 async def all_sealed(url: str, sessions: set[str]) -> None:

@@ -41,3 +41,13 @@ async def gets_ready(session: Session) -> None:
     """Is ready, and waits."""
     await session.ready()
     await asyncio.Event().wait()
+
+
+async def remembers(session: Session) -> None:
+    """Keeps all messages in its state, one checkpoint for each; crashes once at a message `crash`."""
+    state = session.state or []
+    async for message in session.messages():
+        if message.content == "crash" and not message.redelivered:
+            raise RuntimeError("boom")
+        state.append(message.content)
+        await session.checkpoint(state, handled=message)

@@ -8,16 +8,14 @@ import pytest
 
 from jido_nats.core.requests import SendRequest
 from jido_nats.errors import AlreadyExists, Overloaded
-from jido_nats.worker.inbox import SEEN_MAX, Inbox, Message, Messages
+from jido_nats.worker.inbox import SEEN_MAX, Inbox, Message
 
 
 def put(inbox: Inbox, number: int, content: Any = None) -> SendRequest:
     """Put the message of that number."""
     request = SendRequest(role="user", content=content or number, message_id=f"m{number}")
     at = datetime(2025, 1, 1, tzinfo=UTC)
-    inbox.put(
-        Message(role="user", content=request.content, message_id=f"m{number}", number=number, created_at=at), request
-    )
+    inbox.put(Message(role="user", content=request.content, message_id=f"m{number}", number=number, created_at=at))
     return request
 
 
@@ -29,12 +27,12 @@ async def test_they_are_taken_in_order() -> None:
     assert [(await inbox.take()).number for _ in range(3)] == [1, 2, 3]
 
 
-async def test_awaiting_gives_all_that_wait() -> None:
+async def test_all_that_wait_are_taken_at_once() -> None:
     inbox = Inbox()
     for number in (1, 2, 3):
         put(inbox, number)
 
-    assert [message.number for message in await Messages(inbox)] == [1, 2, 3]
+    assert [message.number for message in await inbox.take_all()] == [1, 2, 3]
 
 
 async def test_each_of_several_who_wait_gets_one() -> None:

@@ -7,7 +7,8 @@ print('{"type":"ready"}', flush=True)
 for text in sys.stdin:
     line = json.loads(text)
     if line["type"] == "message" and isinstance(line["content"], dict):
-        said = {"data": "x" * line["content"].get("times", 0), **line["content"]}
+        content = line["content"]
+        said = {content.get("field", "data"): "x" * content.get("times", 0), **content}
         print(json.dumps(said), flush=True)
     else:
         print(json.dumps({"type": "output", "name": "got", "data": line}), flush=True)

@@ -183,3 +183,41 @@ async def forges(session: Session) -> None:
     asyncio.get_running_loop().call_soon(raises)
     await asyncio.sleep(0)
     raise RuntimeError(text) from ValueError(text)
+
+
+async def remembers(session: Session) -> None:
+    """Emits how its attempt begins, and each message; does what it is told, once: what comes again is done."""
+    await session.emit("began", [session.attempt, session.state])
+    async for message in session.messages():
+        await session.emit("got", [message.content, message.redelivered])
+        match message.content:
+            case "exit" if not message.redelivered:
+                await session.flush()
+                os._exit(5)
+            case "checkpoint":
+                await session.checkpoint({"by": session.attempt}, handled=message)
+            case "refused":
+                for state in ("x" * 600_000, float("nan"), {1: 2}):
+                    try:
+                        await session.checkpoint(state, handled=message)
+                    except (BadRequest, TooLarge) as error:
+                        await session.emit("refused", error.code)
+            case "conversation":
+                await session.flush()
+                said = await session.conversation(limit=2)
+                await session.emit("conversation", [[each.role, each.content] for each in said])
+            case "no conversation":
+                try:
+                    await session.conversation(limit=0)
+                except BadRequest as error:
+                    await session.emit("refused", str(error))
+
+
+async def says_that_it_is_stopping(session: Session) -> None:
+    """Emits whether it is stopping: before, and while it is cancelled."""
+    await session.emit("stopping", session.stopping.is_set())
+    await session.ready()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await session.emit("stopping", session.stopping.is_set())
