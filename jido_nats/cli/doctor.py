@@ -3,31 +3,30 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
-from enum import StrEnum
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumer import Start
-from jido_nats.broker.jetstream import IMPORTED_API, MESSAGE_ID, STREAM_NOT_FOUND, JetStreamError, api, timestamp
+from jido_nats.broker.jetstream import IMPORTED_API, MESSAGE_ID, api, timestamp
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.broker.ordered import OrderedConsumer
 from jido_nats.broker.stream_info import last_position
 from jido_nats.cli import monitoring
+from jido_nats.cli.findings import CheckContext, Finding, Findings, Level
+from jido_nats.cli.storage_check import check_storage
 from jido_nats.core import subjects
 from jido_nats.core.manager_info import ManagerInfo
 from jido_nats.core.session import DEFAULT_WORKER, SessionRecord, Status
 from jido_nats.core.settings import Settings
 from jido_nats.errors import BrokerError, JidoError, NoResponders, NotAllowed, ServerUnusable
 from jido_nats.store import topology
-from jido_nats.store.adoption import Comparison, compare
 from jido_nats.store.leases import Leases
 from jido_nats.store.records import Entry, SessionRecords, entry_of
 from jido_nats.store.snapshot import snapshot
 
 CHECK_TIMEOUT_S: Final = 10.0
-CONSUMERS_SHARE: Final = 0.9
 CLOCK_DIFFERENCE_MAX_S: Final = 1.0
 SETTLED_AFTER_S: Final = 5.0
 STORAGE_SHARE_MAX: Final = 0.8
@@ -35,38 +34,6 @@ NAMED_MAX: Final = 3
 OPERATOR: Final = "operator"
 # The names of the connections of managers.
 _OURS: Final = re.compile(r"jido-nats (\w+ )?manager_")
-
-
-class Level(StrEnum):
-    """How bad it is; the worst decides the exit code."""
-
-    OK = "ok"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class Finding(NamedTuple):
-    """One line of the report: what was checked, what was found, and what to do."""
-
-    level: Level
-    check: str
-    message: str
-
-
-Findings = AsyncIterator[Finding]
-
-
-class CheckContext(NamedTuple):
-    """What is checked, and what was read once for several checks."""
-
-    connection: Connection
-    settings: Settings
-    monitoring_url: str | None
-    records: dict[str, SessionRecord]
-    leases: Leases
-    seen: set[str]
-    replicas: dict[str, int]
-    user: dict[str, Any]
 
 
 async def examine(options: ConnectOptions, settings: Settings, monitoring_url: str | None) -> Findings:
@@ -186,54 +153,6 @@ async def _clock(context: CheckContext) -> Findings:
         yield Finding(Level.WARNING, "clock", text)
     else:
         yield Finding(Level.OK, "clock", "this machine's clock and the server's agree")
-
-
-async def _topology(context: CheckContext) -> Findings:
-    for wanted in topology.stream_configs(context.settings):
-        name = wanted["name"]
-        try:
-            info = await api(context.connection, f"STREAM.INFO.{name}")
-        except NotAllowed as error:
-            yield Finding(Level.WARNING, "storage", f"{name} was not checked: {error}")
-            continue
-        except JetStreamError as error:
-            if error.code != STREAM_NOT_FOUND:
-                raise
-            yield Finding(Level.ERROR, "storage", f"{name} is missing; a manager creates it when it starts")
-            continue
-        found = info["config"]
-        context.replicas[name] = found["num_replicas"]
-        findings = _differences(name, compare(wanted, found)) + _consumers(name, info)
-        for finding in findings or [Finding(Level.OK, "storage", f"{name} is configured correctly")]:
-            yield finding
-        stored = topology.lease_time_in(found)
-        if name == context.settings.events_stream and stored not in (None, context.settings.lease_s):
-            text = f"the managers agreed on lease_s {stored}, the setting is {context.settings.lease_s}; "
-            yield Finding(Level.WARNING, "storage", text + "it applies once every manager was stopped")
-
-
-def _consumers(name: str, info: Mapping[str, Any]) -> list[Finding]:
-    """Whether readers soon have every consumer that a stream accepts."""
-    number, limit = info["state"].get("consumer_count", 0), info["config"].get("max_consumers", -1)
-    if limit < 1 or number < CONSUMERS_SHARE * limit:
-        return []
-    text = f"{name} has {number} of {limit} consumers; new readers are refused beyond that, and managers read without"
-    return [Finding(Level.WARNING, "storage", f"{text} ('nats consumer ls {name}' lists them)")]
-
-
-def _differences(name: str, comparison: Comparison) -> list[Finding]:
-    """What a manager that starts would do about a stream that differs from the settings."""
-    if comparison.refused:
-        text = f"{name} is configured differently, and no manager will start: {'; '.join(comparison.refused)}"
-        return [Finding(Level.ERROR, "storage", text)]
-    found: list[Finding] = []
-    if comparison.changes:
-        text = f"{name} is configured differently; the next manager to start updates it: "
-        found.append(Finding(Level.WARNING, "storage", text + "; ".join(comparison.changes)))
-    if comparison.kept:
-        text = f"{name} has more than the settings, which no manager lowers ('nats stream edit' does): "
-        found.append(Finding(Level.WARNING, "storage", text + "; ".join(map(str, comparison.kept))))
-    return found
 
 
 async def _managers(context: CheckContext) -> Findings:
@@ -378,7 +297,7 @@ CHECKS: Final[dict[str, Check]] = {
     "jetstream": _jetstream,
     "user": _user,
     "account": _account,
-    "storage": _topology,
+    "storage": check_storage,
     "clock": _clock,
     "managers": _managers,
     "sessions": _sessions,

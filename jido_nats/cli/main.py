@@ -54,7 +54,7 @@ for _command in (
     *(session_commands.create, session_commands.list_, session_commands.get, session_commands.wait),
     *(session_commands.idle, session_commands.activate, session_commands.terminate),
     *(session_commands.send, session_commands.history),
-    *(stream_commands.events, stream_commands.output, stream_commands.watch),
+    *(stream_commands.events, stream_commands.output, stream_commands.journal, stream_commands.watch),
     *(tool_commands.dashboard, tool_commands.doctor, tool_commands.schema_, tool_commands.conform),
     bench_command.bench,
 ):

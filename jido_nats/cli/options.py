@@ -15,6 +15,8 @@ from jido_nats.broker.options import ConnectOptions
 from jido_nats.cli.printer import Printer
 from jido_nats.cli.process import run_program, while_read
 from jido_nats.core import settings as settings_module
+from jido_nats.core.requests import check_restart
+from jido_nats.core.session import Cause, RestartPolicy
 from jido_nats.core.settings import Settings
 from jido_nats.errors import ConfigurationError
 
@@ -124,6 +126,20 @@ def labels_of(texts: tuple[str, ...]) -> dict[str, str]:
     if len(labels) < len(texts):
         raise ConfigurationError("--label names the same label twice")
     return labels
+
+
+def restart_policy(causes: str | None, **limits: float | None) -> RestartPolicy | None:
+    """The policy of `--restart` and what goes with it; None without it. Raises `ConfigurationError`, `BadRequest`."""
+    given = {name: value for name, value in limits.items() if value is not None}
+    if causes is None:
+        if given:
+            option = f"--{next(iter(given)).replace('_', '-')}"
+            raise ConfigurationError(f"{option} goes with --restart, which says after what to go on")
+        return None
+    on = tuple(Cause(cause.strip()) for cause in causes.split(",") if cause.strip())
+    policy = RestartPolicy(on=on, **given)  # type: ignore[arg-type]
+    check_restart(policy)
+    return policy
 
 
 def json_object(option: str, text: str | None) -> dict[str, Any] | None:

@@ -9,12 +9,14 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from jido_nats.broker.consumer import StreamMessage
 from jido_nats.cli.escape import json_printable, printable, printable_lines
 from jido_nats.client.streams import EventMessage, OutputMessage
 from jido_nats.client.watch import SessionChanged, SnapshotComplete, Watched, WatchedSession
 from jido_nats.contract.rules import Finding
-from jido_nats.core import codec
+from jido_nats.core import codec, journal
 from jido_nats.core.events import Event, SessionCreated, SessionStatus, UnknownEvent
+from jido_nats.core.journal import AcceptedMessage, Checkpoint
 from jido_nats.core.output import ConversationAdded
 from jido_nats.core.requests import SendReply
 from jido_nats.core.session import DEFAULT_WORKER, SessionRecord, Status
@@ -62,6 +64,8 @@ class Printer:
                 (f"{printable(record.status):<13}", status_style(record.status)),
                 (_clock(record.updated_at), "dim"),
             )
+            line.append(again_text(record.attempt, record.cause))
+            line.append(_why(None, record.error) if record.status is Status.INITIALIZING else "")
             if record.reason:
                 line.append(f" {printable(record.reason)}")
             if record.worker != DEFAULT_WORKER:
@@ -91,6 +95,30 @@ class Printer:
             line.append(f"{printable(output.role)}: ", "bold").append(_text(output.content))
         else:
             line.append(f"{printable(output.name)} ", "cyan").append(_text(output.data))
+        self.console.print(line)
+
+    def journal_entry(self, message: StreamMessage) -> None:
+        """One entry of a journal, in a line; also one that cannot be read."""
+        try:
+            entry = journal.decode(message.data)
+        except codec.DecodeError as error:
+            if self.as_json:
+                _print_json({"sequence": message.sequence, "unreadable": str(error)})
+            else:
+                self.console.print(Text(f"{message.sequence:>6} ") + Text(printable(f"unreadable: {error}"), "red"))
+            return
+        if self.as_json:
+            _print_json({"sequence": message.sequence, "entry": entry})
+            return
+        line = Text(f"{message.sequence:>6} ", "dim")
+        line.append(f"attempt {entry.attempt} ", "dim").append(journal.entry_type(entry), "cyan")
+        match entry:
+            case AcceptedMessage():
+                line.append(f" {printable(entry.message_id)} {printable(entry.role)}: ").append(_text(entry.content))
+            case Checkpoint(handled=handled, state=state):
+                line.append(f" handled up to {handled}")
+                if state is not msgspec.UNSET:
+                    line.append(" state ", "dim").append(_text(state))
         self.console.print(line)
 
     def sent(self, reply: SendReply) -> None:
@@ -177,15 +205,24 @@ def event_text(event: Event, subject: str | None = None) -> Text:
             f" {_brief(session_id)} v{event.version} {printable(event.previous_status)} → ",
             (printable(event.status), status_style(event.status)),
         )
+        line.append(again_text(event.attempt, event.cause))
         line.append(_why(event.reason, event.error))
     else:
         line = Text.assemble(
             (_clock(event.updated_at), "dim"), f" {_brief(session_id)} v{event.version} ", ("ended", "bold red")
         )
+        line.append(again_text(event.attempt))
         line.append(_why(event.reason, event.error))
     if subject is not None:
         line.append(f"\n         on {printable(subject)}", "dim")
     return line
+
+
+def again_text(attempt: int | None, cause: str | None = None) -> str:
+    """` attempt 3, crashed` for an attempt that is not the first; `cause`: why it began, until it is active."""
+    if attempt is None or attempt == 1:
+        return ""
+    return f" attempt {attempt}" + (f", {printable(cause)}" if cause else "")
 
 
 def _why(reason: str | None, error: str | None) -> str:

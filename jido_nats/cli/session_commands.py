@@ -2,7 +2,15 @@
 
 import click
 
-from jido_nats.cli.options import Common, common_options, json_object, labels_of, pairs_of, text_of_stdin
+from jido_nats.cli.options import (
+    Common,
+    common_options,
+    json_object,
+    labels_of,
+    pairs_of,
+    restart_policy,
+    text_of_stdin,
+)
 from jido_nats.client.client import Client
 from jido_nats.core.session import DEFAULT_WORKER, Status
 
@@ -16,6 +24,11 @@ from jido_nats.core.session import DEFAULT_WORKER, Status
 @click.option("--idle-after-s", type=float, help="active → idle after this long without a message or output; 0: never.")
 @click.option("--idle-timeout-s", type=float, help="End it when it has been idle for this long; 0: never.")
 @click.option("--max-lifetime-s", type=float, help="End it this long after its creation; 0: never.")
+@click.option(
+    "--restart", metavar="CAUSES", help="Go on with a new attempt after: crashed, start_failed, owner_lost (commas)."
+)
+@click.option("--attempts-max", type=int, help="With --restart: failures in a row that end it; 0: no limit.  [5]")
+@click.option("--backoff-s", type=float, help="With --restart: wait before the second attempt, then doubled.  [1]")
 @common_options
 async def create(
     common: Common,
@@ -24,10 +37,14 @@ async def create(
     llm_config: str | None,
     worker: str,
     labels: tuple[str, ...],
+    restart: str | None,
+    attempts_max: int | None,
+    backoff_s: float | None,
     **limits: float | None,
 ) -> None:
     """Create a session; prints its record once it is active."""
     pairs, config = pairs_of(metadata), json_object("--llm-config", llm_config)
+    policy = restart_policy(restart, attempts_max=attempts_max, backoff_s=backoff_s)
     async with Client.connect(common.connection) as client:
         common.printer.record(
             await client.create_session(
@@ -36,6 +53,7 @@ async def create(
                 llm_config=config,
                 worker=worker,
                 labels=labels_of(labels),
+                restart=policy,
                 **limits,
             )
         )

@@ -3,11 +3,14 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
 
-from jido_nats.cli.options import Common, common_options, pairs_of
+from jido_nats.broker.connection import Connection
+from jido_nats.broker.stream_info import check_stream
+from jido_nats.cli.options import Common, common_options, config_option, load_settings, pairs_of
 from jido_nats.cli.process import end_on_sigterm
 from jido_nats.cli.progress import prints_to_file, progress
 from jido_nats.cli.table.screen import WatchScreen
@@ -16,6 +19,8 @@ from jido_nats.client.client import Client
 from jido_nats.client.streams import EventStream, OutputStream
 from jido_nats.core.position import parse_position
 from jido_nats.core.session import Status
+from jido_nats.core.subjects import check_session_id
+from jido_nats.store.journal_log import JournalLog
 
 
 @click.command()
@@ -71,6 +76,27 @@ def _replay_progress(stream: EventStream | OutputStream, no_follow: bool) -> Ite
             bar("replaying", position - first + 1, max(stream.until, position) - first + 1)
 
         yield report
+
+
+@click.command()
+@click.argument("session_id", metavar="ID")
+@config_option
+@common_options
+async def journal(common: Common, session_id: str, config_file: Path | None) -> int:
+    """Print what a session with a restart policy needs to go on; for operators. Exit code 1 if there is nothing."""
+    check_session_id(session_id)
+    settings = load_settings(config_file)
+    connection = await Connection.open(common.connection, "jido-nats journal")
+    try:
+        await check_stream(connection, settings.journal_stream)
+        messages = await JournalLog(connection, settings.journal_stream).messages(session_id)
+    finally:
+        await connection.close()
+    for message in messages:
+        common.printer.journal_entry(message)
+    if not messages:
+        common.printer.note(f"no journal of {session_id}: it has no restart policy, or has ended")
+    return 0 if messages else 1
 
 
 @click.command()

@@ -17,9 +17,11 @@ import pytest
 from nats.errors import NoRespondersError
 
 from jido_nats import LocalServer, SessionManager
+from tests.conftest import StartManager
 from tests.tools.privileges import privileged
 from tests.tools.programs import JIDO_NATS, Finished, Program, run, running, serving
 from tests.tools.support import Puppet, Stranger, eventually, stranger_at
+from tests.tools.workers import remembers
 
 ABOUT_S1 = [["get", "s1"], ["list"], ["idle", "s1"], ["terminate", "s1"], ["wait", "s1", "--for", "active"]]
 STORED = ["1 created", "2 active"]
@@ -90,6 +92,72 @@ async def test_the_package_runs_as_the_command() -> None:
     assert out.decode() == (await run("--help")).out.replace("Usage: jido-nats", "Usage: python -m jido_nats")
 
 
+async def test_create_takes_a_restart_policy(server: LocalServer, manager: SessionManager) -> None:
+    finished = await run(
+        *("create", "--server", server.url, "--json", "--restart", "crashed, owner_lost"),
+        *("--attempts-max", "3", "--backoff-s", "2.5"),
+    )
+
+    (record,) = finished.lines
+    assert record["restart"] == {"on": ["crashed", "owner_lost"], "attempts_max": 3, "backoff_s": 2.5}
+    assert record["run"]["attempt"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--restart", "completed"], "restart.on must name one or more of crashed, start_failed, owner_lost"),
+        (["--restart", ""], "restart.on must name one or more"),
+        (["--restart", "crashed", "--backoff-s", "0"], "restart.backoff_s must be 0.01 to 60"),
+        (["--restart", "crashed", "--attempts-max", "-1"], "restart.attempts_max must be 0"),
+        (["--attempts-max", "3"], "--attempts-max goes with --restart"),
+        (["--backoff-s", "3"], "--backoff-s goes with --restart"),
+    ],
+)
+async def test_a_wrong_restart_policy_is_one_sentence(server: LocalServer, options: list[str], problem: str) -> None:
+    assert problem in one_sentence(await run("create", "--server", server.url, *options))
+
+
+async def test_the_journal_of_a_session_is_shown(
+    server: LocalServer, stranger: Stranger, start_manager: StartManager
+) -> None:
+    await start_manager(remembers)
+    await stranger.create("s1", restart={"on": ["crashed"]})
+    message = {"role": "user", "content": "two\nlines", "message_id": "m1"}
+    await stranger.ask("jido.session.send.s1", message)
+    await eventually(lambda: has_entries(stranger, 3))
+    await stranger.js.publish("jido.journal.s1", b"rubbish")
+
+    shown = await run("journal", "s1", "--server", server.url)
+    lines = (await run("journal", "s1", "--server", server.url, "--json")).lines
+
+    assert shown.code == 0
+    claim, message_line, second, checkpoint, unreadable = shown.out.splitlines()
+    assert claim.split()[1:] == ["attempt", "1", "claim"]
+    assert message_line.split()[1:] == ["attempt", "1", "message", "m1", "user:", "two"]
+    assert second.strip() == "| lines"
+    assert checkpoint.split()[1:5] == ["attempt", "1", "checkpoint", "handled"]
+    assert "unreadable: " in unreadable
+    assert [line.get("entry", {}).get("type") for line in lines] == ["claim", "message", "checkpoint", None]
+    assert lines[2]["entry"]["state"] == ["two\nlines"]
+
+
+async def has_entries(stranger: Stranger, number: int) -> bool:
+    """Whether there are so many entries in all journals."""
+    return (await stranger.js.stream_info("JIDO_JOURNAL")).state.messages == number
+
+
+async def test_that_there_is_no_journal_is_told(
+    server: LocalServer, stranger: Stranger, manager: SessionManager
+) -> None:
+    await stranger.create("s1")
+
+    finished = await run("journal", "s1", "--server", server.url)
+
+    assert (finished.code, finished.err) == (1, "")
+    assert "no journal of s1: it has no restart policy, or has ended" in " ".join(finished.out.split())
+
+
 async def test_terminate_takes_a_detail(server: LocalServer, stranger: Stranger, manager: SessionManager) -> None:
     await stranger.create("s1")
 
@@ -118,6 +186,32 @@ async def test_list_finds(
     finished = await run("list", *options, "--server", server.url, "--json")
 
     assert [record["session_id"] for record in finished.lines] == found
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (["list"], " attempt 2, crashed RuntimeError: boom"),
+        (["events", "--since", "all", "--no-follow"], "active → initializing attempt 2, crashed RuntimeError: boom"),
+        (["get", "s1"], '"cause":"crashed"'),
+        (["get", "s1"], '"attempt":2'),
+    ],
+)
+async def test_a_session_that_waits_for_its_next_attempt_is_shown_as_such(
+    server: LocalServer, stranger: Stranger, manager: SessionManager, puppet: Puppet, command: list[str], shown: str
+) -> None:
+    await stranger.create("s1", restart={"on": ["crashed"], "backoff_s": 60})
+    puppet.crash("s1", RuntimeError("boom"))
+    await eventually(lambda: is_initializing(stranger))
+
+    finished = await run(*command, "--server", server.url)
+
+    assert shown in finished.out
+
+
+async def is_initializing(stranger: Stranger) -> bool:
+    record = await stranger.record("s1")
+    return record is not None and record["status"] == "initializing"
 
 
 async def test_wait_ends_with_the_session(

@@ -9,7 +9,8 @@ import pytest
 
 from jido_nats import Client, JidoError, LocalServer, SessionManager
 from jido_nats.broker.options import ConnectOptions
-from jido_nats.cli.doctor import Finding, Level, examine, exit_code
+from jido_nats.cli.doctor import examine, exit_code
+from jido_nats.cli.findings import Finding, Level
 from jido_nats.core.settings import Settings
 from tests.conftest import StartManager
 from tests.tools.agents import waiting
@@ -71,7 +72,7 @@ async def test_fewer_replicas_than_set_are_a_warning_for_each_stream(server: Loc
     found = await storage(server, replicas=3)
 
     assert {level for level, _ in found} == {Level.WARNING}
-    assert ["num_replicas is 1, should be 3" in message for _, message in found] == [True] * 4
+    assert ["num_replicas is 1, should be 3" in message for _, message in found] == [True] * 5
 
 
 async def test_a_value_that_is_larger_than_the_setting_is_a_warning(
@@ -224,7 +225,7 @@ async def test_entries_that_are_no_records_are_told(server: LocalServer, strange
 @pytest.mark.usefixtures("manager")
 async def test_sessions_of_a_newer_version_are_counted(server: LocalServer, stranger: Stranger) -> None:
     record = (
-        b'{"session_id":"s1","status":"waiting","version":5,"owner":"m1","metadata":{},"needs":["restart"],'
+        b'{"session_id":"s1","status":"waiting","version":5,"owner":"m1","metadata":{},"needs":["tomorrow"],'
         b'"created_at":"2026-11-25T18:00:00Z","updated_at":"2026-11-25T18:00:00Z"}'
     )
     await stranger.js.publish("$KV.JIDO_SESSIONS.s1", record)
@@ -233,7 +234,7 @@ async def test_sessions_of_a_newer_version_are_counted(server: LocalServer, stra
 
     assert [f.level for f in found] == [Level.WARNING]
     assert "newer version (s1)" in found[0].message
-    assert "restart" in found[0].message
+    assert "tomorrow" in found[0].message
 
 
 @pytest.mark.usefixtures("manager")
@@ -248,6 +249,30 @@ async def test_readers_that_soon_have_every_consumer_are_a_warning(server: Local
     warnings = [f.message for f in await findings(server) if f.level is Level.WARNING]
 
     assert any("KV_JIDO_SESSIONS has 10 of 10 consumers" in message for message in warnings)
+
+
+async def test_a_stream_of_journals_that_is_soon_full_is_a_warning(
+    server: LocalServer, stranger: Stranger, start_manager: StartManager
+) -> None:
+    await start_manager(journal_bytes_max=50_000)
+    await stranger.js.publish("jido.journal.s1", b"x" * 46_000)
+
+    [(level, message)] = await storage(server, journal_bytes_max=50_000)
+
+    assert (level, "JIDO_JOURNAL has 46" in message, "raise journal_bytes_max" in message) == (
+        Level.WARNING,
+        True,
+        True,
+    )
+
+
+@pytest.mark.usefixtures("manager")
+async def test_that_there_are_no_journals_is_a_warning(server: LocalServer, stranger: Stranger) -> None:
+    await stranger.js.delete_stream("JIDO_JOURNAL")
+
+    [(level, message)] = await storage(server)
+
+    assert (level, "without it no session with a restart policy can be created" in message) == (Level.WARNING, True)
 
 
 async def test_a_manager_that_drains_is_named(server: LocalServer, stranger: Stranger) -> None:

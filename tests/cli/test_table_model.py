@@ -16,7 +16,7 @@ from jido_nats.cli.table.view import Keys, View
 from jido_nats.client.watch import SessionChanged, SnapshotComplete, WatchedSession
 from jido_nats.core import lifecycle
 from jido_nats.core.session import Reason, SessionRecord, Status
-from tests.core.samples import T0, record_in, seconds
+from tests.core.samples import POLICY, T0, record_in, seconds, waiting
 
 NOW = datetime(2025, 1, 24, 11, 0, tzinfo=UTC)
 SCENE = Scene("nats://127.0.0.1:4222", "", NOW, 100.0)
@@ -272,6 +272,30 @@ def test_a_row_tells_what_is_known() -> None:
     assert "○ idle" in seen
     assert "2h00m" in seen
     assert "project=demo n=[1,2]" in seen
+
+
+def test_a_row_shows_that_a_session_waits_for_its_next_attempt() -> None:
+    seen = plain(View(board_of(waiting(metadata={"project": "demo"}))), 120)
+    assert "◌ initializing" in seen
+    assert "attempt 2, crashed project=demo" in seen
+
+
+def test_a_row_of_a_later_attempt_has_its_number_alone() -> None:
+    active, _ = lifecycle.transition(waiting(), Status.ACTIVE, at=seconds(9))
+    seen = plain(View(board_of(active)), 120)
+    assert "attempt 2" in seen
+    assert "crashed" not in seen
+
+
+def test_a_row_of_a_first_attempt_does_not_show_it() -> None:
+    assert "attempt" not in plain(View(board_of(record_in(Status.ACTIVE, restart=POLICY))), 120)
+
+
+def test_the_last_events_show_attempts() -> None:
+    (event,) = lifecycle.events_of(waiting())
+    table = board_of(waiting())
+    table.take(SessionChanged(event, waiting(), 9), 1.0)
+    assert "active → initializing attempt 2, crashed RuntimeError: boom" in plain(View(table), 120)
 
 
 def test_metadata_that_is_long_is_cut() -> None:

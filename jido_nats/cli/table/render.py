@@ -8,7 +8,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from jido_nats.cli.escape import printable
-from jido_nats.cli.printer import event_text, status_style
+from jido_nats.cli.printer import again_text, event_text, status_style
 from jido_nats.cli.table.model import Order, SessionTable, pairs
 from jido_nats.cli.table.view import View
 from jido_nats.core.session import SessionRecord, Status
@@ -241,6 +241,8 @@ def _row(record: SessionRecord, now: datetime, columns: Columns) -> Text:
         line.append(f"  {_fit_end(printable(record.owner), columns.owner)}", "dim")
     if columns.metadata:
         line.append("  ")
+        if again := again_text(record.attempt, record.cause):
+            line.append(f"{again.strip()} ", style)
         if record.reason is not None:
             line.append(f"{printable(record.reason)} ", style)
         line.append_text(metadata_text(record, columns.metadata))
