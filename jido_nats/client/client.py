@@ -26,6 +26,7 @@ from jido_nats.core import codec, requests, subjects
 from jido_nats.core.commands import COMMANDS
 from jido_nats.core.events import KnownEvent, SessionStatus, UnknownEvent
 from jido_nats.core.lifecycle import after_event
+from jido_nats.core.output import Attempts
 from jido_nats.core.position import Position, parse_position
 from jido_nats.core.requests import (
     CreateReply,
@@ -275,10 +276,14 @@ class Client(SessionApi):
     async def listen_output(
         self, session_id: str | None, on_output: Callable[[OutputMessage], None]
     ) -> AsyncIterator[None]:
-        """Like `listen`, for output and conversation of one session, or (None) of all, ephemeral output included."""
+        """Like `listen`, for output and conversation of one session, or (None) of all, ephemeral output included.
+
+        What an older attempt says after a newer one has spoken is dropped.
+        """
+        attempts = Attempts()
 
         def on_message(message: StreamMessage) -> None:
-            if (output := output_in(message)) is not None:
+            if (output := output_in(message)) is not None and not attempts.is_late(output):
                 on_output(OutputMessage(output, 0, message.subject, message.data))
 
         async with self._subscribed(

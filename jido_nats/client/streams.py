@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Generic, NamedTuple, Self, TypeVar
 from jido_nats.broker.consumer import Consumer, Start, StreamMessage
 from jido_nats.broker.durable import DurableConsumer
 from jido_nats.core.events import Event
-from jido_nats.core.output import Output
+from jido_nats.core.output import Attempts, Output
 from jido_nats.core.position import is_position_token, parse_position
 from jido_nats.errors import BadRequest
 from jido_nats.store.event_log import event_in
@@ -122,9 +122,15 @@ class EventStream(MessageStream[EventMessage[E_co]], Generic[E_co]):
 class OutputStream(MessageStream[OutputMessage]):
     """See `Client.output`."""
 
+    def __init__(self, consumer: Consumer) -> None:
+        super().__init__(consumer)
+        self._attempts = Attempts()
+
     def _read(self, message: StreamMessage) -> OutputMessage | None:
         output = output_in(message)
-        return None if output is None else OutputMessage(output, message.sequence, message.subject, message.data)
+        if output is None or self._attempts.is_late(output):
+            return None
+        return OutputMessage(output, message.sequence, message.subject, message.data)
 
 
 def parse_since(since: str | int | datetime, now: datetime) -> Start:

@@ -145,7 +145,10 @@ def _event_message(kind: type[Any], suffix: str) -> Document:
 
 def _output_message(kind: type[Any]) -> Document:
     headers = {
-        jetstream.MESSAGE_ID: _text("session id and number", pattern=r"^[A-Za-z0-9_-]{1,64}\.[0-9]+\.output$"),
+        jetstream.MESSAGE_ID: _text(
+            "session id, the attempt if the session has a restart policy, and number",
+            pattern=r"^[A-Za-z0-9_-]{1,64}\.([0-9]+\.)?[0-9]+\.output$",
+        ),
         jetstream.CONTENT_TYPE: _CONTENT_TYPE,
         jetstream.EXPECTED_STREAM: _text("the stream of output, or `none` for what is not stored"),
         trace.HEADER: _TRACEPARENT,
@@ -182,6 +185,7 @@ def _jetstream() -> Document:
     }
     buckets[settings.sessions_bucket]["key"] = "session id"
     buckets[settings.managers_bucket]["key"] = "manager id"
+    configs[settings.journal_stream] = topology.journal_config(settings)
     return {"streams": configs, "buckets": buckets}
 
 

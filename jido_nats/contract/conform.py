@@ -20,7 +20,7 @@ from jido_nats.broker.stream_info import stream_state
 from jido_nats.contract.rules import Copies, Finding, Life, Place
 from jido_nats.core import codec, subjects
 from jido_nats.core.events import Event, KnownEvent, SessionStatus, UnknownEvent
-from jido_nats.core.session import Reason, Status
+from jido_nats.core.session import Cause, Reason, Status
 
 # A version's messages are published one by one: how long to wait at the end of the stream for those still missing.
 REST_WAIT_S: Final = 5.0
@@ -164,7 +164,7 @@ def _check_fields(event: Mapping[str, Any], kind: type[Any], place: Place) -> It
 
 def _unknown_values(event: Mapping[str, Any], place: Place) -> Iterator[Finding]:
     """Note the values that only newer versions know: allowed, and not judged."""
-    for name, kind in (("status", Status), ("previous_status", Status), ("reason", Reason)):
+    for name, kind in (("status", Status), ("previous_status", Status), ("reason", Reason), ("cause", Cause)):
         value = event.get(name)
         if isinstance(value, str) and not kind(value).is_known:
             yield place.finding("unknown_value", f"{name} is {value!r}, which this version does not know", note=True)
@@ -180,6 +180,8 @@ def _wrong(value: object, field: msgspec.structs.FieldInfo) -> str | None:
         return "it must be 1 to 64 letters, digits, '_' or '-'"
     if field.name == "version" and converted < 1:
         return f"it is {converted}, but versions start at 1"
+    if field.name == "attempt" and converted is not None and converted < 1:
+        return f"it is {converted}, but attempts start at 1"
     if isinstance(converted, datetime) and (converted.tzinfo is None or converted.utcoffset()):
         return f"{value!r} is not in UTC"
     return None

@@ -16,10 +16,11 @@ from jido_nats.core.events import (
     UnknownEvent,
     event_type,
 )
-from jido_nats.core.lifecycle import DIRECT_REASONS, PASSING_REASONS, TRANSITIONS, ended_event
-from jido_nats.core.session import Reason, Status
+from jido_nats.core.lifecycle import DIRECT_REASONS, PASSING_REASONS, TRANSITIONS, WITH_RESTART, ended_event
+from jido_nats.core.session import Cause, Reason, Status
 
 _FAILURES: Final = frozenset({Reason.CRASHED, Reason.START_FAILED, Reason.OWNER_LOST})
+_FAILURE_CAUSES: Final = frozenset({Cause.CRASHED, Cause.START_FAILED, Cause.OWNER_LOST})
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -64,6 +65,7 @@ class Life:
         self._partial = partial
         self._seen: set[tuple[int, str]] = set()
         self._last: Event | None = None
+        self._attempts = _Attempts(partial)
         self.statuses: dict[int, tuple[SessionStatus, Place]] = {}
 
     def check(self, event: Event, place: Place) -> Iterator[Finding]:
@@ -76,6 +78,8 @@ class Life:
         for rule, message in self._check(event, last):
             yield place.finding(rule, message, event.session_id)
         if isinstance(event, SessionStatus):
+            for rule, message in self._attempts.check(event):
+                yield place.finding(rule, message, event.session_id)
             self.statuses[event.version] = event, place
         if last is None or event.version >= last.version:
             self._last = event
@@ -122,6 +126,7 @@ class Copies:
     def __init__(self, partial: bool) -> None:
         self._partial = partial
         self._last: SessionStatus | UnknownEvent | None = None
+        self._attempts = _Attempts(partial)
         self._seen: set[int] = set()
         self._first = 0
 
@@ -136,6 +141,9 @@ class Copies:
         self._seen.add(event.version)
         for rule, message in self._check(event, last):
             yield place.finding(rule, f"{message} (on {_own(event)})", event.session_id)
+        if isinstance(event, SessionStatus):
+            for rule, message in self._attempts.check(event):
+                yield place.finding(rule, f"{message} (on {_own(event)})", event.session_id)
         if life is not None and isinstance(event, SessionStatus):
             yield from _check_copy(event, place, life, self._partial)
         self._first = self._first or event.version
@@ -168,6 +176,36 @@ class Copies:
             yield "after_end", f"version {event.version} comes after the end"
         else:
             yield from _check_next(event, last)
+
+
+class _Attempts:
+    """Which attempt one session is in, as its `session_status` events say."""
+
+    def __init__(self, partial: bool) -> None:
+        # Version 1, of which `session_created` says nothing, is the first attempt, if the session has any.
+        self._last: SessionStatus | None = None
+        self._version = 0 if partial else 1
+
+    def check(self, event: SessionStatus) -> Iterator[tuple[str, str]]:
+        """Check the next `session_status`; one that is not the next version is only compared."""
+        follows = event.version == self._version + 1
+        if event.version <= self._version:
+            return  # reported already
+        last, self._last, self._version = self._last, event, event.version
+        before = last.attempt if last is not None else event.attempt and 1
+        if event.attempt is None or before is None:
+            if event.attempt != before:
+                yield (
+                    "attempt",
+                    f"version {event.version} has {_attempt(event.attempt)}, but earlier ones have {_attempt(before)}",
+                )
+        elif event.attempt < before:
+            yield "attempt", f"version {event.version} is attempt {event.attempt}, after attempt {before}"
+        elif follows and event.attempt != (wanted := before + (event.status is Status.INITIALIZING)):
+            yield (
+                "attempt",
+                f"version {event.version}: {_change(event)} is attempt {event.attempt}, but should be {wanted}",
+            )
 
 
 def _check_first(event: KnownEvent, partial: bool) -> Iterator[tuple[str, str]]:
@@ -221,17 +259,28 @@ def _check_legal(event: SessionStatus) -> Iterator[tuple[str, str]]:
     if not all(value is None or value.is_known for value in (event.status, event.previous_status, event.reason)):
         return
     step = f"version {event.version}: {_change(event)}"
-    if event.status not in TRANSITIONS[event.previous_status]:
-        allowed = " or ".join(sorted(TRANSITIONS[event.previous_status])) or "nothing"
+    following = TRANSITIONS[event.previous_status]
+    if event.attempt is not None:
+        following |= WITH_RESTART.get(event.previous_status, frozenset())
+    if event.status not in following:
+        allowed = " or ".join(sorted(following)) or "nothing"
         yield "transition", f"{step} is not allowed, only {allowed}"
+    elif event.status is Status.INITIALIZING and event.cause is None:
+        yield "attempt", f"{step} is a new attempt without a cause"
+    elif event.status is not Status.INITIALIZING and event.cause is not None:
+        yield "attempt", f"{step} has the cause {event.cause}, but is no new attempt"
     elif event.status is Status.TERMINATING and event.reason not in PASSING_REASONS:
         yield "reason", f"{step} has the reason {event.reason}, not {_either(PASSING_REASONS)}"
     elif event.status is Status.TERMINATED and event.reason not in _ending_reasons(event):
         yield "reason", f"{step} has the reason {event.reason}, not {_either(_ending_reasons(event))}"
-    elif event.status in (Status.ACTIVE, Status.IDLE) and event.reason is not None:
+    elif event.status in (Status.INITIALIZING, Status.ACTIVE, Status.IDLE) and event.reason is not None:
         yield "reason", f"{step} has the reason {event.reason}, but the session is not ending"
+    elif event.status in (Status.ACTIVE, Status.IDLE) and event.error is not None:
+        yield "error", f"{step} has an error, but the session runs"
     if event.reason in _FAILURES and not event.error:
         yield "field_missing", f"{step}: the reason {event.reason} requires the field error"
+    if event.cause in _FAILURE_CAUSES and not event.error:
+        yield "field_missing", f"{step}: the cause {event.cause} requires the field error"
 
 
 def _ending_reasons(event: SessionStatus) -> frozenset[Reason]:
@@ -281,6 +330,10 @@ def _time(event: SessionCreated | SessionStatus) -> datetime:
 
 def _change(event: SessionCreated | SessionStatus) -> str:
     return "created" if isinstance(event, SessionCreated) else f"{event.previous_status} → {event.status}"
+
+
+def _attempt(attempt: int | None) -> str:
+    return "no attempt" if attempt is None else f"attempt {attempt}"
 
 
 def _own(event: SessionStatus | UnknownEvent) -> str:

@@ -8,9 +8,11 @@ import msgspec
 from jido_nats.core import requests, subjects
 from jido_nats.core.commands import COMMANDS
 from jido_nats.core.events import KnownEvent
-from jido_nats.core.lifecycle import TRANSITIONS
+from jido_nats.core.journal import JournalEntry
+from jido_nats.core.lifecycle import TRANSITIONS, WITH_RESTART
 from jido_nats.core.manager_info import ManagerInfo
 from jido_nats.core.output import Output
+from jido_nats.core.restarts import BACKOFF_MAX_S, BACKOFF_MIN_S
 from jido_nats.core.session import SessionRecord
 from jido_nats.errors import COMMAND_ERRORS, CommandError
 
@@ -18,6 +20,7 @@ DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 CONTRACT_VERSION: Final = "1.0.0"
 EVENTS: Final = KnownEvent.__args__
 OUTPUTS: Final = Output.__args__
+ENTRIES: Final = JournalEntry.__args__
 _ERROR_KINDS: Final[list[type[CommandError]]] = [CommandError, *COMMAND_ERRORS]
 ERRORS: Final = {kind.code: kind.status for kind in _ERROR_KINDS}
 DESCRIPTION: Final = (
@@ -29,6 +32,7 @@ DESCRIPTION: Final = (
 KINDS: Final = (
     *EVENTS,
     *OUTPUTS,
+    *ENTRIES,
     SessionRecord,
     ManagerInfo,
     *dict.fromkeys(kind for command in COMMANDS.values() for kind in (command.request, command.reply)),
@@ -47,6 +51,14 @@ _FIELDS: Final[dict[tuple[str, str], dict[str, Any]]] = {
     ("created_at", "string"): _TIME,
     ("updated_at", "string"): _TIME,
     ("started_at", "string"): _TIME,
+    ("began_at", "string"): _TIME,
+    ("not_before", "string"): _TIME,
+    ("accepted_at", "string"): _TIME,
+    ("attempt", "integer"): {"minimum": 1},
+    ("attempts_max", "integer"): _COUNT,
+    ("failures", "integer"): _COUNT,
+    ("handled", "integer"): _COUNT,
+    ("backoff_s", "number"): {"minimum": BACKOFF_MIN_S, "maximum": BACKOFF_MAX_S},
     ("version", "integer"): {"minimum": 1},
     ("number", "integer"): {"minimum": 1},
     ("role", "string"): {"minLength": 1, "maxLength": requests.ROLE_LENGTH_MAX},
@@ -63,11 +75,13 @@ _FIELDS: Final[dict[tuple[str, str], dict[str, Any]]] = {
 _FIELDS_OF: Final[dict[str, dict[str, dict[str, Any]]]] = {
     "ListRequest": {"limit": {"minimum": 1, "maximum": requests.LIST_LIMIT_MAX}},
     "HistoryRequest": {"limit": {"minimum": 1, "maximum": requests.HISTORY_LIMIT_MAX}},
+    "RestartRequest": {"on": {"minItems": 1, "uniqueItems": True}},
     "TerminateRequest": {"detail": {"maxLength": requests.DETAIL_LENGTH_MAX}},
     "SessionCreated": {"version": {"const": 1}},
 }
 _DESCRIPTIONS: Final = {
-    "Status": "A session's place in its lifecycle; `x-may-become` lists the allowed next ones.",
+    "Status": "A session's place in its lifecycle; `x-may-become` lists the allowed next ones, "
+    "`x-may-become-with-restart` those that a session with a restart policy has as well.",
     "SessionRecord": f"Everything about a session, as stored in the bucket {subjects.SESSIONS_BUCKET}.",
 }
 
@@ -89,11 +103,12 @@ def definitions(prefix: str) -> dict[str, Any]:
     components: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(found))  # a default may be a tuple
     for name, component in components.items():
         _complete(name, component)
-    mine = {"Event": _event(prefix), "Output": _output(prefix)} | components
+    mine = {"Event": _event(prefix), "Output": _output(prefix), "JournalEntry": _entry(prefix)} | components
     mine["HistoryReply"]["properties"]["events"]["items"] = {"$ref": f"{prefix}Event"}
-    for name in ("Status", "Reason"):  # open: a reader keeps the text of a value that it does not know
+    for name in ("Status", "Reason", "Cause"):  # open: a reader keeps the text of a value that it does not know
         mine[name]["anyOf"] = [{"enum": mine[name].pop("enum")}, {"type": "string"}]
-    mine["Status"]["x-may-become"] = {status: sorted(targets) for status, targets in TRANSITIONS.items()}
+    for name, table in (("x-may-become", TRANSITIONS), ("x-may-become-with-restart", WITH_RESTART)):
+        mine["Status"][name] = {status: sorted(targets) for status, targets in table.items()}
     return {name: mine[name] for name in sorted(mine)}
 
 
@@ -110,6 +125,15 @@ def _output(prefix: str) -> dict[str, Any]:
         "title": "Output",
         "description": "Output or a conversation message of a worker; its kind is in `type`. Ignore unknown types.",
         "oneOf": [{"$ref": f"{prefix}{kind.__name__}"} for kind in OUTPUTS],
+    }
+
+
+def _entry(prefix: str) -> dict[str, Any]:
+    return {
+        "title": "JournalEntry",
+        "description": "One entry of the journal of a session with a restart policy, for managers only; its kind is in "
+        f"`type`. Always JSON, in the stream {subjects.JOURNAL_STREAM}.",
+        "oneOf": [{"$ref": f"{prefix}{kind.__name__}"} for kind in ENTRIES],
     }
 
 

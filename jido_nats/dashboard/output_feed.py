@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from jido_nats.client.client import Client
 from jido_nats.client.streams import OutputMessage
+from jido_nats.core.output import Attempts, Output
 from jido_nats.core.position import Position
 from jido_nats.dashboard.event_feed import BEAT_S, PACE_S, RECONNECT, woken
 from jido_nats.dashboard.state import message
@@ -92,11 +93,14 @@ class _Item(NamedTuple):
 
     sequence: int
     position_token: str | None
+    output: Output
     data: bytes
 
     @classmethod
     def of(cls, received: OutputMessage, position_token: str | None) -> "_Item":
-        return cls(received.sequence, position_token, message("output", received.output, position_token))
+        return cls(
+            received.sequence, position_token, received.output, message("output", received.output, position_token)
+        )
 
 
 class _Reader:
@@ -104,18 +108,20 @@ class _Reader:
 
     def __init__(self, position: Position | None) -> None:
         self._sequence = 0 if position is None else position.sequence
+        self._attempts = Attempts()
         self.since: str | int = "all"
         if position is not None:
             self.since = position.token if position.is_verifiable else position.sequence + 1
 
     def take(self, items: "list[_Item]") -> bytes:
-        """Those that it has not read yet."""
+        """Those that it has not read yet, without what an older attempt says late."""
         new: list[bytes] = []
         for item in items:
-            if item.position_token is None:
-                new.append(item.data)
-            elif item.sequence > self._sequence:
+            if item.position_token is not None:
+                if item.sequence <= self._sequence:
+                    continue
                 self._sequence, self.since = item.sequence, item.position_token
+            if not self._attempts.is_late(item.output):
                 new.append(item.data)
         return b"".join(new)
 

@@ -159,6 +159,8 @@ def row(record: SessionRecord) -> list[Any]:
         record.reason,
         record.error and record.error[:ROW_TEXT_MAX],
         record.worker,
+        record.attempt,
+        record.cause,
     ]
 
 

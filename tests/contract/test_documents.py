@@ -15,7 +15,7 @@ from jido_nats.contract import asyncapi, schema
 from jido_nats.core import subjects
 from jido_nats.core.commands import COMMANDS, ERRORS_OF_EVERY_COMMAND
 from jido_nats.core.events import Event
-from jido_nats.core.lifecycle import TRANSITIONS
+from jido_nats.core.lifecycle import TRANSITIONS, WITH_RESTART
 from jido_nats.core.session import SessionRecord
 from jido_nats.errors import COMMAND_ERRORS
 from tests.core.samples import walks
@@ -134,9 +134,10 @@ def test_every_error_is_described() -> None:
 
 
 def test_the_table_of_the_lifecycle_is_in_the_contract() -> None:
-    table = schema.document()["$defs"]["Status"]["x-may-become"]
+    described = schema.document()["$defs"]["Status"]
 
-    assert {source: set(targets) for source, targets in table.items()} == dict(TRANSITIONS)
+    for name, table in (("x-may-become", TRANSITIONS), ("x-may-become-with-restart", WITH_RESTART)):
+        assert {source: set(targets) for source, targets in described[name].items()} == dict(table)
 
 
 def test_the_subjects_of_events_are_described() -> None:
@@ -161,6 +162,27 @@ def test_readers_allow_new_fields_where_requests_do_not(line: Golden) -> None:
         check(name, message)
 
 
+@pytest.mark.parametrize("line", [line for line in LINES if line.kind.startswith("journal_")])
+def test_an_entry_of_a_journal_keeps_the_contract(line: Golden) -> None:
+    check("JournalEntry", json.loads(line.json))
+
+
+def test_a_policy_of_a_newer_version_is_allowed_only_in_a_record() -> None:
+    policy = {"on": ["crashed"], "a_field_of_the_future": 1}
+
+    check("RestartPolicy", policy)
+    with pytest.raises(jsonschema.ValidationError, match="a_field_of_the_future"):
+        check("CreateRequest", {"restart": policy})
+
+
+@pytest.mark.parametrize("wrong", [{"on": []}, {"on": ["crashed", "crashed"]}, {"on": ["crashed"], "attempts_max": -1}])
+def test_a_policy_that_a_manager_refuses_is_refused(wrong: dict[str, object]) -> None:
+    check("CreateRequest", {"restart": {"on": ["crashed"]}})
+
+    with pytest.raises(jsonschema.ValidationError):
+        check("CreateRequest", {"restart": wrong})
+
+
 @EACH
 def test_a_missing_required_field_is_refused(line: Golden) -> None:
     kind = KINDS[line.kind]
@@ -182,7 +204,15 @@ def test_every_life_keeps_the_contract(walk: list[tuple[SessionRecord, tuple[Eve
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("version", 0), ("version", "2"), ("session_id", "a.b"), ("status", 7), ("updated_at", "2025-01-24")],
+    [
+        ("version", 0),
+        ("attempt", 0),
+        ("cause", 7),
+        ("version", "2"),
+        ("session_id", "a.b"),
+        ("status", 7),
+        ("updated_at", "2025-01-24"),
+    ],
 )
 def test_a_wrong_value_is_refused(field: str, value: object) -> None:
     good = next(json.loads(line.json) for line in LINES if line.kind == "session_status")

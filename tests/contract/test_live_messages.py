@@ -59,6 +59,58 @@ async def test_stored_events_keep_the_contract(stranger: Stranger, manager: Sess
         check("Event", event)
 
 
+async def live_again(stranger: Stranger, puppet: Puppet) -> None:
+    """A session whose worker crashed and was started again."""
+    await stranger.create("s1", restart={"on": ["crashed"], "backoff_s": 0.01})
+    await stranger.ask("jido.session.send.s1", {"role": "user", "content": "hello"})
+    puppet.crash("s1", RuntimeError("boom"))
+    await eventually(lambda: is_in_attempt(stranger, 2))
+    await stranger.ask("jido.session.send.s1", {"role": "user", "content": "hello again"})
+
+
+async def is_in_attempt(stranger: Stranger, attempt: int) -> bool:
+    record = await stranger.record("s1")
+    assert record is not None
+    return bool(record["status"] == "active" and record["run"]["attempt"] == attempt)
+
+
+async def test_attempts_keep_the_contract(stranger: Stranger, manager: SessionManager, puppet: Puppet) -> None:
+    await live_again(stranger, puppet)
+
+    events = await stranger.stored_events()
+    assert {event.get("attempt") for event in events} == {None, 1, 2}
+    for event in events:
+        check("Event", event)
+    check("SessionRecord", await stranger.record("s1"))
+
+
+async def test_output_of_attempts_keeps_the_contract(
+    stranger: Stranger, manager: SessionManager, puppet: Puppet
+) -> None:
+    await live_again(stranger, puppet)
+
+    stored = await eventually(lambda: stored_all(stranger, "JIDO_OUTPUT", 2))
+    for message in stored:
+        check("Output", msgspec.json.decode(message.data))
+        check_headers("ConversationAdded", dict(message.headers or {}))
+    assert [msgspec.json.decode(message.data)["attempt"] for message in stored] == [1, 2]
+
+
+async def test_journals_keep_the_contract(stranger: Stranger, manager: SessionManager, puppet: Puppet) -> None:
+    await live_again(stranger, puppet)
+
+    entries = [msgspec.json.decode(message.data) for message in await stranger.stored("JIDO_JOURNAL")]
+    assert {"claim", "message"} <= {entry["type"] for entry in entries}
+    for entry in entries:
+        check("JournalEntry", entry)
+
+
+async def stored_all(stranger: Stranger, stream: str, number: int) -> list[Any]:
+    """The messages of a stream once there are so many."""
+    messages = await stranger.stored(stream)
+    return messages if len(messages) == number else []
+
+
 async def test_stored_headers_keep_the_contract(stranger: Stranger, manager: SessionManager, puppet: Puppet) -> None:
     await live(stranger, puppet)
 

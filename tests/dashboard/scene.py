@@ -24,7 +24,7 @@ async def agent(session: Session) -> None:
     await session.emit("plan", {"steps": ["read", "draft", "check"], "budget_tokens": 12000})
     await session.say("I am ready. What shall I do?")
     async for message in session.messages():
-        if message.content == "crash":
+        if message.content == "crash" and not message.redelivered:
             raise RuntimeError("boom")
         await session.emit("thinking", {"about": message.content}, ephemeral=True)
         await session.emit("tool", {"name": "search", "query": message.content, "results": 3})

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
 
-from jido_nats import Client, LocalServer, SessionManager, Settings
+from jido_nats import Cause, Client, LocalServer, RestartPolicy, SessionManager, Settings
 from jido_nats.broker.options import ConnectOptions
 from jido_nats.dashboard.serve import dashboard
 from tests.dashboard import scene
@@ -58,6 +58,13 @@ async def chromium(*arguments: str) -> AsyncIterator[Browser]:
             yield browser
         finally:
             await browser.close()
+
+
+async def crashed(stage: Stage, session_id: str, backoff_s: float = 60) -> None:
+    """A session whose worker crashes, and that goes on with another attempt after a while."""
+    policy = RestartPolicy(on=(Cause.CRASHED,), backoff_s=backoff_s)
+    await stage.client.create_session(session_id=session_id, restart=policy)
+    await stage.client.send_message(session_id, "user", "crash")
 
 
 class Troubles:

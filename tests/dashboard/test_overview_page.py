@@ -8,7 +8,7 @@ from playwright.async_api import Browser, Locator, Page, expect
 
 from jido_nats import Client
 from jido_nats.core import codec
-from tests.dashboard.stage import Stage, be_seen, new_page, shown
+from tests.dashboard.stage import Stage, be_seen, crashed, new_page, shown
 from tests.tools.proxy import Proxy
 from tests.tools.support import eventually, stranger_at
 
@@ -80,6 +80,27 @@ async def test_a_row_changes_with_its_session(page: Page, stage: Stage, name: st
     await stage.client.idle_session(name)
 
     await expect(row(page, name).locator(".chip")).to_have_text("idle")
+
+
+async def test_a_row_shows_that_its_session_waits_for_another_attempt(page: Page, stage: Stage, name: str) -> None:
+    await crashed(stage, name)
+    await search(page, name)
+
+    await expect(row(page, name)).to_contain_text("initializing")
+    await expect(row(page, name)).to_contain_text("attempt 2, crashed")
+    await page.reload()
+    await expect(row(page, name)).to_contain_text("attempt 2, crashed")
+    await stage.client.terminate_session(name)
+
+
+async def test_a_row_of_a_later_attempt_shows_its_number_alone(page: Page, stage: Stage, name: str) -> None:
+    await crashed(stage, name, backoff_s=0.01)
+    await search(page, name)
+
+    await expect(row(page, name).locator(".chip")).to_have_text("active")
+    await expect(row(page, name)).to_contain_text("attempt 2")
+    await expect(row(page, name)).not_to_contain_text("crashed")
+    await stage.client.terminate_session(name)
 
 
 async def test_a_session_that_ends_leaves_the_live_ones(page: Page, stage: Stage, name: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from jido_nats import Client, LocalServer, SessionManager, Settings
+from jido_nats import Cause, Client, LocalServer, RestartPolicy, SessionManager, Settings, Status
 from jido_nats.core.position import parse_position
 from jido_nats.dashboard import serve
 from jido_nats.dashboard.serve import dashboard
@@ -482,6 +482,56 @@ async def test_readers_of_a_session_share_a_consumer_whenever_they_come(
         await eventually(lambda: has_consumers(stranger, 1))
 
     await eventually(lambda: has_consumers(stranger, 0))
+
+
+async def said(url: str, last_id: str | None = None, until: Any = 9) -> list[Any]:
+    """The data of a session's output, as a browser gets it, up to that."""
+    found: list[Any] = []
+    async with listening(url, "/api/sessions/s1/output", {"Last-Event-ID": last_id} if last_id else {}) as source:
+        while until not in found:
+            found.append((await source.named("output")).data["data"])
+    return found
+
+
+async def test_what_an_older_attempt_said_late_is_not_sent(
+    url: str, manager: SessionManager, stranger: Stranger
+) -> None:
+    for number, attempt in ((1, 1), (2, 2), (3, 1), (9, 2)):
+        await stranger.say("s1", number, attempt=attempt)
+
+    assert await said(url) == [1, 2, 9]
+
+
+@pytest.mark.parametrize("fields", [{}, {"ephemeral": True}])
+async def test_what_an_older_attempt_says_late_is_not_sent(
+    url: str, manager: SessionManager, stranger: Stranger, fields: dict[str, Any]
+) -> None:
+    await stranger.say("s1", 1, attempt=2)
+    async with listening(url, "/api/sessions/s1/output") as source:
+        await source.named("output_caught_up")
+
+        await stranger.say("s1", 3, attempt=1, **fields)
+        await stranger.say("s1", 9, attempt=2, **fields)
+
+        assert (await source.named("output")).data["data"] == 9
+
+
+async def test_a_session_that_waits_for_its_next_attempt_is_in_the_snapshot(
+    url: str, client: Client, manager: SessionManager, puppet: Puppet
+) -> None:
+    policy = RestartPolicy(on=(Cause.CRASHED,), backoff_s=60)
+    await client.create_session(session_id="s1", restart=policy)
+    puppet.crash("s1", RuntimeError("boom"))
+    await client.wait("s1", Status.INITIALIZING)
+
+    async def row() -> Any:
+        (row,) = (await snapshot(url))["sessions"]
+        return row if row[1] == "initializing" else None
+
+    found = await eventually(row)
+
+    assert found[8].startswith("RuntimeError: boom")
+    assert found[10:] == [2, "crashed"]
 
 
 async def test_one_stream_has_the_events_and_the_output_of_a_session(

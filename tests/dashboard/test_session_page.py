@@ -6,7 +6,7 @@ import pytest
 from playwright.async_api import Browser, Locator, Page, expect
 
 from jido_nats import LocalServer, SessionManager, Settings
-from tests.dashboard.stage import Stage, new_page, shown
+from tests.dashboard.stage import Stage, crashed, new_page, shown
 from tests.tools.proxy import Proxy
 from tests.tools.support import Stranger, eventually, stranger_at, wait_for_ever
 
@@ -81,6 +81,81 @@ async def test_a_crash_shows_its_error(page: Page, stage: Stage, name: str) -> N
     await expect(page.locator("#session-end")).to_have_class(re.compile("bad"))
     await expect(page.locator("#session-actions")).to_be_hidden()
     await expect(page.locator("#send-form")).to_be_hidden()
+
+
+async def test_a_session_that_waits_for_another_attempt_says_why(page: Page, stage: Stage, name: str) -> None:
+    await look_at(page, stage, name)
+    await crashed(stage, name)
+
+    await has_status(page, "initializing")
+    await expect(page.locator("#session-attempt")).to_have_text("attempt 2, crashed")
+    await expect(page.locator("#session-end")).to_contain_text("Starting again: attempt 2, crashed")
+    await expect(page.locator("#session-end")).to_contain_text("RuntimeError: boom")
+    await expect(page.locator("#events > li").nth(2)).to_contain_text("attempt 2, crashed")
+    await page.reload()
+    await expect(page.locator("#session-attempt")).to_have_text("attempt 2, crashed")
+    await expect(page.locator("#session-end")).to_contain_text("RuntimeError: boom")
+    await expect(page.locator("#record")).to_contain_text("Attemptattempt 2, crashed")
+    await expect(page.locator("#record")).to_contain_text(
+        "Restartscrashed; at most 5 failures in a row; after 60 s or more"
+    )
+    await stage.client.terminate_session(name)
+    await has_status(page, "terminated")
+    await page.reload()
+    await expect(page.locator("#session-attempt")).to_have_text("attempt 2")
+
+
+async def test_a_session_that_waits_for_another_attempt_is_sent_messages(page: Page, stage: Stage, name: str) -> None:
+    await crashed(stage, name)
+    await look_at(page, stage, name)
+    await has_status(page, "initializing")
+
+    await field(page, "Message").fill("are you there?")
+    await page.get_by_role("button", name="Send").click()
+
+    await expect(page.locator("#output > li").last).to_contain_text("are you there?")
+    await stage.client.terminate_session(name)
+
+
+async def test_an_attempt_that_runs_has_no_cause(page: Page, stage: Stage, name: str) -> None:
+    await look_at(page, stage, name)
+    await crashed(stage, name, backoff_s=0.01)
+
+    await expect(page.locator("#session-attempt")).to_have_text("attempt 2")
+    await has_status(page, "active")
+    await expect(page.locator("#session-end")).to_be_hidden()
+    await stage.client.terminate_session(name)
+    await has_status(page, "terminated")
+    await page.reload()
+    await expect(page.locator("#session-attempt")).to_have_text("attempt 2")
+
+
+async def test_what_an_older_attempt_says_late_does_not_appear(page: Page, stage: Stage, name: str) -> None:
+    await crashed(stage, name, backoff_s=0.01)
+    await look_at(page, stage, name)
+    said = page.locator("#output > li")
+    await expect(said.filter(has_text="I am ready").last).to_contain_text("attempt 2")
+
+    # As a dashboard of an older version would send it, or one that began to read after the newer attempt had spoken.
+    await page.evaluate("(output) => dashboard.feed.output.on('output', output)", of_attempt(name, 1, "too late"))
+    await page.evaluate("(output) => dashboard.feed.output.on('output', output)", of_attempt(name, 2, "in time"))
+
+    await expect(said.filter(has_text="in time")).to_have_count(1)
+    await expect(said.filter(has_text="too late")).to_have_count(0)
+    await stage.client.terminate_session(name)
+
+
+def of_attempt(session_id: str, attempt: int, text: str) -> dict[str, object]:
+    """An output, as the page gets it."""
+    return {
+        "type": "session_output",
+        "session_id": session_id,
+        "number": 99,
+        "name": "step",
+        "data": text,
+        "created_at": "2099-01-24T10:30:00Z",
+        "attempt": attempt,
+    }
 
 
 async def test_what_is_said_appears(page: Page, stage: Stage, name: str) -> None:

@@ -54,6 +54,12 @@ export const FAILURES = new Set(["crashed", "start_failed", "owner_lost"]);
 /** A reason as words. */
 export const words = (reason) => reason.replaceAll("_", " ");
 
+/** attempt 3, crashed: for an attempt that is not a session's first, and why it began until it is active. */
+export function attemptText({ attempt, cause }) {
+  if (!(attempt > 1)) return "";
+  return `attempt ${number(attempt)}${cause ? `, ${words(cause)}` : ""}`;
+}
+
 /** What a row shows of a session's kind of worker and its metadata: [key, value] pairs. */
 export function shownPairs(worker = "default", metadata = {}) {
   return [...(worker === "default" ? [] : [["worker", worker]]), ...Object.entries(metadata)];

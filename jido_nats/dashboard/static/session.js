@@ -2,7 +2,7 @@
 
 import { ApiError, command, getSession, newMessageId } from "./api.js";
 import { announce, byId, chip, el, setText } from "./dom.js";
-import { age, duration, FAILURES, moment, pretty, SESSION_ID, words } from "./format.js";
+import { age, attemptText, duration, FAILURES, moment, pretty, SESSION_ID, words } from "./format.js";
 import { parse } from "./json.js";
 
 const SHOWN_MAX = 1000; // events, and outputs, shown at one time
@@ -104,7 +104,8 @@ export class SessionView {
     if (event !== undefined && event.version > (this.record?.version ?? 0)) {
       return { ...event, status: event.status ?? "initializing", updated_at: event.updated_at ?? event.created_at };
     }
-    return this.record;
+    const { attempt, cause } = this.record?.run ?? {};
+    return this.record && { ...this.record, attempt, cause: this.record.status === "initializing" ? cause : undefined };
   }
 
   #status() {
@@ -116,13 +117,15 @@ export class SessionView {
     const status = last?.status;
     const ended = status === "terminated";
     const failed = ended && FAILURES.has(last.reason);
+    const again = status === "initializing" && last.attempt > 1;
     byId("session-status").replaceChildren(...(status ? [chip(status, failed)] : []));
+    setText(byId("session-attempt"), last ? attemptText(last) : "");
     byId("session-actions").hidden = this.store.readOnly || !status || ended;
     byId("idle").hidden = status !== "active";
     byId("activate").hidden = status !== "idle";
     byId("terminate").disabled = status === "terminating";
-    byId("send-form").hidden = this.store.readOnly || !(status === "active" || status === "idle");
-    this.#drawEnd(last, ended, failed);
+    byId("send-form").hidden = this.store.readOnly || !(status === "active" || status === "idle" || again);
+    this.#drawEnd(last, ended, failed, again);
     this.#drawSince();
     this.#drawRecord(last);
     this.#drawTimeline();
@@ -130,12 +133,13 @@ export class SessionView {
     byId("session-body").hidden = !last;
   }
 
-  #drawEnd(last, ended, failed) {
+  /** Why it has ended, or why it waits for another attempt. */
+  #drawEnd(last, ended, failed, again) {
     const box = byId("session-end");
-    box.hidden = !ended;
-    if (!ended) return;
-    box.className = failed ? "callout bad" : "callout";
-    const parts = [el("strong", {}, `Ended: ${words(last.reason ?? "unknown")}`)];
+    box.hidden = !ended && !again;
+    if (box.hidden) return;
+    box.className = failed || again ? "callout bad" : "callout";
+    const parts = [el("strong", {}, again ? `Starting again: ${attemptText(last)}` : `Ended: ${words(last.reason ?? "unknown")}`)];
     if (last.forced) parts.push(el("span", { class: "tag" }, "forced"));
     if (last.output_incomplete) parts.push(el("span", { class: "tag" }, "output incomplete"));
     if (last.detail) parts.push(el("span", {}, last.detail));
@@ -160,6 +164,8 @@ export class SessionView {
       ["Changed", time(last.updated_at, now)],
       ["Worker", record.worker ?? this.#ordered()[0]?.worker ?? "default"],
       ["Labels", record.labels && Object.entries(record.labels).map((pair) => pair.join("=")).join(" ")],
+      ["Attempt", last.attempt && (attemptText(last) || "attempt 1")],
+      ["Restarts", record.restart && restartText(record.restart)],
       ["Owner", record.owner && el("span", { class: "mono" }, record.owner)],
       ["Reason", last.reason && words(last.reason)],
       ["Detail", last.detail],
@@ -244,7 +250,7 @@ export class SessionView {
       session_status: () => [chip(event.previous_status), el("span", { class: "arrow", "aria-label": "to" }, "→"), chip(event.status, FAILURES.has(event.reason))],
       session_terminated: () => [el("strong", {}, "ended")],
     }[event.type]?.() ?? [el("strong", {}, words(event.type))];
-    const why = [event.reason && words(event.reason), event.detail, event.forced && "forced"].filter(Boolean).join(" · ");
+    const why = [event.type === "session_status" && attemptText(event), event.reason && words(event.reason), event.detail, event.forced && "forced"].filter(Boolean).join(" · ");
     return el(
       "li",
       { data: { key: eventKey(event) } },
@@ -273,6 +279,9 @@ export class SessionView {
   }
 
   #addOutput(output) {
+    // Output is not fenced: an attempt that was given up may still be heard after the next one has spoken.
+    if (output.attempt < this.newest) return;
+    if (output.attempt > this.newest) this.newest = output.attempt;
     this.outputs.push(output);
     if (this.outputs.length === 1) requestAnimationFrame(() => this.#drawOutput());
     if (this.outputs.length > 2 * SHOWN_MAX) this.outputs.splice(0, SHOWN_MAX); // no frames are drawn of a hidden page
@@ -306,6 +315,7 @@ export class SessionView {
         "div",
         { class: "said-head muted" },
         el("span", { class: spoken ? "role" : "mono" }, spoken ? output.role : output.name),
+        output.attempt > 1 && el("span", { class: "tag" }, attemptText({ attempt: output.attempt })),
         output.ephemeral && el("span", { class: "tag" }, "live only"),
         el("time", { class: "number", datetime: output.created_at }, moment(MS(output.created_at), this.store.now())),
       ),
@@ -315,6 +325,7 @@ export class SessionView {
 
   #clearOutput() {
     this.outputs = [];
+    this.newest = 0; // the newest attempt that has spoken
     byId("output").replaceChildren();
     byId("output-empty").hidden = false;
     setText(byId("output-empty"), NO_OUTPUT);
@@ -372,6 +383,12 @@ export class SessionView {
 
 function time(text, now) {
   return el("time", { datetime: text, title: text }, moment(MS(text), now));
+}
+
+/** crashed, owner lost; at most 5 attempts in a row; after 1 s */
+function restartText({ on, attempts_max: most = 5, backoff_s: wait = 1 }) {
+  const limit = most === 0 ? "without a limit" : `at most ${most} failures in a row`;
+  return `${on.map(words).join(", ")}; ${limit}; after ${wait} s or more`;
 }
 
 const eventKey = (event) => `${event.version}.${event.type}`;

@@ -38,9 +38,9 @@ export class Store {
     this.rows.clear();
     this.ended = [];
     this.counts = Object.fromEntries(STATUSES.map((status) => [status, 0]));
-    for (const [id, status, version, owner, created, updated, metadata, reason, error, worker] of snapshot.sessions) {
+    for (const [id, status, version, owner, created, updated, metadata, reason, error, worker, attempt, cause] of snapshot.sessions) {
       const times = { created: Date.parse(created), updated: Date.parse(updated) };
-      const row = { id, version, owner, ...times, pairs: shownPairs(worker, metadata), reason, error };
+      const row = { id, version, owner, ...times, pairs: shownPairs(worker, metadata), reason, error, attempt, cause };
       this.#put(row, status);
     }
     this.ended.sort((a, b) => this.rows.get(a).updated - this.rows.get(b).updated);
@@ -72,6 +72,8 @@ export class Store {
     row.owner = owner || row.owner;
     row.reason = event.reason;
     row.error = event.error;
+    row.attempt = event.attempt ?? row.attempt;
+    row.cause = event.cause;
     // An event of a type that this page does not know changes the version, and nothing that is shown.
     this.#put(row, event.status ?? row.status ?? "initializing");
   }

@@ -1,7 +1,7 @@
 // The table of sessions: only visible rows are in the DOM, so ten thousand are as fast as ten.
 
 import { byId, chip, el, setText } from "./dom.js";
-import { age, moment, number, shortId, words } from "./format.js";
+import { age, attemptText, moment, number, shortId, words } from "./format.js";
 import { STATUSES } from "./store.js";
 
 const OVERSCAN = 6;
@@ -144,7 +144,7 @@ export class Table {
       slot.node.id = `row-${row.id}`;
       slot.chip.className = `chip ${row.status}${row.failed ? " failed" : ""}`;
       slot.chip.textContent = row.status;
-      slot.reason.textContent = row.reason && row.status === "terminated" ? words(row.reason) : "";
+      slot.reason.textContent = row.reason && row.status === "terminated" ? words(row.reason) : attemptText(row);
       slot.link.href = `#/session/${row.id}`;
       // Ids differ at their end: it stays visible when there is no room for the middle.
       slot.idHead.data = row.id.slice(0, -ID_TAIL);
