@@ -16,6 +16,7 @@ class Part(StrEnum):
     COMMANDS = "commands"
     TRANSITION = "transition"
     HEARD = "heard"
+    JOURNAL = "journal"
     REPLAY = "replay"
     RECOVER = "recover"
 

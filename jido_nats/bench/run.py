@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from jido_nats.bench import commands, recovery, replay, transitions
+from jido_nats.bench import commands, journal, recovery, replay, transitions
 from jido_nats.bench.baseline.baseline import open_baseline
 from jido_nats.bench.bench import Bench, Findings, Found, ReportProgress
 from jido_nats.bench.deployment import Deployment, machine
@@ -24,6 +24,7 @@ MEASURES: Final[dict[Part, Callable[[Bench], Findings]]] = {
     # With a manager in this process, so before the other managers start: they follow every record and use CPU too.
     Part.TRANSITION: transitions.measure_transition,
     Part.HEARD: transitions.measure_heard,
+    Part.JOURNAL: journal.measure,
     Part.COMMANDS: commands.measure,
     Part.REPLAY: replay.measure,
     Part.RECOVER: recovery.measure,  # last: it kills a manager
@@ -51,6 +52,7 @@ async def run(deployment: Deployment, plan: Plan, report: ReportProgress) -> Asy
             note=note,
             managers=deployment.managers,
             events_like=settings.events_stream,
+            journals_like=settings.journal_stream,
             records_like=subjects.bucket_stream(settings.sessions_bucket),
         ) as baseline,
     ):
@@ -58,7 +60,7 @@ async def run(deployment: Deployment, plan: Plan, report: ReportProgress) -> Asy
         try:
             for part, measure in MEASURES.items():
                 if part in plan.parts:
-                    if part not in (Part.TRANSITION, Part.HEARD):
+                    if part not in (Part.TRANSITION, Part.HEARD, Part.JOURNAL):
                         await deployment.start_managers()
                     async for found in measure(bench):
                         yield _result(found, bench, surroundings)

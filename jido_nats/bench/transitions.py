@@ -46,7 +46,7 @@ async def measure_transition(bench: Bench) -> Findings:
     count = min(bench.plan.sessions, TRANSITIONS_MAX)
     step = bench.steps("transitions", 2 * count)
     async with _steppers(bench) as steppers:
-        for block in _blocks(count):
+        for block in blocks(count):
             await drive(range(block), steppers.ours, at_once=1, into=ours, step=step)
             await drive(range(block), steppers.baseline, at_once=1, into=baseline, step=step)
     yield Found(TRANSITION, ours.percentile_ms(50), baseline.percentile_ms(50), len(ours.seconds), {})
@@ -63,7 +63,7 @@ async def measure_heard(bench: Bench) -> Findings:
         ):
             ours, baseline = Samples(), Samples()
             async with _open(our_listener), _open(baseline_listener):
-                for block in _blocks(count):
+                for block in blocks(count):
                     await _hear(steppers.ours, our_listener, block, ours, step)
                     await _hear(steppers.baseline, baseline_listener, block, baseline, step)
             yield Found(measure, ours.percentile_ms(50), baseline.percentile_ms(50), len(ours.seconds), {})
@@ -107,7 +107,7 @@ async def _open(listener: Listener) -> AsyncIterator[None]:
         await listener.close()
 
 
-def _blocks(count: int) -> list[int]:
+def blocks(count: int) -> list[int]:
     """The count in blocks; ours and the baseline's alternate after each."""
     return [min(BLOCK, count - begun) for begun in range(0, count, BLOCK)]
 

@@ -29,6 +29,9 @@ WITHOUT_RECOVERY = COMMANDS | {
     ("transition", "p50"),
     ("heard_by_subscriber", "p50"),
     ("heard_by_consumer", "p50"),
+    ("message_accepted", "p50"),
+    ("checkpoint_1k", "p50"),
+    ("checkpoint_100k", "p50"),
     ("replay", "rate"),
 }
 WITHIN_S = 90.0

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator
 from nats.aio.client import Client
 
 from jido_nats.bench.baseline.connect import connect
+from jido_nats.bench.baseline.journal import BaselineJournal
 from jido_nats.bench.baseline.reader import BaselineReader
 from jido_nats.bench.baseline.requester import BaselineClient, responders
 from jido_nats.bench.baseline.steps import BaselineConsumer, BaselineSteps, BaselineSubscriber
-from jido_nats.bench.baseline.storage import Names, storage
+from jido_nats.bench.baseline.storage import Names, journals, storage
 from jido_nats.broker.options import ConnectOptions
 
 
@@ -22,8 +23,17 @@ class Baseline:
     """
 
     def __init__(
-        self, client: BaselineClient, pids: list[int], writing: Client, hearing: Client, names: Names, note: str
+        self,
+        client: BaselineClient,
+        pids: list[int],
+        writing: Client,
+        hearing: Client,
+        names: Names,
+        note: str,
+        *,
+        journals_like: str,
     ) -> None:
+        self._journals_like = journals_like
         self.client = client
         self.pids = pids
         self._writing = writing
@@ -43,6 +53,12 @@ class Baseline:
         """Receives them with a consumer."""
         return BaselineConsumer(self._hearing, self._names.stream, self._names.events)
 
+    @contextlib.asynccontextmanager
+    async def journal(self, session_id: str) -> AsyncIterator[BaselineJournal]:
+        """A journal, in a stream of its own."""
+        async with journals(self._writing, self._names, like=self._journals_like):
+            yield BaselineJournal(self._writing, self._names, session_id)
+
     async def read(self, stream: str, subject: str, count: int) -> float:
         """How many seconds a bare consumer needs for the first `count` messages on a subject of a stream."""
         reader = BaselineReader(self._hearing, stream, subject)
@@ -58,9 +74,12 @@ class Baseline:
 
 @contextlib.asynccontextmanager
 async def open_baseline(
-    options: ConnectOptions, *, note: str, managers: int, events_like: str, records_like: str
+    options: ConnectOptions, *, note: str, managers: int, events_like: str, records_like: str, journals_like: str
 ) -> AsyncIterator[Baseline]:
-    """The baseline for a deployment, with as many responders as it has managers; removed afterwards."""
+    """The baseline for a deployment, with as many responders as it has managers; removed afterwards.
+
+    Its storage is configured as those streams are.
+    """
     names = Names(secrets.token_hex(2)[:3])
     async with contextlib.AsyncExitStack() as stack:
         clients: list[Client] = []
@@ -69,4 +88,5 @@ async def open_baseline(
             stack.push_async_callback(clients[-1].close)
         await stack.enter_async_context(storage(clients[0], names, events_like=events_like, records_like=records_like))
         pids = await stack.enter_async_context(responders(options, names, note, managers))
-        yield Baseline(BaselineClient(clients[0], names, note), pids, clients[1], clients[2], names, note)
+        client = BaselineClient(clients[0], names, note)
+        yield Baseline(client, pids, clients[1], clients[2], names, note, journals_like=journals_like)

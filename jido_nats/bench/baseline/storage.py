@@ -33,6 +33,11 @@ class Names:
         return f"JIDO_BENCH_{self.token}_EVENTS"
 
     @property
+    def journals(self) -> str:
+        """The stream of journals."""
+        return f"JIDO_BENCH_{self.token}_JOURNALS"
+
+    @property
     def bucket(self) -> str:
         """The bucket of records."""
         return f"JIDO_BENCH_{self.token}"
@@ -55,6 +60,20 @@ async def storage(client: Client, names: Names, *, events_like: str, records_lik
         names.stream: (events_like, names.subjects),
         f"KV_{names.bucket}": (records_like, [f"$KV.{names.bucket}.>"]),
     }
+    async with _copies(client, streams):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def journals(client: Client, names: Names, *, like: str) -> AsyncIterator[None]:
+    """The stream of journals, created like an existing one."""
+    async with _copies(client, {names.journals: (like, [f"{names.prefix}.journal.*"])}):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _copies(client: Client, streams: dict[str, tuple[str, list[str]]]) -> AsyncIterator[None]:
+    """Streams by name, each configured as another one is, with its own subjects."""
     begun: list[str] = []
     timeout_s = API_TIMEOUT_S
     try:
