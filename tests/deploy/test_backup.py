@@ -53,7 +53,7 @@ async def managed(server: LocalServer) -> AsyncIterator[Program]:
 
 async def whole(address: str) -> bool:
     """Whether the auditor finds nothing wrong, and every session ended."""
-    return not audit(*await read(address), [], quiet=True, all_ended=True)
+    return not audit(*await read(address), quiet=True, all_ended=True)
 
 
 async def reasons(client: Client) -> list[str | None]:

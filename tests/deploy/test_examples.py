@@ -22,6 +22,7 @@ from jido_nats import Client, ConversationAdded, LocalServer, Status
 from tests.conftest import StartManager
 from tests.dashboard.stage import chromium, new_page
 from tests.tools import http
+from tests.tools.children.kin import kin_of
 from tests.tools.programs import ROOT, Finished, Program, running
 from tests.tools.support import DEADLINE_S, Puppet, eventually
 
@@ -51,6 +52,34 @@ CRASHING_MODEL: Final = f"""{MODEL_HEAD}
 async def stream_reply(conversation):
     yield "first "
     raise ConnectionError("the model is away")
+"""
+FAILS_ONCE_MODEL: Final = f"""{MODEL_HEAD}
+async def stream_reply(conversation):
+    text = " ".join(turn.text for turn in conversation)
+    yield f"{{len(conversation)}}: "
+    if "fail" in conversation[-1].text and not Path("failed").exists():
+        Path("failed").touch()
+        raise ConnectionError("the model is away")
+    yield text
+"""
+# The agent, which fails the first time right before its checkpoint.
+FAILS_AT_CHECKPOINT: Final = """
+from agent import agent as real
+
+class Failing:
+    def __init__(self, session):
+        self._session = session
+
+    def __getattr__(self, name):
+        return getattr(self._session, name)
+
+    async def checkpoint(self, state, *, handled):
+        if self.attempt == 1:
+            raise RuntimeError("boom")
+        await self._session.checkpoint(state, handled=handled)
+
+async def agent(session):
+    await real(Failing(session))
 """
 ENDLESS_MODEL: Final = f"""{MODEL_HEAD}
 async def stream_reply(conversation):
@@ -179,6 +208,61 @@ async def test_the_chat_client_reports_a_crash(chat_agent: Path) -> None:
         1,
         "the session has ended: crashed, ConnectionError: the model is away (model.py:12 in stream_reply)\n",
     )
+
+
+async def test_the_chat_agent_goes_on_with_its_conversation_after_a_crash(chat_agent: Path) -> None:
+    (chat_agent / "model.py").write_text(FAILS_ONCE_MODEL)
+
+    async with up(chat_agent, commands("chat_agent")[1]) as url:
+        finished = await Program(
+            await python(chat_agent, "chat.py", "hello", "fail", "and goodbye", NATS_URL=url)
+        ).finished()
+        said = await answers(url)
+
+    assert (finished.code, finished.err) == (0, "")
+    assert (chat_agent / "failed").exists()
+    assert said == ["1: hello", "3: hello 1: hello fail", "5: hello 1: hello fail 3: hello 1: hello fail and goodbye"]
+
+
+async def test_the_chat_agent_goes_on_after_it_was_killed_in_the_middle_of_an_answer(chat_agent: Path) -> None:
+    (chat_agent / "model.py").write_text(WAITING_MODEL)
+    os.mkfifo(chat_agent / "go")
+    command = [*commands("chat_agent")[1], "--isolation", "process"]
+
+    async with up(chat_agent, command) as url, Client.connect(url) as client:
+        process = await python(chat_agent, "chat.py", "hello", NATS_URL=url)
+        assert process.stdout is not None
+        async with asyncio.timeout(DEADLINE_S):
+            await process.stdout.readuntil(b"tokens: first ")
+            (record,) = await client.list_sessions()
+            for pid in kin_of(record.session_id):
+                os.kill(pid, signal.SIGKILL)
+            await process.stdout.readuntil(b"first ")
+            await asyncio.to_thread((chat_agent / "go").write_bytes, b"")
+            rest, _ = await process.communicate()
+        said = await answers(url)
+
+    assert (rest.decode(), process.returncode) == ("second \nanswer: first second\n", 0)
+    assert said == ["first second"]
+
+
+async def test_the_chat_agent_says_no_answer_twice(chat_agent: Path) -> None:
+    (chat_agent / "failing.py").write_text(FAILS_AT_CHECKPOINT)
+    command = ["failing:agent" if word == "agent:agent" else word for word in commands("chat_agent")[1]]
+
+    async with up(chat_agent, command) as url:
+        finished = await Program(await python(chat_agent, "chat.py", "hello", "bye", NATS_URL=url)).finished()
+        said = await answers(url)
+
+    assert (finished.code, finished.err) == (0, "")
+    assert said == ["Message 1 has 1 words: hello", "Message 2 has 1 words: bye"]
+
+
+async def answers(url: str) -> list[Any]:
+    """What the agent has said, in all sessions."""
+    async with Client.connect(url) as client, client.output(since="all") as stream:
+        outputs = [message.output async for message in stream.stored()]
+    return [o.content for o in outputs if isinstance(o, ConversationAdded) and o.role == "assistant"]
 
 
 async def test_ctrl_c_in_the_client_closes_the_model_s_stream(chat_agent: Path) -> None:

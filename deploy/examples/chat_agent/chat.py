@@ -6,8 +6,19 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from jido_nats import Client, ConversationAdded, JidoError, OutputMessage, SessionOutput, Status
+from jido_nats import (
+    Cause,
+    Client,
+    ConversationAdded,
+    JidoError,
+    OutputMessage,
+    RestartPolicy,
+    SessionOutput,
+    Status,
+)
 
+# The agent goes on after a crash, but not after three in a row.
+POLICY: Final = RestartPolicy(on=(Cause.CRASHED,), attempts_max=3, backoff_s=1)
 NATS_URL: Final = os.environ.get("NATS_URL", "nats://127.0.0.1:4222")
 
 
@@ -18,7 +29,8 @@ class SessionEnded(Exception):
 async def chat(lines: Sequence[str]) -> None:
     """Send the lines to a new session, one after the other; terminate it in the end."""
     async with Client.connect(NATS_URL) as client:
-        session_id = (await client.create_session(metadata={"example": "chat_agent"})).session_id
+        record = await client.create_session(metadata={"example": "chat_agent"}, restart=POLICY)
+        session_id = record.session_id
         try:
             async with asyncio.TaskGroup() as tasks:
                 watch = tasks.create_task(raise_when_ended(client, session_id))

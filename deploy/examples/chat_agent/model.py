@@ -17,7 +17,8 @@ class Turn(NamedTuple):
 async def stream_reply(conversation: Sequence[Turn]) -> AsyncGenerator[str, None]:
     """The reply to the last turn, token by token, as the model produces it.
 
-    An exception that is raised here ends the session: `terminated`, with the reason `crashed` and the error.
+    An exception that is raised here is a crash: the agent is restarted, and gets the same message again. The third
+    one in a row ends the session: `terminated`, with the reason `crashed` and the error.
     """
     questions = [turn.text for turn in conversation if turn.role == "user"]
     reply = f"Message {len(questions)} has {len(questions[-1].split())} words: {questions[-1]}"
