@@ -174,8 +174,10 @@ class Sessions:
 
     async def change(self, session_id: str, status: Status) -> SessionRecord:
         """The record in its new status, `active` or `idle`. Raises `NotHere`, `InvalidTransition`."""
-        live = self._find_started(session_id, f"cannot become {status}")
+        refusal = f"cannot become {status}"
+        live = self._find_started(session_id, refusal)
         async with self.running.changing(live):
+            self._find_started(session_id, refusal)  # its worker may have failed while this waited for its turn
             await live.advance(status)
             return live.record
 

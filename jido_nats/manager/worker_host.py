@@ -84,7 +84,7 @@ class ManagedHost(ABC):
             )
         self._check_running()
         try:
-            await self._in_own_task(self._step(status))
+            await self._in_own_task(self._step(status, self.record.attempt))
         except NotHere:
             raise self._ended_error() from None
 
@@ -148,8 +148,10 @@ class ManagedHost(ABC):
         await asyncio.wait({task})
         task.result()
 
-    async def _step(self, status: Status) -> None:
+    async def _step(self, status: Status, attempt: int | None) -> None:
         async with self._deps.running.changing(self):
+            if self.record.attempt != attempt:  # it has failed while this waited for its turn
+                raise self._ended_error()
             await self.advance(status)
 
     @property

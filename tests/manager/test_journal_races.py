@@ -278,6 +278,34 @@ async def test_a_subject_that_is_no_session_s_does_not_stop_the_cleaner(
     assert {message.subject for message in await stranger.stored("JIDO_JOURNAL")} == {"jido.journal.a$b"}
 
 
+@pytest.mark.parametrize("by_worker", [False, True])
+async def test_an_activation_that_waits_while_the_worker_fails_activates_nothing(
+    start_manager: StartManager, monkeypatch: pytest.MonkeyPatch, by_worker: bool
+) -> None:
+    sessions: list[Session] = []
+    fail = asyncio.Event()
+
+    async def worker(session: Session) -> None:
+        sessions.append(session)
+        await session.idle()
+        await fail.wait()
+        raise RuntimeError("boom")
+
+    manager = await start_manager(worker)
+    await manager.create_session(session_id="s1", restart=LATE)
+    await eventually(lambda: status_is(manager, Status.IDLE))
+    async with held_after(monkeypatch, SessionWriter, "publish") as gate:
+        fail.set()
+        await gate.reached.wait()  # in the middle of the change to `initializing`
+        change = sessions[0].activate() if by_worker else manager.activate_session("s1")
+        changing = asyncio.ensure_future(change)
+        await asyncio.sleep(0)
+    await asyncio.wait({changing})
+
+    assert isinstance(changing.exception(), InvalidTransition)
+    assert await status_is(manager, Status.INITIALIZING)
+
+
 async def test_another_request_for_a_session_that_waits_is_refused_for_good(start_manager: StartManager) -> None:
     manager = await start_manager(Agent())
     await manager.create_session(session_id="s1", restart=LATE)
