@@ -280,7 +280,7 @@ async def test_a_subject_that_is_no_session_s_does_not_stop_the_cleaner(
 
 @pytest.mark.parametrize("by_worker", [False, True])
 async def test_an_activation_that_waits_while_the_worker_fails_activates_nothing(
-    start_manager: StartManager, monkeypatch: pytest.MonkeyPatch, by_worker: bool
+    start_manager: StartManager, by_worker: bool
 ) -> None:
     sessions: list[Session] = []
     fail = asyncio.Event()
@@ -294,12 +294,15 @@ async def test_an_activation_that_waits_while_the_worker_fails_activates_nothing
     manager = await start_manager(worker)
     await manager.create_session(session_id="s1", restart=LATE)
     await eventually(lambda: status_is(manager, Status.IDLE))
-    async with held_after(monkeypatch, SessionWriter, "publish") as gate:
-        fail.set()
-        await gate.reached.wait()  # in the middle of the change to `initializing`
-        change = sessions[0].activate() if by_worker else manager.activate_session("s1")
-        changing = asyncio.ensure_future(change)
-        await asyncio.sleep(0)
+    live = manager._sessions.running.find("s1")
+    await live.lock.acquire()
+    fail.set()
+    await eventually(lambda: live.worker_ended)
+    await asyncio.sleep(0)  # what follows from that waits for the lock
+    change = sessions[0].activate() if by_worker else manager.activate_session("s1")
+    changing = asyncio.ensure_future(change)
+    await asyncio.sleep(0.1)  # and that, too
+    live.lock.release()
     await asyncio.wait({changing})
 
     assert isinstance(changing.exception(), InvalidTransition)
