@@ -88,18 +88,13 @@ async def store(
     headers: dict[str, str],
     *,
     timeout_s: float = STORE_TIMEOUT_S,
-    may_be_full: bool = False,
 ) -> int:
     """Store one message; its sequence in the stream (that of the first copy if this one is a duplicate).
 
     It names its stream, so that no other stream takes it, not even as a copy that a push consumer delivers.
-    Raises `Conflict` (not stored), `NotSent` (not stored), `OutcomeUnknown`. `may_be_full`: that the stream is full is
-    no trouble, but an answer for the caller: `StreamFull`.
+    Raises `Conflict` (not stored), `NotSent` (not stored), `OutcomeUnknown`.
     """
-    ack = await acknowledged(
-        connection, stream, subject, payload, headers, timeout_s=timeout_s, may_be_full=may_be_full
-    )
-    return ack.sequence
+    return (await acknowledged(connection, stream, subject, payload, headers, timeout_s=timeout_s)).sequence
 
 
 class Acknowledgement(NamedTuple):
@@ -119,7 +114,10 @@ async def acknowledged(
     timeout_s: float = STORE_TIMEOUT_S,
     may_be_full: bool = False,
 ) -> Acknowledgement:
-    """As `store`; also whether it is a duplicate."""
+    """As `store`; also whether it is a duplicate.
+
+    `may_be_full`: that the stream is full is no trouble, but an answer for the caller: `StreamFull`.
+    """
     what = f"cannot store in {stream}"
     headers = headers | {EXPECTED_STREAM: stream}
     try:

@@ -177,8 +177,9 @@ class Conversation:
 
         Raises as `check_room`.
         """
-        if self.check_room(request, None) and (replayed := self._replayed(request)) is not None:
+        if (replayed := self._replayed(request)) is not None:
             return replayed
+        self._check_counts()
         added = self._add(request.role, request.content, request.message_id or new_message_id(), None)
         message = Message(
             role=added.role,

@@ -282,7 +282,7 @@ class SessionManager(SessionApi):
         )
 
     async def _open_journals(self, connection: Connection) -> JournalLog | None:
-        """The stream of journals; None, said once, if this manager may not use it."""
+        """The stream of journals; None, with a warning in the log, if this manager may not use it."""
         stream = self._settings.journal_stream
         try:
             await topology.declare_journal(connection, self._settings)

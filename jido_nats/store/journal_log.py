@@ -10,7 +10,15 @@ import msgspec
 from jido_nats.broker.connection import Connection
 from jido_nats.broker.consumer import Start, StreamMessage
 from jido_nats.broker.direct import get_batch
-from jido_nats.broker.jetstream import EXPECTED_SEQUENCE, NOT_STORED, StreamFull, api, last_message, settled, store
+from jido_nats.broker.jetstream import (
+    EXPECTED_SEQUENCE,
+    NOT_STORED,
+    StreamFull,
+    acknowledged,
+    api,
+    last_message,
+    settled,
+)
 from jido_nats.broker.polled import PolledConsumer
 from jido_nats.broker.stream_info import last_position
 from jido_nats.core import codec, journal, subjects
@@ -24,11 +32,6 @@ class JournalLog:
     def __init__(self, connection: Connection, stream: str) -> None:
         self._connection = connection
         self.stream: Final = stream
-
-    @property
-    def payload_bytes_max(self) -> int:
-        """The limit on an entry, which leaves room for our headers."""
-        return self._connection.payload_bytes_max
 
     async def check(self) -> None:
         """Raise `NotAllowed` if the user of this connection may not do everything that follows. Changes nothing."""
@@ -49,7 +52,8 @@ class JournalLog:
 
         async def attempt() -> int:
             try:
-                return await store(self._connection, self.stream, subject, data, dict(headers), may_be_full=True)
+                ack = await acknowledged(self._connection, self.stream, subject, data, dict(headers), may_be_full=True)
+                return ack.sequence
             except StreamFull as full:
                 if await self.last(session_id) == expected:
                     raise Overloaded(f"the stream {self.stream} is full; ask again later") from full
